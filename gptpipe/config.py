@@ -1,0 +1,357 @@
+"""Everything a person can choose, as pydantic models: the CLI's options, the YAML files and Prefect's form.
+
+Every field says what it is, in which unit and within which bounds. Every field is also marked as *result*
+(it decides what comes out, so it is part of a run's id) or *operational* (where, how fast, how often it is
+saved: changing it continues the same run).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gptpipe.errors import UserError
+
+PRESETS = ("nano", "gpt2-124m", "gpt2-355m", "gpt2-774m", "gpt2-1558m", "book-124m")
+
+
+def _field(role: str, default: Any, description: str, unit: str | None, **bounds: Any) -> Any:
+    extra = {"role": role, **({"unit": unit} if unit else {})}
+    text = f"{description} [{unit}]" if unit else description
+    return Field(default, description=text, json_schema_extra=extra, **bounds)
+
+
+def result(default: Any, description: str, unit: str | None = None, **bounds: Any) -> Any:
+    """A field that decides what comes out; its value is hashed into the run's id unless it is the default."""
+    return _field("result", default, description, unit, **bounds)
+
+
+def operational(default: Any, description: str, unit: str | None = None, **bounds: Any) -> Any:
+    """A field that decides where, how fast or how often, but not what comes out."""
+    return _field("operational", default, description, unit, **bounds)
+
+
+class Section(BaseModel):
+    """A group of fields. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    def result_fields(self) -> dict[str, Any]:
+        """The fields that decide the result and differ from their default, by dotted name."""
+        found: dict[str, Any] = {}
+        for name, info in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, Section):
+                found |= {f"{name}.{key}": inner for key, inner in value.result_fields().items()}
+            elif _role(info) == "result" and value != info.get_default(call_default_factory=True):
+                found[name] = self.model_dump(mode="json", include={name})[name]
+        return found
+
+
+def _role(info: Any) -> str:
+    extra = info.json_schema_extra
+    return str(extra.get("role", "result")) if isinstance(extra, dict) else "result"
+
+
+class ModelConfig(Section):
+    """The shape of a GPT-2-family model (Radford et al. 2019)."""
+
+    vocab_size: int = result(50257, "Number of token ids the model knows", "tokens", ge=2)
+    context_length: int = result(1024, "Longest sequence the model sees at once", "tokens", ge=1, le=1 << 20)
+    n_layer: int = result(12, "Number of transformer blocks", ge=1, le=1024)
+    n_head: int = result(12, "Number of attention heads a block; divides n_embd", ge=1)
+    n_embd: int = result(768, "Width of the residual stream", "features", ge=1)
+    dropout: float = result(0.0, "Dropout after embeddings, on attention weights and on both residual branches",
+                            "probability", ge=0, lt=1)  # fmt: skip
+    qkv_bias: bool = result(True, "Whether the query, key and value projections have a bias")
+    tie_weights: bool = result(True, "Whether the output layer shares its matrix with the token embedding")
+    init: Literal["gpt2", "torch"] = result(
+        "gpt2", "Initial weights: GPT-2's normal(0, 0.02) with scaled residual projections, or torch's defaults"
+    )
+    layer_norm_epsilon: float = result(1e-5, "Added to the variance in layer norms", gt=0, lt=0.1)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ModelConfig:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+        return self
+
+
+class Corpus(Section):
+    """One source of text: a file, folder, glob, `s3://` URL or built-in (`stdlib:`)."""
+
+    url: str = result(..., "File, folder, glob, s3:// URL, or a built-in such as stdlib:", min_length=1)
+    name: str | None = result(
+        None,
+        "Name in the index and the metrics; by default the built-in's, or corpus, corpus-2, …",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"url": value} if isinstance(value, str) else value
+
+
+class DataConfig(Section):
+    """From text to token shards."""
+
+    corpus: list[Corpus] = result([Corpus(url="stdlib:")], "The texts to train on", min_length=1)
+    tokenizer: str = result("gpt2", "Name of a tiktoken encoding; gpt2 needs no network")
+    validation: float = result(0.1, "Share of the documents kept for validation, chosen by a hash of their text",
+                               "fraction", ge=0, lt=1)  # fmt: skip
+    text_field: str = result("text", "Field of .jsonl lines and column of .parquet files that holds the text", min_length=1)
+    errors: Literal["strict", "replace", "skip"] = result(
+        "strict", "Text that is not UTF-8: stop and name it, replace the bytes, or skip the document and count it"
+    )
+    shard_megabytes: int = result(16, "Source text a shard holds at most, unless one file is larger", "MB", ge=1, le=4096)
+    workers: int = operational(0, "Processes that tokenize; 0 is one a core", "processes", ge=0, le=4096)
+
+
+class TrainConfig(Section):
+    """The training loop."""
+
+    steps: int = result(1000, "Optimizer steps", "steps", ge=1)
+    batch_size: int = result(32, "Windows of context_length tokens a step, over all ranks", "windows", ge=1)
+    learning_rate: float = result(6e-4, "Highest learning rate", gt=0, lt=10)
+    min_learning_rate: float = result(0.1, "Learning rate at the last step, as a share of the highest",
+                                      "fraction", ge=0, le=1)  # fmt: skip
+    warmup_steps: int = result(50, "Steps over which the learning rate rises from zero", "steps", ge=0)
+    weight_decay: float = result(0.1, "AdamW's decay, on matrices only", ge=0, lt=10)
+    beta1: float = result(0.9, "AdamW's decay of the mean of the gradient", ge=0, lt=1)
+    beta2: float = result(0.95, "AdamW's decay of the mean of its square", ge=0, lt=1)
+    epsilon: float = result(1e-8, "AdamW's epsilon", gt=0, lt=1)
+    grad_clip: float = result(1.0, "Largest norm of the whole gradient; 0 is unclipped", ge=0)
+    precision: Literal["auto", "float32", "bfloat16"] = result(
+        "auto", "Autocast of the forward pass: bfloat16 where the device has it, or as named"
+    )
+    seed: int = result(1337, "Seed of the weights, the order of samples and dropout", ge=0, lt=1 << 63)
+    deterministic: bool = result(False, "On CUDA, only kernels whose result is the same bits every time (slower)")
+    device: Literal["auto", "cpu", "cuda"] = result("auto", "Where to train; auto is CUDA where there is one")
+    validate_every: int = operational(100, "Steps between validations; 0 is only at the end", "steps", ge=0)
+    validate_tokens: int = operational(65536, "Validation tokens each time, spread evenly over the split; 0 is all",
+                                       "tokens", ge=0)  # fmt: skip
+    checkpoint_every: int = operational(100, "Steps between checkpoints; 0 is only at the end", "steps", ge=0)
+    keep_checkpoints: int = operational(2, "Latest checkpoints kept; the best is kept beside them", ge=1)
+    log_every: int = operational(10, "Steps between lines in metrics.jsonl", "steps", ge=1)
+    nproc: int = operational(1, "Ranks on this machine", "processes", ge=1, le=1024)
+    micro_batch: int = operational(0, "Windows a rank takes at once, accumulated to its share of batch_size; "
+                                   "0 is the whole share", "windows", ge=0)  # fmt: skip
+    threads: int = operational(0, "CPU threads a rank; 0 shares the cores out", "threads", ge=0)
+    max_hours: float = operational(0.0, "Stop resumable after this long; 0 is never", "hours", ge=0)
+    save_timeout: float = operational(60.0, "Time a preempted run has to save", "seconds", gt=0)
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> TrainConfig:
+        if self.warmup_steps >= self.steps and self.steps > 1:
+            raise ValueError(f"warmup_steps {self.warmup_steps} leaves none of the {self.steps} steps to train")
+        return self
+
+
+class EvaluateConfig(Section):
+    """What a model is scored on."""
+
+    data: str | None = result(None, "A fixed dataset to score on, so that last month's numbers still compare; "
+                              "by default the run's own")  # fmt: skip
+    split: Literal["validation", "train"] = result("validation", "Split of the dataset that is scored")
+    max_tokens: int = result(0, "Tokens scored at most, in windows spread evenly over the split; 0 is all",
+                             "tokens", ge=0)  # fmt: skip
+    batch_size: int = operational(8, "Windows scored at once", "windows", ge=1)
+
+
+class SampleConfig(Section):
+    """What is generated to look at."""
+
+    prompts: list[str] = result(
+        ["Every effort moves you", "def main(", "import os\n\n\nclass ", "    def __init__(self"],
+        "Texts to continue", min_length=1,
+    )  # fmt: skip
+    max_new_tokens: int = result(80, "Tokens generated a prompt", "tokens", ge=1, le=1 << 20)
+    temperature: float = result(0.8, "Divides the logits; 0 takes the likeliest token", ge=0, le=100)
+    top_k: int = result(50, "Draw from the k likeliest tokens; 0 is all", "tokens", ge=0)
+    top_p: float = result(1.0, "Draw from the fewest tokens whose probability reaches this", gt=0, le=1)
+    seed: int = result(1337, "Seed of the draws", ge=0, lt=1 << 63)
+
+
+class PromoteConfig(Section):
+    """What happens to the finished model."""
+
+    register_model: bool = operational(True, "Register the model as a new version in MLflow")
+    model_name: str = operational("gptpipe", "Name of the registered model", min_length=1, max_length=200)
+    alias: str = operational("champion", "Alias that moves to a better model", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+
+
+class PipelineConfig(Section):
+    """The whole pipeline. `preset` fills in `model`, `train`, … before anything else given here."""
+
+    preset: Literal[PRESETS] = result("nano", "Model and training settings to start from")  # type: ignore[valid-type]
+    init: str = result("scratch", "Weights to start from: scratch, champion, or any WEIGHTS (folder, file, models:/…)")
+    data: DataConfig = Field(default_factory=DataConfig, description="From text to token shards")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="The shape of the model")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="The training loop")
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="What the model is scored on")
+    sample: SampleConfig = Field(default_factory=SampleConfig, description="What is generated to look at")
+    promote: PromoteConfig = Field(default_factory=PromoteConfig, description="What happens to the finished model")
+    force: bool = operational(False, "Train again as a new attempt even if this training is finished")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        name = value.get("preset", "nano")
+        return deep_merge(preset_values(name), value) if name in PRESETS else value
+
+    @field_validator("init")
+    @classmethod
+    def _init_not_empty(cls, value: str) -> str:
+        return value.strip() or "scratch"
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """The values of a preset, as nested dictionaries.
+
+    Raises:
+        UserError: there is no such preset; the nearest name is offered.
+    """
+    if name not in PRESETS:
+        raise UserError(f"no preset is called {name!r}", where="preset", hint=_nearest(name, PRESETS))
+    text = resources.files("gptpipe").joinpath("presets", f"{name}.yaml").read_text("utf-8")
+    values: dict[str, Any] = yaml.safe_load(text)
+    return values
+
+
+def preset_summary(name: str) -> str:
+    """The first comment line of a preset's file: what it is for."""
+    text = resources.files("gptpipe").joinpath("presets", f"{name}.yaml").read_text("utf-8")
+    return text.splitlines()[0].lstrip("# ")
+
+
+def load_config(
+    *, preset: str | None = None, file: Path | None = None, overrides: list[str] | None = None, **given: Any
+) -> PipelineConfig:
+    """A configuration from a preset, a YAML file, `a.b=value` overrides and keywords, later ones first.
+
+    Raises:
+        UserError: a file, key or value that cannot be used; an unknown key gets the nearest name.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        values = _read_yaml(file)
+    if preset is not None:
+        values["preset"] = preset
+    for text in overrides or []:
+        values = deep_merge(values, _parse_override(text))
+    values = deep_merge(values, {key: value for key, value in given.items() if value is not None})
+    if (name := values.get("preset")) is not None:
+        preset_values(str(name))
+    return parse(PipelineConfig, values, where=str(file) if file else "")
+
+
+def parse(kind: type[Section], values: dict[str, Any], *, where: str = "") -> Any:
+    """`values` as a `kind`, with pydantic's complaints turned into one line for the user."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        dotted = ".".join(str(part) for part in first["loc"])
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        place = f"{where}: {dotted}" if where and dotted else dotted or where
+        if first["type"] == "extra_forbidden":
+            known = known_keys(kind)
+            raise UserError(f"unknown key{more}", where=place, hint=_nearest(dotted, known)) from None
+        message = first["msg"].removeprefix("Value error, ")
+        got = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
+        raise UserError(f"{message[:1].lower()}{message[1:]}{got}{more}", where=place,
+                        hint="`gptpipe presets` shows values that work") from None  # fmt: skip
+
+
+def known_keys(kind: type[Section], prefix: str = "") -> list[str]:
+    """All dotted keys of a configuration model."""
+    keys: list[str] = []
+    for name, info in kind.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+            keys += known_keys(info.annotation, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def deep_merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`, dictionaries merged key by key. Neither is changed."""
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, BaseModel):
+            value = value.model_dump()
+        old = merged.get(key)
+        merged[key] = deep_merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def flatten(config: BaseModel) -> dict[str, Any]:
+    """All values by dotted name, lists and nested models included: MLflow's parameters."""
+    flat: dict[str, Any] = {}
+
+    def visit(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                visit(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            flat[prefix] = value
+
+    visit("", config.model_dump(mode="json"))
+    return flat
+
+
+def digest(value: Any) -> str:
+    """32 hexadecimal digits of SHA-256 over canonical JSON: the same for the same content everywhere."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _nearest(name: str, known: tuple[str, ...] | list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not near and "." in name:  # the right leaf in the wrong section
+        leaves = {key.rsplit(".", 1)[-1]: key for key in known}
+        near = [leaves[leaf] for leaf in difflib.get_close_matches(name.rsplit(".", 1)[-1], list(leaves), n=1)]
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(error.strerror or str(error), where=str(file), hint="give an existing YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"not YAML: {error}", where=str(file), hint="mend the file") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError("not a mapping of keys to values", where=str(file), hint="write lines such as `preset: nano`")
+    return values
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, raw = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"{text!r} is not key=value", where="--set", hint="for example --set train.steps=200")
+    try:
+        value: Any = yaml.safe_load(raw) if raw.strip() else raw
+    except yaml.YAMLError:
+        value = raw
+    if isinstance(value, str):  # YAML 1.1 reads 3e-4 as text
+        try:
+            value = float(value) if any(c in value for c in "eE") else value
+        except ValueError:
+            pass
+    for part in reversed(key.strip().split(".")):
+        value = {part: value}
+    nested: dict[str, Any] = value
+    return nested

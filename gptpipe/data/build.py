@@ -1,0 +1,246 @@
+"""A whole dataset: plan, make the missing shards, write the index, then the manifest, whose presence commits it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gptpipe import storage
+from gptpipe.config import DataConfig
+from gptpipe.data.dataset import INDEX, LATEST, MANIFEST, SOURCES, Dataset, open_dataset
+from gptpipe.data.plan import FORMAT_VERSION, DatasetPlan, make_plan
+from gptpipe.data.shards import ShardReport, ShardTask, existing_shard, make_shard
+from gptpipe.errors import UserError
+
+# a way to run `make_shard` over tasks; reports may come in any order
+Runner = Callable[[list[ShardTask], int], Iterable[ShardReport]]
+
+
+@dataclass(frozen=True)
+class TokenizeResult:
+    """What tokenizing came to. `already_done` means that the dataset was there and nothing was read."""
+
+    dataset: str
+    id: str
+    documents: int
+    tokens: int
+    shards: int
+    shards_written: int
+    megabytes_per_second: float | None  # source text over the whole time; None when already done
+    already_done: bool
+    dropped: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def tokenize(config: DataConfig, out: str, run: Runner | None = None) -> TokenizeResult:
+    """Make the dataset of `config` in `<out>/<id>/`, unless it is there.
+
+    Args:
+        out: folder or URL for datasets.
+        run: how shards are made; by default on `config.workers` processes of this machine.
+
+    Raises:
+        UserError: sources that cannot be used, or a split that would be empty. Nothing is committed.
+    """
+    began = time.perf_counter()
+    plan = make_plan(config, out)
+    if storage.exists(storage.join(plan.url, MANIFEST)):
+        dataset = open_dataset(plan.url)
+        _point_to(dataset, out)
+        return _result(dataset, 0, None)
+    storage.sweep_temporaries(plan.url)
+    tasks = shard_tasks(plan, config, _latest(out))
+    reports: dict[str, ShardReport] = {}
+    missing = []
+    for task in tasks:
+        report = existing_shard(task)
+        if report is not None:
+            reports[report.hash] = report
+        else:
+            missing.append(task)
+    for report in (run or run_in_processes)(missing, config.workers):
+        reports[report.hash] = report
+    dataset = commit(plan, config, [reports[shard.hash] for shard in plan.shards])
+    _point_to(dataset, out)
+    written = sum(not task.copy_from for task in missing)
+    size = sum(shard.size for shard in plan.shards)
+    return _result(dataset, written, size / 1e6 / max(time.perf_counter() - began, 1e-9))
+
+
+def shard_tasks(plan: DatasetPlan, config: DataConfig, earlier: Dataset | None) -> list[ShardTask]:
+    """One task a shard; what an earlier dataset already holds is to be taken from there."""
+    options = {"tokenizer": config.tokenizer, "text_field": config.text_field, "validation": config.validation,
+               "by_position": plan.options["split"] == "position"}  # fmt: skip
+    if earlier is None or (earlier.options, earlier.tokenizer) != (plan.options, plan.tokenizer):
+        return [ShardTask(shard, plan.url, **options) for shard in plan.shards]  # type: ignore[arg-type]
+    holding = earlier.sources()
+    files: dict[str, list[str]] = {}
+    for shard in earlier.index():
+        files.setdefault(shard.hash, []).append(storage.join(earlier.url, shard.path))
+    tasks = []
+    for planned in plan.shards:
+        taken: dict[str, Any] = {}
+        if planned.hash in files:
+            taken = {"copy_from": earlier.url}
+        else:
+            known = {
+                source.path: holding[key]
+                for source in planned.sources
+                if holding.get(key := (source.corpus, source.path, source.sha256, source.errors)) in files
+            }
+            reuse = sorted({file for shard in known.values() for file in files[shard]})
+            taken = {"reuse": tuple(reuse), "unchanged": frozenset(known)}
+        tasks.append(ShardTask(planned, plan.url, **options, **taken))  # type: ignore[arg-type]
+    return tasks
+
+
+def run_in_processes(tasks: list[ShardTask], workers: int) -> Iterator[ShardReport]:
+    """Make shards on processes of this machine, largest first so that none is left alone at the end."""
+    count = min(workers or os.cpu_count() or 1, len(tasks))
+    if count <= 1:
+        yield from map(make_shard, tasks)
+        return
+    with shard_pool(count) as pool:
+        waiting: set[Future[ShardReport]] = set()
+        try:
+            for task in sorted(tasks, key=lambda task: -task.plan.size):
+                if len(waiting) >= 4 * count:
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+                waiting.add(pool.submit(make_shard, task))
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def shard_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes that make shards. Forked ones could inherit a lock that an S3 client or the logger holds."""
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+
+
+def commit(plan: DatasetPlan, config: DataConfig, reports: list[ShardReport]) -> Dataset:
+    """Write the index and then the manifest.
+
+    Raises:
+        UserError: there is no text at all, or a split that was asked for would be empty.
+    """
+    files = [file for split in ("train", "validation") for report in reports for file in report.files if file.split == split]
+    wanted = ["train", *(["validation"] if config.validation else [])]
+    documents = {split: sum(file.rows for file in files if file.split == split) for split in wanted}
+    corpora = ", ".join(corpus.url for corpus in config.corpus)
+    if not files:
+        raise UserError("no document with text in it", where=corpora, hint="check data.errors and data.text_field")
+    for split, count in documents.items():
+        if not count:
+            raise UserError(f"the {split} split would be empty: {sum(documents.values())} documents, "
+                            f"data.validation={config.validation:g}", where=corpora,
+                            hint="give more documents, change data.validation, or set it to 0 to train without one")  # fmt: skip
+    index = pa.Table.from_pylist([asdict(file) for file in files], schema=_INDEX_SCHEMA)
+    sources = [
+        {"corpus": s.corpus, "path": s.path, "size": s.size, "sha256": s.sha256, "errors": s.errors, "hash": shard.hash}
+        for shard in plan.shards
+        for s in shard.sources
+    ]
+    index_bytes = _parquet_bytes(index)
+    source_bytes = _parquet_bytes(pa.Table.from_pylist(sources))
+    storage.write_bytes(storage.join(plan.url, SOURCES), source_bytes)
+    storage.write_bytes(storage.join(plan.url, INDEX), index_bytes)
+    manifest = {
+        "format": FORMAT_VERSION,
+        "id": plan.id,
+        "tokenizer": plan.tokenizer,
+        "options": plan.options,
+        "corpora": _totals(plan, reports),
+        "index_sha256": _sha256(index_bytes),
+        "sources_sha256": _sha256(source_bytes),
+    }
+    storage.write_json(storage.join(plan.url, MANIFEST), manifest)
+    return open_dataset(plan.url)
+
+
+_INDEX_SCHEMA = pa.schema(
+    [
+        ("corpus", pa.string()),
+        ("split", pa.string()),
+        ("path", pa.string()),
+        ("rows", pa.int64()),
+        ("documents", pa.int64()),
+        ("tokens", pa.int64()),
+        ("bytes", pa.int64()),
+        ("row_group_offsets", pa.list_(pa.int64())),
+        ("hash", pa.string()),
+        ("size", pa.int64()),
+        ("sha256", pa.string()),
+    ]
+)
+
+
+def _totals(plan: DatasetPlan, reports: list[ShardReport]) -> dict[str, Any]:
+    """Per corpus: totals per split, number of sources, and what was dropped and why."""
+    totals: dict[str, Any] = {}
+    for shard, report in zip(plan.shards, reports, strict=True):
+        corpus = totals.setdefault(
+            shard.corpus, {"sources": 0, "dropped": Counter(), "splits": {}}
+        )  # fmt: skip
+        corpus["sources"] += len(shard.sources)
+        for counts in report.dropped.values():
+            corpus["dropped"].update(counts)
+        for file in report.files:
+            split = corpus["splits"].setdefault(file.split, {"documents": 0, "tokens": 0, "bytes": 0, "shards": 0})
+            for key, value in (("documents", file.documents), ("tokens", file.tokens), ("bytes", file.bytes), ("shards", 1)):
+                split[key] += value
+    for name, count in plan.empty_sources.items():
+        totals[name]["sources"] += count
+        totals[name]["dropped"]["empty"] += count
+    return totals
+
+
+def _parquet_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _point_to(dataset: Dataset, out: str) -> None:
+    """Remember which dataset was asked for here last: `--data <out>` means that one."""
+    storage.write_json(storage.join(storage.normalize(out), LATEST), {"id": dataset.id})
+
+
+def _latest(out: str) -> Dataset | None:
+    try:
+        return open_dataset(out)
+    except UserError:
+        return None
+
+
+def _result(dataset: Dataset, written: int, speed: float | None) -> TokenizeResult:
+    return TokenizeResult(
+        dataset=dataset.url,
+        id=dataset.id,
+        documents=dataset.total("documents"),
+        tokens=dataset.total("tokens"),
+        shards=dataset.total("shards"),
+        shards_written=written,
+        megabytes_per_second=round(speed, 2) if speed is not None else None,
+        already_done=speed is None,
+        dropped=dataset.dropped,
+    )

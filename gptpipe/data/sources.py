@@ -1,0 +1,189 @@
+"""Which files a corpus has: files, folders, globs, `s3://` URLs and the built-in `stdlib:`."""
+
+from __future__ import annotations
+
+import re
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from gptpipe import storage
+from gptpipe.config import Corpus, DataConfig
+from gptpipe.errors import UserError
+
+TEXT_SUFFIXES = frozenset(
+    ".txt .text .md .markdown .rst .tex .org .adoc .html .xml .csv .tsv .log "
+    ".py .pyi .ipynb .js .jsx .ts .tsx .java .kt .scala .c .h .cc .cpp .hpp .cs .go .rs .rb .php .pl .lua .swift "
+    ".r .jl .hs .ml .clj .ex .erl .sh .sql .css .scss .yaml .yml .toml .ini .cfg .proto .cu .zig .nim .dart".split()
+)
+JSONL_SUFFIXES = frozenset([".jsonl", ".ndjson"])
+PARQUET_SUFFIXES = frozenset([".parquet", ".pq"])
+_IGNORED_FOLDERS = frozenset(["__pycache__", "node_modules"])
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of a corpus.
+
+    Attributes:
+        corpus: name of the corpus.
+        path: relative to the corpus root, forward slashes.
+        kind: text, jsonl or parquet.
+        version: changes whenever the content may have changed; spares hashing an unchanged file again.
+        errors: what happens to text that is not UTF-8 (strict, replace, skip).
+        sha256: of the content; empty until it was read.
+    """
+
+    corpus: str
+    path: str
+    url: str
+    size: int
+    kind: str
+    version: str
+    errors: str
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A corpus that needs no file of the user's."""
+
+    name: str
+    description: str
+
+    def files(self) -> Iterator[storage.Entry]:
+        """The running Python's own standard library: every .py file that is part of it."""
+        root = Path(sysconfig.get_paths()["stdlib"])
+        for file in sorted(root.rglob("*.py")):
+            path = file.relative_to(root).as_posix()
+            first = path.split("/", 1)[0]
+            if first in ("site-packages", "dist-packages") or "__pycache__" in path or not file.is_file():
+                continue
+            yield storage.entry_of(file, path)
+
+
+BUILT_IN = {
+    "stdlib:": BuiltIn("stdlib", "the running Python's own standard library, about 30 MB of source code"),
+}
+
+
+def list_sources(config: DataConfig) -> list[Source]:
+    """All files of all corpora, sorted by corpus (in the order given) and path; empty files left out.
+
+    Raises:
+        UserError: a corpus matches no file, or two corpora have the same name.
+    """
+    sources: list[Source] = []
+    for corpus, name in zip(config.corpus, corpus_names(config.corpus), strict=True):
+        found = _list_corpus(corpus, name, config)
+        if not any(source.size for source in found):
+            raise UserError("every file of it is empty", where=corpus.url, hint="give files with text in them")
+        sources += sorted(found, key=lambda source: source.path)
+    return sources
+
+
+def corpus_names(corpora: list[Corpus]) -> list[str]:
+    """The names of the corpora: given, of the built-in, or by position, so that a moved folder keeps its id."""
+    names = []
+    for position, corpus in enumerate(corpora, 1):
+        built_in = BUILT_IN.get(corpus.url)
+        default = built_in.name if built_in else "corpus" if position == 1 else f"corpus-{position}"
+        names.append(corpus.name or default)
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two corpora are called {name!r}", where="data.corpus", hint="give each its own name: NAME=URL")
+    return names
+
+
+def _list_corpus(corpus: Corpus, name: str, config: DataConfig) -> list[Source]:
+    url = corpus.url
+    if url in BUILT_IN:
+        # the library holds a few files in other encodings on purpose: they are left out and counted
+        errors = "skip" if config.errors == "strict" else config.errors
+        return [_source(entry, name, "text", errors) for entry in BUILT_IN[url].files()]
+    if ":" in url and "/" not in url and not storage.local_path(url).exists():
+        raise UserError("no built-in corpus is called that", where=url, hint=f"known: {', '.join(BUILT_IN)}")
+    entries, listed = _find(url)
+    kinds = [(entry, _kind(entry.path)) for entry in entries]
+    if not listed:  # a file named by the user is text whatever its suffix
+        kinds = [(entry, kind or "text") for entry, kind in kinds]
+    found = [_source(entry, name, kind, config.errors) for entry, kind in kinds if kind]
+    if not found:
+        detail = f"none of its {len(entries)} files is text, .jsonl or .parquet" if entries else "no file matches"
+        raise UserError(detail, where=url, hint="give a file, a folder, a glob in quotes, an s3:// URL, or stdlib:")
+    return found
+
+
+def _source(entry: storage.Entry, corpus: str, kind: str, errors: str) -> Source:
+    return Source(corpus, entry.path, entry.url, entry.size, kind, entry.version, errors)
+
+
+def _kind(path: str) -> str | None:
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix in JSONL_SUFFIXES:
+        return "jsonl"
+    if suffix in PARQUET_SUFFIXES:
+        return "parquet"
+    return "text" if suffix in TEXT_SUFFIXES else None
+
+
+def _find(url: str) -> tuple[list[storage.Entry], bool]:
+    """Entries of a file, glob or folder, and whether they were listed rather than named."""
+    if any(character in url for character in "*?["):
+        return _glob(url), True
+    if storage.is_local(url):
+        path = storage.local_path(url)
+        if path.is_file():
+            return [storage.entry_of(path, path.name)], False
+        return [entry for entry in storage.list_files(url) if _visible(entry.path)], True
+    try:
+        entries = [entry for entry in storage.list_files(url) if _visible(entry.path)]
+        if entries:
+            return entries, True
+        with storage._explained(url):
+            fs, path_in = storage.filesystem(url)
+            if not fs.isfile(path_in):
+                return [], True
+            info = fs.info(path_in)
+        name = url.rsplit("/", 1)[-1]
+        return [storage.Entry(url, name, int(info["size"]), str(info.get("ETag", "")))], False
+    except FileNotFoundError:
+        return [], True
+
+
+def _glob(url: str) -> list[storage.Entry]:
+    """Files a glob matches, their paths relative to the part before the first wildcard's folder."""
+    first = min(url.index(character) for character in "*?[" if character in url)
+    root, _, pattern = url[:first].rpartition("/")
+    pattern += url[first:]
+    if not root:
+        root = "/" if url.startswith("/") else "."
+    expression = re.compile(_glob_expression(pattern))
+    return [entry for entry in storage.list_files(root) if expression.fullmatch(entry.path)]
+
+
+def _glob_expression(pattern: str) -> str:
+    """A glob as a regular expression: `**/` any folders, `*` and `?` within one name, `[...]` a class."""
+    out, i = "", 0
+    while i < len(pattern):
+        if pattern.startswith("**/", i):
+            out, i = out + "(?:[^/]+/)*", i + 3
+        elif pattern.startswith("**", i):
+            out, i = out + ".*", i + 2
+        elif pattern[i] == "*":
+            out, i = out + "[^/]*", i + 1
+        elif pattern[i] == "?":
+            out, i = out + "[^/]", i + 1
+        elif pattern[i] == "[" and "]" in pattern[i + 1 :]:
+            end = pattern.index("]", i + 2) if pattern[i + 1 : i + 2] == "]" else pattern.index("]", i + 1)
+            inside = pattern[i + 1 : end]
+            out, i = out + "[" + ("^" + inside[1:] if inside[:1] == "!" else inside) + "]", end + 1
+        else:
+            out, i = out + re.escape(pattern[i]), i + 1
+    return out
+
+
+def _visible(path: str) -> bool:
+    parts = path.split("/")
+    return not any(part.startswith(".") or part in _IGNORED_FOLDERS for part in parts)

@@ -1,0 +1,35 @@
+"""The two ways gptpipe ends that are not bugs: what the user gave is wrong, or the run stopped resumable."""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USER_ERROR = 2
+EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
+
+
+class UserError(Exception):
+    """Something the user gave cannot be used. Shown as one line, without a traceback, with exit code 2.
+
+    Args:
+        message: what is wrong.
+        where: the file, URL, option or configuration key it is wrong in.
+        hint: what to do instead.
+    """
+
+    def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(message, where, hint)
+        self.message = " ".join(message.split())
+        self.where = where
+        self.hint = " ".join(hint.split())
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{text} — {self.hint}" if self.hint else text
+
+    def as_dict(self) -> dict[str, str]:
+        return {"message": self.message, "where": self.where, "hint": self.hint}
+
+
+class Preempted(Exception):
+    """Training stopped early with everything saved; starting it again goes on where it was (exit code 75)."""

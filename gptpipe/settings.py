@@ -1,0 +1,103 @@
+"""Where things are: the environment and `.env`, prefix GPTPIPE_. Every field stands in `.env.example`."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from gptpipe.errors import UserError
+
+
+class Settings(BaseSettings):
+    """Places and credentials. Nothing here changes what a run computes."""
+
+    model_config = SettingsConfigDict(env_prefix="GPTPIPE_", env_file=".env", extra="ignore", env_ignore_empty=True)
+
+    home: Path = Field(Path(".gptpipe"), description="Local folder for databases, caches and running jobs")
+    storage: str | None = Field(None, description="Folder or s3:// URL for datasets, checkpoints and results; "
+                                "by default <home>/storage")  # fmt: skip
+    mlflow_uri: str | None = Field(None, description="MLflow tracking server or database; "
+                                   "by default SQLite in <home>")  # fmt: skip
+    mlflow_artifacts: str | None = Field(None, description="Artifact root of a new MLflow experiment; "
+                                         "by default <storage>/mlflow for SQLite, the server's own otherwise")  # fmt: skip
+    experiment: str = Field("gptpipe", description="MLflow experiment that runs are logged to")
+    s3_endpoint: str | None = Field(None, description="Endpoint of an S3-compatible server; empty is AWS")
+    s3_access_key: str | None = Field(None, description="S3 access key; empty uses the usual AWS sources")
+    s3_secret_key: SecretStr | None = Field(None, description="S3 secret key")
+    s3_region: str | None = Field(None, description="S3 region")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+
+    @property
+    def home_path(self) -> Path:
+        return self.home.expanduser().absolute()
+
+    @property
+    def storage_url(self) -> str:
+        return (self.storage or str(self.home_path / "storage")).rstrip("/")
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.mlflow_uri or f"sqlite:///{self.home_path / 'mlflow.db'}"
+
+    @property
+    def artifact_root(self) -> str | None:
+        """Where a new experiment keeps its artifacts; None leaves it to the tracking server."""
+        if self.mlflow_artifacts:
+            return self.mlflow_artifacts.rstrip("/")
+        return f"{self.storage_url}/mlflow" if self.tracking_uri.startswith("sqlite:") else None
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process, read once.
+
+    Raises:
+        UserError: a variable has a value that cannot be used.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "GPTPIPE_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise UserError(first["msg"], where=name, hint="see .env.example") from None
+
+
+def reload_settings() -> Settings:
+    """Read the environment again (a command line option changed it)."""
+    settings.cache_clear()
+    return settings()
+
+
+# What child processes and libraries must see before they are imported. Nothing reports home.
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+    # newer AWS clients append trailing checksums, which some S3 servers refuse; we compute SHA-256 ourselves
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+}
+
+
+def prepare_environment() -> None:
+    """Set the environment that Prefect, MLflow and the S3 clients read, unless the user has set it."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    here = settings()
+    if not os.environ.get("PREFECT_API_URL"):
+        os.environ.setdefault("PREFECT_HOME", str(here.home_path / "prefect"))
+    for name, value in {
+        "MLFLOW_S3_ENDPOINT_URL": here.s3_endpoint,
+        "AWS_ENDPOINT_URL_S3": here.s3_endpoint,
+        "AWS_ACCESS_KEY_ID": here.s3_access_key,
+        "AWS_SECRET_ACCESS_KEY": here.s3_secret_key.get_secret_value() if here.s3_secret_key else None,
+        "AWS_DEFAULT_REGION": here.s3_region,
+    }.items():
+        if value:
+            os.environ[name] = value

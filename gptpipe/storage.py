@@ -1,0 +1,358 @@
+"""URLs to bytes: local paths and `s3://` the same, through fsspec. Every write is all-or-nothing.
+
+A local file is written under a temporary name beside its place, flushed to the disk and renamed; an object is
+put whole. So a reader sees the old content, the new content or nothing, whatever is killed and whenever.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import fsspec
+import psutil
+
+from gptpipe.errors import UserError
+from gptpipe.settings import settings
+
+_TEMPORARY = re.compile(r"^\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}-")
+_COPY_BLOCK = 8 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file below a URL. `version` changes whenever the content may have changed (mtime and inode, or ETag)."""
+
+    url: str
+    path: str  # relative to the URL that was listed, with forward slashes
+    size: int  # bytes
+    version: str
+
+
+def is_local(url: str) -> bool:
+    return "://" not in url or url.startswith("file://")
+
+
+def local_path(url: str) -> Path:
+    return Path(url.removeprefix("file://")).expanduser().absolute()
+
+
+def normalize(url: str) -> str:
+    """The one spelling of a URL: absolute local paths, no trailing slash."""
+    return str(local_path(url)) if is_local(url) else url.rstrip("/")
+
+
+def join(url: str, *parts: str) -> str:
+    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def as_uri(url: str) -> str:
+    """`url` with its scheme, as MLflow and browsers want it."""
+    return local_path(url).as_uri() if is_local(url) else url
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a remote URL and the path in it."""
+    protocol = url.split("://", 1)[0]
+    options: dict[str, Any] = {}
+    if protocol in ("s3", "s3a"):
+        here = settings()
+        options = {
+            "key": here.s3_access_key or None,
+            "secret": here.s3_secret_key.get_secret_value() if here.s3_secret_key else None,
+            "endpoint_url": here.s3_endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or None,
+            "client_kwargs": {"region_name": here.s3_region} if here.s3_region else {},
+            "config_kwargs": {
+                "connect_timeout": 10,
+                "read_timeout": 60,
+                "retries": {"max_attempts": 4, "mode": "standard"},
+                "request_checksum_calculation": "when_required",
+                "response_checksum_validation": "when_required",
+            },
+            "use_listings_cache": False,
+        }
+    try:
+        fs, path = fsspec.core.url_to_fs(url, **options)
+    except (ValueError, ImportError) as error:
+        raise UserError(str(error), where=url, hint="use a local path or an s3:// URL") from None
+    return fs, path
+
+
+@contextmanager
+def _explained(url: str) -> Iterator[None]:
+    """Turn what a storage layer raises into one line that says what to do."""
+    try:
+        yield
+    except (UserError, FileNotFoundError, FileExistsError):
+        raise
+    except PermissionError as error:
+        hint = (
+            "check the permissions of the path"
+            if is_local(url)
+            else "check GPTPIPE_S3_ACCESS_KEY and GPTPIPE_S3_SECRET_KEY, and that they may use this bucket"
+        )
+        raise UserError(f"access refused ({error})", where=url, hint=hint) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError("no space left on the device", where=url, hint="free some space or choose another "
+                            "folder; what was complete is kept, run again to go on") from error  # fmt: skip
+        if error.errno in (errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EFBIG):
+            raise UserError(error.strerror, where=url, hint="choose another folder") from error
+        if not is_local(url):
+            raise UserError(f"the object store did not answer as expected ({error})", where=url,
+                            hint="check GPTPIPE_S3_ENDPOINT and the bucket; `gptpipe doctor` tries both") from error  # fmt: skip
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        if kind in ("NoCredentialsError", "PartialCredentialsError", "NoAuthTokenError"):
+            raise UserError("no S3 credentials", where=url, hint="set GPTPIPE_S3_ACCESS_KEY and "
+                            "GPTPIPE_S3_SECRET_KEY (or the usual AWS variables)") from error  # fmt: skip
+        if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
+            raise UserError(f"the object store did not answer ({error})", where=url,
+                            hint="check GPTPIPE_S3_ENDPOINT and that the server runs") from error  # fmt: skip
+        raise
+
+
+def exists(url: str) -> bool:
+    with _explained(url):
+        if is_local(url):
+            return local_path(url).exists()
+        fs, path = filesystem(url)
+        return bool(fs.exists(path))
+
+
+def open_read(url: str) -> IO[bytes]:
+    """A binary stream of the object. Raises FileNotFoundError."""
+    with _explained(url):
+        if is_local(url):
+            return local_path(url).open("rb")
+        fs, path = filesystem(url)
+        return cast(IO[bytes], fs.open(path, "rb"))
+
+
+def read_bytes(url: str) -> bytes:
+    """The whole object. Raises FileNotFoundError."""
+    with _explained(url):
+        if is_local(url):
+            return local_path(url).read_bytes()
+        fs, path = filesystem(url)
+        return bytes(fs.cat_file(path))
+
+
+def read_json(url: str) -> Any:
+    """The object as JSON; a UserError when it is not."""
+    try:
+        return json.loads(read_bytes(url))
+    except ValueError as error:
+        raise UserError(f"not JSON ({error})", where=url, hint="the file is damaged; make it again") from None
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place, flushed to disk, when the block ends well."""
+    with _explained(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.parent / f".tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    with _explained(url):
+        if is_local(url):
+            with atomic_file(local_path(url)) as temporary:
+                temporary.write_bytes(data)
+        else:
+            fs, path = filesystem(url)
+            fs.pipe_file(path, data)
+
+
+def write_json(url: str, value: Any) -> None:
+    """Canonical JSON: sorted keys, two-space indent, so equal content has equal bytes."""
+    write_bytes(url, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def put_file(path: Path, url: str) -> None:
+    """Copy a local file to a URL."""
+    with _explained(url):
+        if is_local(url):
+            with atomic_file(local_path(url)) as temporary:
+                shutil.copyfile(path, temporary)
+        else:
+            fs, remote = filesystem(url)
+            fs.put_file(str(path), remote)
+
+
+def get_file(url: str, path: Path) -> None:
+    """Copy an object to a local file, which appears whole or not at all. Raises FileNotFoundError."""
+    with _explained(url), open_read(url) as source, atomic_file(path) as temporary, temporary.open("wb") as out:
+        shutil.copyfileobj(source, out, _COPY_BLOCK)
+
+
+def copy(source: str, target: str) -> None:
+    """Copy an immutable object without sending it through here where that can be: hard link or server-side copy."""
+    with _explained(target):
+        if is_local(source) and is_local(target):
+            with atomic_file(local_path(target)) as temporary:
+                try:
+                    os.link(local_path(source), temporary)
+                except OSError:  # another device, or a file system without hard links
+                    shutil.copyfile(local_path(source), temporary)
+        elif not is_local(source) and not is_local(target) and source.split("://")[0] == target.split("://")[0]:
+            fs, path = filesystem(source)
+            fs.copy(path, filesystem(target)[1])
+        else:
+            write_bytes(target, read_bytes(source))
+
+
+def create_exclusive(url: str, data: bytes) -> bool:
+    """Write an object only if there is none: True if this call made it (conditional put on S3)."""
+    with _explained(url):
+        if is_local(url):
+            path = local_path(url)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_link(path) as temporary:
+                temporary.write_bytes(data)
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    return False
+            return True
+        fs, remote = filesystem(url)
+        try:
+            fs.pipe_file(remote, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+
+@contextmanager
+def atomic_link(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, removed at the end."""
+    temporary = path.parent / f".tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def list_files(url: str) -> list[Entry]:
+    """All files below a folder URL, sorted by path; an empty list when there is no such folder."""
+    with _explained(url):
+        if is_local(url):
+            return _list_local(local_path(url))
+        fs, root = filesystem(url)
+        try:
+            found = fs.find(root, detail=True)
+        except FileNotFoundError:
+            return []
+        base = root.rstrip("/") + "/"
+        protocol = url.split("://", 1)[0]
+        entries = [
+            Entry(f"{protocol}://{path}", path.removeprefix(base), int(info["size"]), str(info.get("ETag", "")))
+            for path, info in found.items()
+            if path.startswith(base) and info["type"] == "file"
+        ]
+        return sorted(entries, key=lambda entry: entry.path)
+
+
+def _list_local(root: Path) -> list[Entry]:
+    entries = []
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        for name in names:
+            file = Path(folder) / name
+            if _TEMPORARY.match(name) or not file.is_file():
+                continue
+            entries.append(entry_of(file, file.relative_to(root).as_posix()))
+    return sorted(entries, key=lambda entry: entry.path)
+
+
+def entry_of(file: Path, path: str) -> Entry:
+    """The listing entry of one local file."""
+    state = file.stat()
+    return Entry(str(file), path, state.st_size, f"{state.st_mtime_ns}-{state.st_ino}")
+
+
+def list_folders(url: str) -> list[str]:
+    """Names of the folders directly below a URL, sorted."""
+    with _explained(url):
+        if is_local(url):
+            path = local_path(url)
+            return sorted(child.name for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
+        fs, root = filesystem(url)
+        try:
+            found = fs.ls(root, detail=True)
+        except FileNotFoundError:
+            return []
+        return sorted(info["name"].rstrip("/").rsplit("/", 1)[-1] for info in found if info["type"] == "directory")
+
+
+def remove(url: str) -> None:
+    """Remove one object; nothing happens when there is none."""
+    with _explained(url), suppress(FileNotFoundError):
+        if is_local(url):
+            local_path(url).unlink()
+        else:
+            fs, path = filesystem(url)
+            fs.rm_file(path)
+
+
+def remove_tree(url: str) -> None:
+    """Remove a folder and everything below it; nothing happens when there is none."""
+    with _explained(url), suppress(FileNotFoundError):
+        if is_local(url):
+            shutil.rmtree(local_path(url))
+        else:
+            fs, path = filesystem(url)
+            fs.rm(path, recursive=True)
+
+
+def sweep_temporaries(url: str) -> None:
+    """Remove what processes of this machine that no longer live left half-written below a local folder."""
+    if not is_local(url):
+        return
+    for folder, _, names in os.walk(local_path(url)):
+        for name in names:
+            match = _TEMPORARY.match(name)
+            if match and match["host"] == socket.gethostname() and not psutil.pid_exists(int(match["pid"])):
+                (Path(folder) / name).unlink(missing_ok=True)
+
+
+def check_writable(url: str) -> None:
+    """Write, read back and remove a small object; raises the UserError that a run would meet."""
+    probe = join(normalize(url), f".gptpipe-probe-{secrets.token_hex(4)}")
+    try:
+        write_bytes(probe, b"probe")
+        if read_bytes(probe) != b"probe":
+            raise UserError("what was written is not what is read", where=url, hint="check the object store")
+    except FileNotFoundError as error:
+        raise UserError(f"not found ({error})", where=url, hint="create the bucket first") from None
+    finally:
+        with suppress(UserError, OSError):
+            remove(probe)

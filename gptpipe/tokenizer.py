@@ -1,0 +1,113 @@
+"""tiktoken encodings. `gpt2` works with no network: its merge ranks travel with the package."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property, lru_cache
+from importlib import resources
+
+import numpy as np
+import tiktoken
+
+from gptpipe.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+
+# The file OpenAI published as vocab.bpe; the digest is the one in tiktoken_ext/openai_public.py.
+_GPT2_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+_GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+
+class Tokenizer:
+    """A tiktoken encoding with what the pipeline needs around it.
+
+    Attributes:
+        name: the encoding's name.
+        vocab_size: number of ids, special tokens included.
+        end_of_text: id of `<|endoftext|>`, the separator between documents.
+    """
+
+    def __init__(self, encoding: tiktoken.Encoding) -> None:
+        self.encoding = encoding
+        self.name = encoding.name
+        self.vocab_size = encoding.n_vocab
+        self.end_of_text = encoding.eot_token
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of everything that decides how text becomes ids: pattern, ranks and special tokens."""
+        state = hashlib.sha256(self.encoding._pat_str.encode())
+        for token, rank in sorted(self.encoding._mergeable_ranks.items(), key=lambda item: item[1]):
+            state.update(rank.to_bytes(4, "little") + len(token).to_bytes(4, "little") + token)
+        for text, rank in sorted(self.encoding._special_tokens.items()):
+            state.update(rank.to_bytes(4, "little") + text.encode())
+        return state.hexdigest()
+
+    @property
+    def dtype(self) -> type[np.uint16] | type[np.uint32]:
+        """The smallest unsigned type that holds every id."""
+        return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+
+    @cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """UTF-8 bytes each id stands for, shape (vocab_size,), int64; zero for special tokens and gaps."""
+        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+        for token, rank in self.encoding._mergeable_ranks.items():
+            lengths[rank] = len(token)
+        return lengths
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of `text`. `<|endoftext|>` is one special token when `special`, plain text otherwise."""
+        if special:
+            return self.encoding.encode(text, allowed_special={END_OF_TEXT}, disallowed_special=())
+        return self.encoding.encode_ordinary(text)
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """Ids of `text` as plain text, shape (n,), in `dtype`, without a Python list in between."""
+        return self.encoding.encode_to_numpy(text, disallowed_special=()).astype(self.dtype)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of `ids`; bytes that are not UTF-8 become U+FFFD, ids without a token become nothing."""
+        return self.encoding.decode([i for i in ids if 0 <= i < self.vocab_size], errors="replace")
+
+
+@lru_cache(maxsize=4)
+def get_tokenizer(name: str = "gpt2") -> Tokenizer:
+    """The tokenizer called `name`: `gpt2` offline, any other tiktoken encoding where the network allows.
+
+    Raises:
+        UserError: no such encoding, or its ranks cannot be fetched.
+    """
+    if name == "gpt2":
+        ranks = _gpt2_ranks()
+        return Tokenizer(
+            tiktoken.Encoding(
+                "gpt2", pat_str=_GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)},
+                explicit_n_vocab=len(ranks) + 1,
+            )
+        )  # fmt: skip
+    known = tiktoken.list_encoding_names()
+    if name not in known:
+        raise UserError(f"no tiktoken encoding is called {name!r}", where="data.tokenizer", hint=f"known: {', '.join(known)}")
+    try:
+        return Tokenizer(tiktoken.get_encoding(name))
+    except Exception as error:  # requests raises a whole family; each means that the ranks did not come
+        raise UserError(f"its ranks could not be fetched ({type(error).__name__})", where=f"tokenizer {name}",
+                        hint="gpt2 needs no network; for others fill TIKTOKEN_CACHE_DIR on a machine that has one") from error  # fmt: skip
+
+
+def _gpt2_ranks() -> dict[bytes, int]:
+    """Merge ranks of GPT-2: the 256 bytes in GPT-2's order, then one token a merge of `gpt2.bpe`."""
+    data = resources.files("gptpipe").joinpath("ranks", "gpt2.bpe").read_bytes()
+    if hashlib.sha256(data).hexdigest() != _GPT2_BPE_SHA256:
+        raise UserError("the BPE ranks in the package are damaged", where="gptpipe/ranks/gpt2.bpe", hint="reinstall gptpipe")
+    # GPT-2 writes bytes as printable characters: those that are printable as themselves, the rest from U+0100 on.
+    printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
+    order = printable + [b for b in range(256) if b not in set(printable)]
+    byte_of = {chr(b): b for b in printable}
+    byte_of |= {chr(256 + i): b for i, b in enumerate(order[len(printable) :])}
+    ranks = {bytes([b]): rank for rank, b in enumerate(order)}
+    for line in data.decode("utf-8").split("\n")[1:-1]:
+        left, right = line.split()
+        ranks[bytes(byte_of[c] for c in left + right)] = len(ranks)
+    return ranks
