@@ -1,0 +1,101 @@
+"""One writer at a time: a renewable lease on a folder, as an object in it that names its holder."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from gptpipe import storage
+from gptpipe.errors import UserError
+
+log = logging.getLogger(__name__)
+NAME = "lease.json"
+LIFETIME = 60.0  # seconds without renewal after which a lease is over
+RENEW_EVERY = 15.0
+_SETTLE = 1.0  # how long a taken-over lease must stand on a store without compare-and-swap
+
+
+class Lease:
+    """Hold a folder while the block runs.
+
+    A holder on this machine that no longer lives is replaced at once, one elsewhere when its lease is over.
+
+    Raises:
+        UserError: on entering, another process holds it; the holder is named.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.url = storage.join(folder, NAME)
+        self._token = secrets.token_hex(8)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def __enter__(self) -> Lease:
+        if not storage.create_exclusive(self.url, self._content()):
+            holder = self._read()
+            if holder is not None and _holds(holder):
+                who = f"{holder['user']}@{holder['host']} (process {holder['pid']})"
+                raise UserError(f"{who} is writing here", where=self.url.rsplit("/", 1)[0],
+                                hint="wait until it ends, or stop it; a dead holder's lease is over after a minute")  # fmt: skip
+            storage.write_bytes(self.url, self._content())
+            time.sleep(_SETTLE)
+            now = self._read()
+            if now is None or now["token"] != self._token:
+                raise UserError("another process took over at the same moment", where=self.url.rsplit("/", 1)[0],
+                                hint="wait until it ends")  # fmt: skip
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join(RENEW_EVERY)
+        try:
+            now = self._read()
+            if now is not None and now["token"] == self._token:
+                storage.remove(self.url)
+        except (UserError, OSError) as problem:
+            log.warning("the lease could not be given back (%s); it is over in a minute", problem)
+
+    def _content(self) -> bytes:
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):
+            user = str(os.getuid())
+        holder = {
+            "token": self._token, "host": socket.gethostname(), "user": user, "pid": os.getpid(),
+            "started": psutil.Process().create_time(), "until": time.time() + LIFETIME,
+        }  # fmt: skip
+        return json.dumps(holder).encode()
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            holder = storage.read_json(self.url)
+        except FileNotFoundError:
+            return None
+        return holder if isinstance(holder, dict) and "token" in holder else None
+
+    def _renew(self) -> None:
+        while not self._stop.wait(RENEW_EVERY):
+            try:
+                storage.write_bytes(self.url, self._content())
+            except (UserError, OSError) as problem:
+                log.warning("the lease could not be renewed (%s)", problem)
+
+
+def _holds(holder: dict[str, Any]) -> bool:
+    if holder["host"] == socket.gethostname():
+        try:
+            return bool(abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) < 1)
+        except psutil.NoSuchProcess:
+            return False
+    return bool(time.time() < holder["until"])

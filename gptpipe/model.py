@@ -1,0 +1,181 @@
+"""The GPT: GPT-2's architecture (Radford et al. 2019), pre-norm, GELU tanh, learned positions.
+
+Shapes: B batch, T tokens, C width (n_embd), H heads, D head size (C / H), V vocabulary. Module names are those
+of GPT-2's published weights; linear layers hold (out, in) as torch does, where GPT-2's files hold (in, out).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gptpipe.config import ModelConfig
+from gptpipe.loss import linear_cross_entropy
+
+
+@dataclass
+class KVCache:
+    """Keys and values of the tokens seen so far, so that a decoding step computes one token a row.
+
+    Rows of different length are padded on the left. `padding` (B,) says by how much.
+    """
+
+    capacity: int
+    padding: Tensor | None = None
+    length: int = 0  # columns filled
+    keys: list[Tensor] = field(default_factory=list)  # a layer: (B, H, capacity, D)
+    values: list[Tensor] = field(default_factory=list)
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (B, H, T, D) of this step; returns all columns so far."""
+        if layer == len(self.keys):
+            shape = (*key.shape[:2], self.capacity, key.shape[3])
+            self.keys.append(key.new_empty(shape))
+            self.values.append(value.new_empty(shape))
+        stop = self.length + key.shape[2]
+        self.keys[layer][:, :, self.length : stop] = key
+        self.values[layer][:, :, self.length : stop] = value
+        return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention with the query, key and value projections in one matrix."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        b, t, c = x.shape
+        qkv = self.c_attn(x).view(b, t, 3, self.n_head, c // self.n_head)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        if cache is not None:
+            key, value = cache.extend(layer, key, value)
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0, is_causal=mask is None
+        )
+        out = self.c_proj(out.transpose(1, 2).reshape(b, t, c))
+        result: Tensor = self.resid_dropout(out)
+        return result
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))
+        return result
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        x = x + self.attn(self.ln_1(x), mask, cache, layer)
+        result: Tensor = x + self.mlp(self.ln_2(x))
+        return result
+
+
+class GPT(nn.Module):
+    """A GPT-2-family language model, initialised from torch's global generator.
+
+    With `init="torch"` every layer keeps torch's default initialisation, drawn in the order of the book's model
+    (embeddings, blocks, output layer), so that after the same seed the weights have the same bits.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.context_length, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.init == "gpt2" and not self.wte.weight.is_meta:
+            self._init_gpt2()
+        if config.tie_weights:
+            self.lm_head.weight = self.wte.weight
+
+    @torch.no_grad()
+    def _init_gpt2(self) -> None:
+        """normal(0, 0.02) for matrices, residual projections scaled by 1 / sqrt(2 n_layer), biases zero."""
+        scaled = 0.02 / math.sqrt(2 * self.config.n_layer)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0.0, scaled if name.endswith("c_proj.weight") else 0.02)
+            elif name.endswith("bias"):
+                parameter.zero_()
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Logits, or the summed loss.
+
+        Args:
+            tokens: (B, T), int64, T at most the context (with a cache: what follows the columns in it).
+            targets: (B, T), int64, -100 where a token is not scored.
+            cache: keys and values of earlier columns; filled further.
+
+        Returns:
+            Without targets, logits (B, T, V); with targets, the sum of the cross-entropies in nats (a scalar).
+        """
+        hidden = self.hidden(tokens, cache)
+        if targets is None:
+            logits: Tensor = self.lm_head(hidden)
+            return logits
+        return linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets.flatten())
+
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """What the output layer sees, (B, T, C)."""
+        start, t = (cache.length if cache else 0), tokens.shape[1]
+        if start + t > self.config.context_length and not (cache and cache.padding is not None):
+            raise ValueError(f"{start + t} tokens do not fit into a context of {self.config.context_length}")
+        columns = torch.arange(start, start + t, device=tokens.device)
+        mask = None
+        positions = columns
+        if cache is not None and (start > 0 or cache.padding is not None):
+            seen = torch.arange(start + t, device=tokens.device)
+            mask = seen <= columns.unsqueeze(1)  # (T, columns)
+            if cache.padding is not None:
+                positions = (columns - cache.padding.unsqueeze(1)).clamp(min=0)  # (B, T)
+                real = seen >= cache.padding.unsqueeze(1)  # (B, columns)
+                # a padding row attends to itself alone: softmax over nothing would be NaN
+                itself = seen == columns.unsqueeze(1)
+                mask = ((mask & real.unsqueeze(1)) | itself).unsqueeze(1)  # (B, 1, T, columns)
+        x = self.drop(self.wte(tokens) + self.wpe(positions))
+        for layer, block in enumerate(self.h):
+            x = block(x, mask, cache, layer)
+        if cache is not None:
+            cache.length += t
+        result: Tensor = self.ln_f(x)
+        return result
+
+    def count_parameters(self) -> int:
+        """All parameters, a tied matrix counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def flops_per_token(self) -> int:
+        """FLOPs of one training token, forward and backward: 6 N + 12 · n_layer · n_embd · context.
+
+        N are the parameters in matrix products: embedding look-ups left out, the output layer counted once
+        (Kaplan et al. 2020; Chowdhery et al. 2022, appendix B).
+        """
+        c = self.config
+        embeddings = self.wpe.weight.numel() + (0 if c.tie_weights else self.wte.weight.numel())
+        return 6 * (self.count_parameters() - embeddings) + 12 * c.n_layer * c.n_embd * c.context_length

@@ -1,0 +1,73 @@
+"""`metrics.jsonl`: one line a logged step, written by rank 0 in the job's folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+
+class MetricsFile:
+    """Appends lines, each flushed whole, so that a reader that follows the file sees complete steps."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("ab")
+
+    def write(self, step: int, tokens: int, values: dict[str, float]) -> None:
+        line = {"step": step, "tokens": tokens, **{key: value for key, value in values.items() if math.isfinite(value)}}
+        self._file.write((json.dumps(line) + "\n").encode())
+        self._file.flush()
+
+    def contents(self) -> bytes:
+        self._file.flush()
+        return self.path.read_bytes()
+
+
+def keep_until(content: bytes, step: int) -> bytes:
+    """The lines of `metrics.jsonl` up to a step: what a run resumed there has behind it."""
+    kept = []
+    for line in content.splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + b"\n")
+        except (ValueError, KeyError):
+            continue  # the last line of a run that was killed while writing it
+    return b"".join(kept)
+
+
+class MetricsFollower:
+    """Reads what was appended to `metrics.jsonl` since the last look, complete lines only."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def poll(self) -> list[dict[str, Any]]:
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                block = file.read()
+        except FileNotFoundError:
+            return []
+        complete = block[: block.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        return [json.loads(line) for line in complete.splitlines()]
+
+
+def memory_megabytes() -> float:
+    """Peak memory of this process so far, in MB (of the GPU where there is one)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    status = Path(f"/proc/{os.getpid()}/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

@@ -1,0 +1,57 @@
+"""The ways a rank ends early: asked to (it finishes the step and saves) or orphaned (it ends at once)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from types import FrameType
+
+import psutil
+
+log = logging.getLogger(__name__)
+_WATCH_SECONDS = 0.5
+
+
+class StopRequest:
+    """Whether this rank was asked to stop, and why. Installs handlers for SIGTERM and SIGINT."""
+
+    def __init__(self, max_hours: float = 0.0) -> None:
+        self.reason = ""
+        self._deadline = time.monotonic() + max_hours * 3600 if max_hours else None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self.reason = self.reason or f"asked to stop by {signal.Signals(number).name}"
+
+    def asked(self) -> bool:
+        if not self.reason and self._deadline is not None and time.monotonic() > self._deadline:
+            self.reason = "train.max_hours is used up"
+        return bool(self.reason)
+
+
+def end_with(launcher: int) -> None:
+    """End this process when its parent or the launcher is gone: nobody would stop it any more.
+
+    Nothing is saved, since a new run may already be writing there; the last committed checkpoint stands.
+    """
+    parent = os.getppid()
+    try:
+        started = psutil.Process(launcher).create_time()
+    except psutil.NoSuchProcess:
+        os._exit(1)
+
+    def watch() -> None:
+        while True:
+            time.sleep(_WATCH_SECONDS)
+            try:
+                alive = os.getppid() == parent and psutil.Process(launcher).create_time() == started
+            except psutil.NoSuchProcess:
+                alive = False
+            if not alive:
+                os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
