@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
@@ -23,12 +25,19 @@ class UserError(Exception):
         self.where = where
         self.hint = " ".join(hint.split())
 
+    def __reduce__(self) -> tuple[Any, ...]:  # it crosses process borders
+        return _rebuild_user_error, (self.message, self.where, self.hint)
+
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
         return f"{text} — {self.hint}" if self.hint else text
 
     def as_dict(self) -> dict[str, str]:
         return {"message": self.message, "where": self.where, "hint": self.hint}
+
+
+def _rebuild_user_error(message: str, where: str, hint: str) -> UserError:
+    return UserError(message, where=where, hint=hint)
 
 
 class Preempted(Exception):

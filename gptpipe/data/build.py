@@ -22,6 +22,9 @@ from gptpipe.data.plan import FORMAT_VERSION, DatasetPlan, make_plan
 from gptpipe.data.shards import ShardReport, ShardTask, existing_shard, make_shard
 from gptpipe.errors import UserError
 
+BATCH_BYTES = 8_000_000
+BATCH_SHARDS = 256
+
 # a way to run `make_shard` over tasks; reports may come in any order
 Runner = Callable[[list[ShardTask], int], Iterable[ShardReport]]
 
@@ -108,7 +111,7 @@ def shard_tasks(plan: DatasetPlan, config: DataConfig, earlier: Dataset | None) 
 
 def run_in_processes(tasks: list[ShardTask], workers: int) -> Iterator[ShardReport]:
     """Make shards on processes of this machine, largest first so that none is left alone at the end."""
-    count = min(workers or os.cpu_count() or 1, len(tasks))
+    count = worker_count(tasks, workers)
     if count <= 1:
         yield from map(make_shard, tasks)
         return
@@ -126,6 +129,23 @@ def run_in_processes(tasks: list[ShardTask], workers: int) -> Iterator[ShardRepo
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def worker_count(tasks: list[ShardTask], workers: int) -> int:
+    """Processes that are worth starting: as asked, or one a core, and no more than there are shards."""
+    return min(workers or os.cpu_count() or 1, len(tasks))
+
+
+def batched_by_size(tasks: list[ShardTask]) -> Iterator[list[ShardTask]]:
+    """Tasks in groups of about `BATCH_BYTES` of source text, so that small shards share a Prefect task."""
+    batch: list[ShardTask] = []
+    for task in sorted(tasks, key=lambda task: -task.plan.size):
+        if batch and (sum(t.plan.size for t in batch) + task.plan.size > BATCH_BYTES or len(batch) == BATCH_SHARDS):
+            yield batch
+            batch = []
+        batch.append(task)
+    if batch:
+        yield batch
 
 
 def shard_pool(workers: int) -> ProcessPoolExecutor:

@@ -161,11 +161,12 @@ class _Training:
             if state.step % config.log_every == 0 or last or state.step == 1:
                 line |= self._measure(loss, norm, rate, window_seconds, window_steps)
                 window_seconds, window_steps = 0.0, 0
+            saving = last or bool(config.checkpoint_every and state.step % config.checkpoint_every == 0)
             if self.validation and (last or (config.validate_every and state.step % config.validate_every == 0)):
-                line |= self._validate()
+                line |= self._validate(saving)
             if line and self.metrics:
                 self.metrics.write(state.step, state.tokens_seen, line)
-            if last or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
+            if saving:
                 self._save()
         if reason and state.step and self.saved_step != state.step:
             self._save()
@@ -220,8 +221,8 @@ class _Training:
             "train/memory_mb": memory / world,
         }
 
-    def _validate(self) -> dict[str, float]:
-        """Loss over validation tokens, on all ranks, weighted by tokens."""
+    def _validate(self, saving: bool) -> dict[str, float]:
+        """Loss over validation tokens, on all ranks, weighted by tokens. Only a step that is saved can be the best."""
         assert self.validation is not None
         config, state = self.config, self.state
         batches = evaluation_batches(
@@ -238,7 +239,7 @@ class _Training:
         self.model.train()
         nats, tokens, size = self.ranks.sum(nats, tokens, size)
         state.validation_loss = nats / tokens
-        if state.best_loss is None or state.validation_loss < state.best_loss:
+        if saving and (state.best_loss is None or state.validation_loss < state.best_loss):
             state.best_loss, state.best_step = state.validation_loss, state.step
         return {
             "validation/loss": state.validation_loss,

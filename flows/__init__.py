@@ -1,0 +1,1 @@
+"""Prefect flows, one file each: thin, they call gptpipe and hold no logic of their own."""

@@ -1,0 +1,42 @@
+"""What the flows leave in Prefect's UI: tables, links, the loss picture."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.runtime import flow_run
+
+
+def table(key: str, description: str, values: dict[str, Any]) -> None:
+    """A two-column table of results."""
+    rows = [{"what": name.replace("_", " "), "value": _shown(value)} for name, value in values.items()]
+    create_table_artifact(table=rows, key=key, description=description)
+
+
+def page(key: str, text: str, picture: bytes | None = None) -> None:
+    """A page of Markdown with an optional PNG in it."""
+    if picture is not None:
+        text += f"\n\n![loss over tokens](data:image/png;base64,{base64.b64encode(picture).decode()})"
+    create_markdown_artifact(markdown=text, key=key)
+
+
+def run_tags() -> dict[str, str]:
+    """What an MLflow run says about the flow run that made it."""
+    return {"prefect.flow_run_id": str(flow_run.id), "prefect.flow_run_name": str(flow_run.name)}
+
+
+def is_cancelling() -> bool:
+    """Whether this flow run was cancelled, so that a SIGTERM means: do not save."""
+    if not flow_run.id:
+        return False
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(flow_run.id).state
+    return state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)

@@ -1,0 +1,63 @@
+"""retrain: the whole pipeline. tokenize → (import weights) → train → evaluate → sample → register → promote or keep."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from flows import report
+from flows.evaluate import EvaluateParameters, evaluate
+from flows.import_weights import ImportParameters, import_weights
+from flows.sample import SampleParameters, sample
+from flows.tokenize import TokenizeParameters, tokenize
+from flows.train import TrainParameters, train
+from gptpipe import tracking
+from gptpipe.config import PipelineConfig
+from gptpipe.evaluate import Evaluation
+from gptpipe.generate import Sample, Samples
+from gptpipe.launch import TrainResult
+
+log = logging.getLogger("gptpipe.flows")
+
+
+@flow(name="retrain")
+def retrain(parameters: PipelineConfig) -> dict[str, Any]:
+    """Real text in, a trained, evaluated, registered GPT out. A stage done before is not done again."""
+    config = parameters
+    tracking.check_registry(config)
+    dataset = tokenize(TokenizeParameters(data=config.data))
+    init = "" if config.init == "scratch" else import_weights(ImportParameters(weights=tracking.resolve_weights(config.init, config)))
+    training = train(TrainParameters(data=dataset["dataset"], config=config, init=init))
+    evaluation = evaluate(
+        EvaluateParameters(weights=training["best_checkpoint"], data=dataset["dataset"], config=config.evaluate)
+    )
+    samples = sample(SampleParameters(weights=training["best_checkpoint"], config=config.sample))
+    registered = publish(config, training, evaluation, samples) if training["run_id"] else None
+    return {"dataset": dataset, "training": training, "evaluation": evaluation, "samples": samples, "model": registered}
+
+
+@task(name="register and promote", cache_policy=NO_CACHE, persist_result=False)
+def publish(
+    config: PipelineConfig, training: dict[str, Any], evaluation: dict[str, Any], samples: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Log the results to the training's MLflow run, register the model, and move the alias if it is better."""
+    link = tracking.RunLink(training["run_id"], training["experiment_id"])
+    result = TrainResult(**{k: v for k, v in training.items() if k not in ("run_id", "experiment_id")})
+    scored = Evaluation(**{k: v for k, v in evaluation.items() if k != "sentence"})
+    made = Samples(**{**samples, "samples": [Sample(**s) for s in samples["samples"]]})
+    picture = tracking.log_results(link, result, scored, made)
+    text = f"# {scored.sentence}\n\n[Run in MLflow]({link.url})\n\nCheckpoint `{result.best_checkpoint}`"
+    registered = None
+    if config.promote.register_model:
+        registered = tracking.register(config, link, result, scored)
+        verdict = f"{config.promote.alias}: {registered.decision.reason}"
+        log.info("register: %s version %s, %s", registered.name, registered.version, verdict)
+        text += f"\n\nModel `{registered.uri}`, {verdict}"
+    report.page("retrain", text, picture)
+    if registered is None:
+        return None
+    return {"name": registered.name, "version": registered.version, "uri": registered.uri, "how_to_open": link.how_to_open,
+            "champion": registered.decision.promote, "decision": registered.decision.reason}  # fmt: skip

@@ -1,0 +1,343 @@
+"""`gptpipe`, the command. Exit codes: 0 done, 2 what was given is wrong, 75 stopped resumable, 1 anything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gptpipe import __version__
+from gptpipe.config import PRESETS, PipelineConfig, load_config, preset_summary, preset_values
+from gptpipe.errors import EXIT_FAILED, EXIT_RESUMABLE, EXIT_USER_ERROR, Preempted, UserError
+from gptpipe.progress import show_on_console
+from gptpipe.settings import prepare_environment, reload_settings, settings
+
+# the base of what a wrong command line raises; typer carries its own click and exports only the leaves
+UsageError: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+                  help="Raw text in, an evaluated and registered GPT out, again every night.")  # fmt: skip
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, logs on stderr.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with any of the configuration's keys.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One value, e.g. train.steps=200.")]
+Preset = Annotated[str | None, typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}.")]
+Corpora = Annotated[list[str] | None, typer.Option("--corpus", metavar="URL", help="Text to train on: file, folder, glob, "
+                                                   "s3:// or stdlib:; NAME=URL gives it a name.")]  # fmt: skip
+WeightsOption = Annotated[str, typer.Option("--weights", help="Checkpoint or its parent, Hugging Face folder, "
+                                            ".safetensors, .pth, or models:/NAME@ALIAS.")]  # fmt: skip
+
+
+def main() -> None:
+    """The console script's entry."""
+    wants_json = "--json" in sys.argv
+    code = EXIT_FAILED
+    try:
+        prepare_environment()
+        show_on_console(settings().log_level)
+        code = app(standalone_mode=False) or 0
+    except UserError as error:
+        code = EXIT_USER_ERROR
+        _fail(error.as_dict(), str(error), wants_json)
+    except UsageError as error:
+        code = EXIT_USER_ERROR
+        message = error.format_message().rstrip(".").replace("\n", " ")
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context else "gptpipe"
+        hint = f"see `{where} --help`"
+        _fail({"message": message, "where": where, "hint": hint}, f"{where}: {message} — {hint}", wants_json)
+    except Preempted as stopped:
+        code = EXIT_RESUMABLE
+        _fail({"message": str(stopped), "where": "train", "hint": "run the same command again"}, str(stopped), wants_json)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail({"message": "stopped", "where": "", "hint": ""}, "stopped", wants_json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BaseException as error:
+        if type(error).__name__ == "Cancelled":
+            _fail({"message": str(error), "where": "train", "hint": "run again to go on"}, str(error), wants_json)
+        else:
+            details = getattr(error, "details", "") or traceback.format_exc()
+            sys.stderr.write(f"{details.rstrip()}\n")
+            _fail({"message": f"{type(error).__name__}: {error}", "where": "", "hint": ""}, f"failed: {error}", wants_json)
+    sys.exit(code)
+
+
+def _fail(error: dict[str, str], line: str, wants_json: bool) -> None:
+    if wants_json:
+        print(json.dumps({"error": error}))
+    sys.stderr.write(f"error: {line}\n" if error["message"] != line else f"{line}\n")
+
+
+def _answer(values: dict[str, Any], wants_json: bool, text: str) -> None:
+    print(json.dumps(values) if wants_json else text)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"gptpipe {__version__}")
+        raise typer.Exit()
+
+
+def _configure(
+    config: Path | None, overrides: list[str] | None, preset: str | None = None, corpora: list[str] | None = None
+) -> PipelineConfig:
+    given: dict[str, Any] = {}
+    if corpora:
+        given["data"] = {"corpus": [_corpus(text) for text in corpora]}
+    return load_config(preset=preset, file=config, overrides=overrides, **given)
+
+
+def _corpus(text: str) -> dict[str, str]:
+    name, equals, url = text.partition("=")
+    if equals and name and "/" not in name and not Path(text).exists():
+        return {"name": name, "url": url}
+    return {"url": text}
+
+
+def _use_storage(url: str | None) -> None:
+    if url:
+        os.environ["GPTPIPE_STORAGE"] = url
+        reload_settings()
+
+
+@app.command()
+def run(
+    config: ConfigFile = None, overrides: Overrides = None, preset: Preset = None, corpus: Corpora = None,
+    storage: Annotated[str | None, typer.Option(help="Folder or s3:// URL for everything that is made.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Train again even if this training is finished.")] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """The whole pipeline in place: tokenize, train, evaluate, sample, register, promote or keep."""
+    _use_storage(storage)
+    parameters = _configure(config, overrides, preset, corpus)
+    if force:
+        parameters = parameters.model_copy(update={"force": True})
+    from gptpipe.data.sources import list_sources
+    from gptpipe.storage import check_writable, normalize
+
+    list_sources(parameters.data)  # what cannot work is said before a server is started
+    check_writable(normalize(settings().storage_url))
+    result = _run_flow(parameters)
+    _answer(result, as_json, _summary(parameters, result))
+
+
+def _run_flow(parameters: PipelineConfig) -> dict[str, Any]:
+    """`retrain` in this process; Prefect's own server is started in it unless PREFECT_API_URL names one."""
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "gptpipe")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
+    # the terminal's logger speaks for itself; Prefect's handler comes on top of it
+    import prefect.main  # noqa: F401
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
+    from prefect.settings.context import temporary_settings
+
+    from flows.retrain import retrain
+
+    show_on_console(settings().log_level)
+    # each flow waits about a second for its heartbeat's thread to end; nobody watches this process for zombies
+    with temporary_settings(restore_defaults=[PREFECT_FLOWS_HEARTBEAT_FREQUENCY]):
+        result: dict[str, Any] = retrain(parameters)
+    return result
+
+
+def _summary(parameters: PipelineConfig, result: dict[str, Any]) -> str:
+    """What was made, how good it is, where it is, and how to look at it: a few lines."""
+    training, evaluation, samples, model = (result[key] for key in ("training", "evaluation", "samples", "model"))
+    speed = f", {training['tokens_per_second']:,.0f} tokens/s" if training["tokens_per_second"] else ""
+    python = samples["python_lines"]
+    first = samples["samples"][0]
+    lines = [
+        "",
+        f"made      a {parameters.preset} GPT, {training['steps']:,} steps over {training['tokens']:,} tokens of "
+        f"{result['dataset']['tokens']:,}{speed}",
+        f"good      {evaluation['sentence']}",
+        f"          {evaluation['bits_per_byte']:.3f} bits a byte"
+        + (f"; {python:.0%} of its lines are Python's" if python is not None else ""),
+        f"says      {first['text'][:100]!r}",
+        f"is at     {training['best_checkpoint']}",
+    ]
+    if model:
+        lines += [
+            f"is        {model['uri']}, {'now' if model['champion'] else 'not'} {parameters.promote.alias} ({model['decision']})",
+            f"look at   {model['how_to_open']}",
+        ]
+    lines.append(f"try it    gptpipe generate --weights {training['best_checkpoint']} --prompt 'def main('")
+    return "\n".join(lines)
+
+
+@app.command()
+def tokenize(
+    corpus: Corpora = None,
+    out: Annotated[str, typer.Option(help="Folder or URL; the dataset lies in <out>/<id>/.")] = ...,  # type: ignore[assignment]
+    tokenizer: Annotated[str | None, typer.Option(help="A tiktoken encoding.")] = None,
+    validation: Annotated[float | None, typer.Option(help="Share of the documents kept for validation.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; by default one a core.")] = None,
+    config: ConfigFile = None, overrides: Overrides = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Corpora to Parquet token shards."""
+    if not corpus and config is None and not any((o or "").startswith("data.corpus") for o in overrides or []):
+        raise UserError("no corpus", where="--corpus", hint="give a file, folder, glob, s3:// URL, or stdlib:")
+    given = {"tokenizer": tokenizer, "validation": validation, "workers": workers,
+             "corpus": [_corpus(text) for text in corpus] if corpus else None}  # fmt: skip
+    options = load_config(file=config, overrides=overrides, data={k: v for k, v in given.items() if v is not None}).data
+    from gptpipe.data.build import tokenize as make_dataset
+
+    result = make_dataset(options, out)
+    dropped = ", ".join(f"{count} left out: {reason}" for reason, count in result.dropped.items())
+    if result.already_done:
+        text = f"already done: {result.dataset}"
+    else:
+        text = (f"{result.documents:,} documents, {result.tokens:,} tokens, {result.shards} shards, "
+                f"{result.megabytes_per_second:.1f} MB/s → {result.dataset}")  # fmt: skip
+    _answer(result.as_dict(), as_json, f"{text}\n{dropped}".rstrip())
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Option(help="Dataset, or the folder of datasets (the one made last).")],
+    out: Annotated[str, typer.Option(help="Folder or URL; the training lies in <out>/<id>/.")],
+    config: ConfigFile = None, overrides: Overrides = None, preset: Preset = None,
+    init: Annotated[str | None, typer.Option(help="WEIGHTS to start from.")] = None,
+    nproc: Annotated[int | None, typer.Option(help="Ranks on this machine.")] = None,
+    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the newest checkpoint.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="A new attempt even if this training is finished.")] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Train on a dataset, followed into MLflow."""
+    options = _configure(config, [*(overrides or []), *([f"train.nproc={nproc}"] if nproc else [])], preset)
+    if force:
+        options = options.model_copy(update={"force": True})
+    from gptpipe import storage, tracking
+    from gptpipe.pretrained import import_weights
+
+    start = init or options.init
+    checkpoint = ""
+    if start != "scratch":
+        source = tracking.resolve_weights(start, options)
+        checkpoint = import_weights(source, storage.join(storage.normalize(out), "init", _short(source))).url
+    result, link = tracking.train_and_track(options, data=data, out=out, init=checkpoint, resume=resume)
+    values = {**result.as_dict(), "run_id": link.run_id if link else None}
+    text = f"{'already done: ' if result.already_done else ''}{result.steps:,} steps, {result.tokens:,} tokens → {result.checkpoint}"
+    if result.validation_loss is not None:
+        text += f"\nvalidation loss {result.validation_loss:.3f}"
+    _answer(values, as_json, text + (f"\nlook at  {link.how_to_open}" if link else ""))
+
+
+def _short(text: str) -> str:
+    from gptpipe.config import digest
+    from gptpipe.storage import normalize
+
+    return digest(normalize(text))[:12]
+
+
+@app.command()
+def evaluate(
+    weights: WeightsOption,
+    data: Annotated[str | None, typer.Option(help="Dataset whose split is scored.")] = None,
+    text: Annotated[str | None, typer.Option(help="Text file, or - for standard input.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens a window; by default the model's context.")] = None,
+    config: ConfigFile = None, overrides: Overrides = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Cross-entropy, perplexity and bits per byte over a dataset's split or a text."""
+    options = load_config(file=config, overrides=overrides).evaluate
+    if config is None and not any("evaluate.max_tokens" in o for o in overrides or []):
+        options = options.model_copy(update={"max_tokens": 0})
+    content = _read_text(text) if text is not None else None
+    from gptpipe.evaluate import evaluate as score
+    from gptpipe.tracking import resolve_weights
+
+    found = score(resolve_weights(weights), data=data, text=content, config=options, context_length=context)
+    body = (f"{found.sentence}\n{found.bits_per_byte:.4f} bits a byte over {found.tokens:,} tokens, {found.bytes:,} bytes\n"
+            f"guessing costs {found.uniform:.3f} (uniform); scored: {found.scored}, {found.windows}")  # fmt: skip
+    _answer(found.as_dict(), as_json, body)
+
+
+def _read_text(name: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return data.decode("utf-8")
+    except OSError as error:
+        raise UserError(error.strerror or str(error), where=name, hint="give an existing text file, or -") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"byte {error.start} is not UTF-8", where=name, hint="convert the file to UTF-8") from None
+
+
+@app.command()
+def generate(
+    weights: WeightsOption,
+    prompt: Annotated[list[str], typer.Option("--prompt", help="Text to continue; may be given several times.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens generated a prompt.")] = 80,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest; 0 is all.")] = 50,
+    top_p: Annotated[float, typer.Option(help="Draw from the fewest that reach this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 1337,
+    as_json: Json = False,
+) -> None:
+    """Continue prompts."""
+    from gptpipe.config import SampleConfig, parse
+    from gptpipe.generate import generate as continue_prompts
+    from gptpipe.tracking import resolve_weights
+
+    options = parse(SampleConfig, {"prompts": prompt, "max_new_tokens": max_new_tokens, "temperature": temperature,
+                                   "top_k": top_k, "top_p": top_p, "seed": seed})  # fmt: skip
+    made = continue_prompts(resolve_weights(weights), prompt, options)
+    values = {"samples": [{"prompt": s.prompt, "text": s.text, "tokens": s.tokens} for s in made]}
+    _answer(values, as_json, "\n---\n".join(s.text for s in made))
+
+
+@app.command(name="import")
+def import_(
+    weights: Annotated[str, typer.Argument(help="Hugging Face folder, .safetensors, .pth or checkpoint.")],
+    out: Annotated[str, typer.Option(help="Folder or URL; the checkpoint lies in <out>/step-<step>/.")],
+    as_json: Json = False,
+) -> None:
+    """Weights of any supported layout to a checkpoint."""
+    from gptpipe.pretrained import import_weights
+    from gptpipe.tracking import resolve_weights
+
+    found = import_weights(resolve_weights(weights), out)
+    _answer({"checkpoint": found.url, "step": found.step, "sha256": found.model_sha256}, as_json, found.url)
+
+
+@app.command()
+def corpora(as_json: Json = False) -> None:
+    """The corpora that are built in."""
+    from gptpipe.data.sources import BUILT_IN
+
+    rows = [{"url": url, "description": item.description, "files": (files := list(item.files())) and len(files),
+             "megabytes": round(sum(f.size for f in files) / 1e6, 1)} for url, item in BUILT_IN.items()]  # fmt: skip
+    text = "\n".join(f"{row['url']:10} {row['description']} (here {row['files']:,} files, {row['megabytes']} MB)" for row in rows)
+    _answer({"corpora": rows}, as_json, text)
+
+
+@app.command()
+def presets(as_json: Json = False) -> None:
+    """The presets and what is in them."""
+    rows = [{"name": name, "description": preset_summary(name), "values": preset_values(name)} for name in PRESETS]
+    text = "\n\n".join(f"{row['name']:11} {row['description']}\n            {_flat(row['values'])}" for row in rows)
+    _answer({"presets": rows}, as_json, text)
+
+
+def _flat(values: Any) -> str:
+    return "  ".join(f"{section}.{key}={value}" for section, keys in values.items() for key, value in keys.items())
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What this machine has, and whether storage and tracking answer."""
+    from gptpipe.doctor import examine
+
+    checks = examine()
+    mark: Callable[[bool | None], str] = lambda ok: {True: "ok  ", False: "FAIL", None: "    "}[ok]  # noqa: E731
+    text = "\n".join(f"{mark(c.ok)} {c.name:12} {c.detail}" + (f" — {c.hint}" if c.hint else "") for c in checks)
+    _answer({"checks": [vars(c) for c in checks]}, as_json, text)
+    if any(c.ok is False for c in checks):
+        raise typer.Exit(EXIT_FAILED)

@@ -1,0 +1,110 @@
+"""What this machine has, and whether what the settings name answers."""
+
+from __future__ import annotations
+
+import os
+import platform
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import psutil
+
+from gptpipe import __version__, storage
+from gptpipe.errors import UserError
+from gptpipe.settings import settings
+
+_PACKAGES = ("torch", "prefect", "mlflow", "tiktoken", "pyarrow", "s3fs", "safetensors")
+_TIMEOUT = 5.0  # seconds
+
+
+@dataclass
+class Check:
+    """One line: `ok` is None where there is nothing to pass or fail."""
+
+    name: str
+    ok: bool | None
+    detail: str
+    hint: str = ""
+
+
+def examine() -> list[Check]:
+    """All checks; none raises."""
+    return [_versions(), _machine(), _device(), _tokenizer(), _storage(), _tracking(), _prefect()]
+
+
+def _versions() -> Check:
+    found, missing = [f"gptpipe {__version__}", f"Python {platform.python_version()}"], []
+    for name in _PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    hint = f"missing: {', '.join(missing)}; install gptpipe again" if missing else ""
+    return Check("versions", not missing, ", ".join(found), hint)
+
+
+def _machine() -> Check:
+    memory = psutil.virtual_memory()
+    home = settings().home_path
+    place = next(p for p in (home, *home.parents) if p.exists())
+    free = psutil.disk_usage(str(place)).free / 1e9
+    detail = f"{os.cpu_count()} cores, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB memory free, {free:.0f} GB disk free"
+    return Check("machine", free > 1, detail, "" if free > 1 else "free some disk space")
+
+
+def _device() -> Check:
+    import torch
+
+    from gptpipe.train.loop import has_bfloat16, pick_device
+
+    kind = pick_device("auto")
+    device = torch.device(kind)
+    if kind == "cuda":
+        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        detail = f"{torch.cuda.device_count()} GPUs: {names}"
+    else:
+        detail = "CPU, no GPU that torch can use"
+    return Check("device", None, f"{detail}; bfloat16 {'in hardware' if has_bfloat16(device) else 'not in hardware'}")
+
+
+def _tokenizer() -> Check:
+    from gptpipe.tokenizer import get_tokenizer
+
+    try:
+        return Check("tokenizer", True, f"gpt2, {get_tokenizer('gpt2').vocab_size:,} tokens, without network")
+    except UserError as error:
+        return Check("tokenizer", False, error.message, error.hint)
+
+
+def _storage() -> Check:
+    url = settings().storage_url
+    try:
+        storage.check_writable(url)
+        return Check("storage", True, f"{url} can be written and read")
+    except UserError as error:
+        return Check("storage", False, f"{url}: {error.message}", error.hint)
+
+
+def _tracking() -> Check:
+    uri = settings().tracking_uri
+    if uri.startswith("http"):
+        return _answers("tracking", f"{uri.rstrip('/')}/health", "start the MLflow server or set GPTPIPE_MLFLOW_URI")
+    path = uri.removeprefix("sqlite:///")
+    return Check("tracking", True, f"{uri}{'' if os.path.exists(path) else ' (made at the first run)'}")  # noqa: PTH110
+
+
+def _prefect() -> Check:
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        return Check("prefect", None, "no PREFECT_API_URL: `gptpipe run` starts a server in its own process")
+    return _answers("prefect", f"{url.rstrip('/')}/health", "start the Prefect server or unset PREFECT_API_URL")
+
+
+def _answers(name: str, url: str, hint: str) -> Check:
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as reply:
+            return Check(name, reply.status == 200, f"{url} answers {reply.status}")
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        return Check(name, False, f"{url}: {error}", hint)

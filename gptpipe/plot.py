@@ -1,0 +1,43 @@
+"""The picture of a training: its losses over tokens, beside what guessing by token frequency would cost."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+_TRAIN, _VALIDATION, _BASELINE, _INK = "#2f6fb3", "#c8501e", "#6b6b6b", "#222222"
+
+
+def loss_curve(lines: list[dict[str, Any]], *, unigram: float | None = None, title: str = "") -> bytes:
+    """A PNG of training and validation loss (nats a token) over tokens.
+
+    Args:
+        lines: of metrics.jsonl.
+        unigram: cross-entropy of the text's own token frequencies, drawn as a line.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    for key, label, color, style in (
+        ("train/loss", "training", _TRAIN, {"linewidth": 1.2}),
+        ("validation/loss", "validation", _VALIDATION, {"linewidth": 1.8, "marker": "o", "markersize": 4}),
+    ):
+        points = [(line["tokens"], line[key]) for line in lines if key in line]
+        if points:
+            xs, ys = zip(*points, strict=True)
+            axes.plot(xs, ys, color=color, label=f"{label} ({ys[-1]:.2f} at the end)", **style)
+    if unigram is not None:
+        axes.axhline(unigram, color=_BASELINE, linestyle="--", linewidth=1, label=f"token frequencies alone ({unigram:.2f})")
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("loss (nats a token)")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k")
+    axes.set_title(title, color=_INK, fontsize=11)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+    out = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(out)
+    return out.getvalue()

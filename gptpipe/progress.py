@@ -1,0 +1,79 @@
+"""What a person sees while it runs: lines of the `gptpipe` logger, and one line that changes on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+log = logging.getLogger("gptpipe.progress")
+_PLAIN_EVERY = 10.0  # seconds between plain progress lines
+
+
+class Progress:
+    """Turns the lines of metrics.jsonl into progress lines: loss, tokens a second, time left."""
+
+    def __init__(self, steps: int, tokens_a_step: int) -> None:
+        self._steps, self._tokens_a_step = steps, tokens_a_step
+        self._validation: float | None = None
+
+    def __call__(self, records: list[dict[str, Any]]) -> None:
+        for record in records:
+            self._validation = record.get("validation/loss", self._validation)
+        last = next((record for record in reversed(records) if "train/loss" in record), None)
+        if last is not None:
+            log.info(self.describe(last), extra={"progress": True})
+
+    def describe(self, record: dict[str, Any]) -> str:
+        speed = record["train/tokens_per_second"]
+        left = (self._steps - record["step"]) * self._tokens_a_step / speed
+        validation = f"  validation {self._validation:.3f}" if self._validation is not None else ""
+        return (
+            f"step {record['step']:,}/{self._steps:,}  loss {record['train/loss']:.3f}{validation}  "
+            f"{speed:,.0f} tokens/s  {duration(left)} left"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 42 s, 3 min 10 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class ConsoleHandler(logging.Handler):
+    """Log lines on stderr. On a terminal progress stays on one line; elsewhere it is a plain line now and then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._terminal = sys.stderr.isatty()
+        self._open = False
+        self._last = -_PLAIN_EVERY
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if getattr(record, "progress", False):
+            if self._terminal:
+                sys.stderr.write(f"\r\x1b[K{text}")
+                self._open = True
+            elif record.created - self._last >= _PLAIN_EVERY:
+                self._last = record.created
+                sys.stderr.write(f"{text}\n")
+        else:
+            start = "\n" if self._open else ""
+            self._open = False
+            prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+            sys.stderr.write(f"{start}{prefix}{text}\n")
+        sys.stderr.flush()
+
+
+def show_on_console(level: str) -> None:
+    """Let the `gptpipe` logger speak on stderr."""
+    root = logging.getLogger("gptpipe")
+    root.setLevel(level)
+    root.propagate = False
+    root.handlers = [handler for handler in root.handlers if not isinstance(handler, ConsoleHandler)]
+    root.addHandler(ConsoleHandler())

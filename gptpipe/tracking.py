@@ -1,0 +1,432 @@
+"""MLflow. It follows the metrics file that rank 0 writes, so training neither waits for MLflow nor needs it.
+
+One run a training, found again by its tag after a stop; each step is logged once. Checkpoints are logged by
+URL: large files go to object storage directly and never through the tracking server.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptpipe import launch, storage
+from gptpipe.config import PipelineConfig, flatten
+from gptpipe.data.dataset import Dataset, open_dataset
+from gptpipe.errors import Preempted, UserError
+from gptpipe.evaluate import Evaluation
+from gptpipe.generate import Samples
+from gptpipe.launch import TrainResult, Watchers
+from gptpipe.plot import loss_curve
+from gptpipe.progress import Progress
+from gptpipe.promote import Decision, Score, decide
+from gptpipe.settings import settings
+from gptpipe.train.job import METRICS, Job
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+log = logging.getLogger(__name__)
+
+TRAINING_TAG = "gptpipe.training"
+_FLUSH_SECONDS = 30.0  # how long the end of a training waits for a slow server
+_RETRY_SECONDS = 5.0
+_POINTS_A_CALL = 1000  # MLflow's limit for one batch of metrics
+_MODELS = "models:/"
+
+
+def connect() -> MlflowClient:
+    """A client of the tracking server or database; `import mlflow` happens here, at first use."""
+    from mlflow import MlflowClient
+
+    uri = settings().tracking_uri
+    if uri.startswith("sqlite:"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        for name in ("alembic", "mlflow.store.db.utils"):  # its database migrations, a line each
+            logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def experiment_id(client: MlflowClient) -> str:
+    """The experiment that runs go to, made when it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    name = settings().experiment
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    root = settings().artifact_root
+    try:
+        return str(client.create_experiment(name, artifact_location=storage.as_uri(root) if root else None))
+    except MlflowException:  # another run made it at the same moment
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def check_registry(config: PipelineConfig) -> None:
+    """A UserError when the tracking server would refuse to register a model from where checkpoints are."""
+    here = settings()
+    if config.promote.register_model and here.tracking_uri.startswith("http") and storage.is_local(here.storage_url):
+        raise UserError("a tracking server registers no model from a local folder", where=f"GPTPIPE_STORAGE={here.storage_url}",
+                        hint="set GPTPIPE_STORAGE to an s3:// URL, or promote.register_model=false")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunLink:
+    """Where a run is looked at."""
+
+    run_id: str
+    experiment_id: str
+
+    @property
+    def url(self) -> str:
+        """Its page, where a server shows it; the path of the page below `mlflow ui` otherwise."""
+        uri = settings().tracking_uri
+        base = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+        return f"{base}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+    @property
+    def how_to_open(self) -> str:
+        uri = settings().tracking_uri
+        if uri.startswith("http"):
+            return self.url
+        return f"mlflow ui --backend-store-uri {uri}   then open {self.url}"
+
+
+class TrainingTracker:
+    """Follows one training into one MLflow run, from a thread of its own.
+
+    Lines wait in memory while the server does not answer; what it never took is still in metrics.jsonl and is
+    logged when the training is started or looked at again.
+    """
+
+    def __init__(self, config: PipelineConfig, dataset: Dataset, tags: dict[str, str]) -> None:
+        self._config, self._dataset, self._tags = config, dataset, tags
+        self._lines: list[dict[str, Any]] = []
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._ending = False
+        self._warned = False
+        self._training = ""
+        self._run: Run | None = None
+        self._logged_step = -1
+        self._client: MlflowClient | None = None
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+
+    def start(self, training: str) -> None:
+        """Begin to follow the training in this folder."""
+        self._training = training
+        self._thread.start()
+
+    def add(self, lines: list[dict[str, Any]]) -> None:
+        """Lines of metrics.jsonl; never waits."""
+        with self._lock:
+            self._lines += lines
+        self._wake.set()
+
+    def finish(self, status: str) -> RunLink | None:
+        """Log what is left and set the run's status. None when the server took nothing within the time."""
+        self._ending = True
+        self._wake.set()
+        self._thread.join(_FLUSH_SECONDS)
+        if self._thread.is_alive() or self._run is None or self._client is None:
+            log.warning("MLflow at %s does not answer: the metrics are kept in %s", settings().tracking_uri, METRICS)
+            return None
+        try:
+            self._client.set_terminated(self._run.info.run_id, status=status)
+        except Exception as error:  # whatever a client of a server raises
+            log.warning("MLflow did not take the run's end (%s)", error)
+        return RunLink(self._run.info.run_id, self._run.info.experiment_id)
+
+    def _work(self) -> None:
+        while True:
+            ending = self._ending  # before the lines are taken: what is added later is taken in another round
+            try:
+                if self._run is None:
+                    self._open()
+                self._log_lines()
+                if ending:
+                    return
+            except Exception as error:  # a server that is away must not end a training
+                if not self._warned:
+                    log.warning("MLflow does not answer (%s: %s); training goes on", type(error).__name__, error)
+                    self._warned = True
+                if ending:
+                    return
+                time.sleep(_RETRY_SECONDS)
+                continue
+            self._wake.wait(_RETRY_SECONDS)
+            self._wake.clear()
+
+    def _open(self) -> None:
+        self._client = self._client or connect()
+        self._run = find_run(self._client, self._training)
+        if self._run is None:
+            name = f"{self._config.preset} {self._training.rsplit('/', 1)[-1][:8]}"
+            self._run = self._client.create_run(
+                experiment_id(self._client), run_name=name, tags={TRAINING_TAG: self._training}
+            )
+        run_id = self._run.info.run_id
+        self._client.update_run(run_id, status="RUNNING")
+        self._log_facts(self._client, self._run)
+        history = self._client.get_metric_history(run_id, "train/loss")
+        self._logged_step = max((point.step for point in history), default=-1)
+
+    def _log_facts(self, client: MlflowClient, run: Run) -> None:
+        """Parameters, tags and the dataset, once."""
+        from mlflow.data.dataset_source_registry import resolve_dataset_source
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput, InputTag, Param, RunTag
+
+        values = {key: str(value) for key, value in flatten(self._config).items() if key not in run.data.params}
+        tags = {"gptpipe.dataset": self._dataset.id, "gptpipe.dataset_url": self._dataset.url, **git_tags(), **self._tags}
+        client.log_batch(
+            run.info.run_id, params=[Param(key, value[:6000]) for key, value in values.items()],
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )  # fmt: skip
+        if not run.inputs or not run.inputs.dataset_inputs:
+            source = resolve_dataset_source(storage.as_uri(self._dataset.url))
+            corpora = "+".join(self._dataset.manifest["corpora"])
+            entity = MetaDataset(source, name=corpora, digest=self._dataset.id)._to_mlflow_entity()
+            inputs = [DatasetInput(entity, tags=[InputTag("mlflow.data.context", "training")])]
+            client.log_inputs(run.info.run_id, datasets=inputs)
+
+    def _log_lines(self) -> None:
+        from mlflow.entities import Metric
+
+        assert self._client is not None
+        assert self._run is not None
+        with self._lock:
+            lines = [line for line in self._lines if line["step"] > self._logged_step]
+        now = int(time.time() * 1000)
+        points = [
+            (line["step"], Metric(key, float(value), now, line["step"]))
+            for line in lines
+            for key, value in line.items()
+            if key != "step"
+        ]
+        while points:
+            batch, points = points[:_POINTS_A_CALL], points[_POINTS_A_CALL:]
+            while points and points[0][0] == batch[-1][0] and len(batch) > 1:  # a step is logged whole
+                points.insert(0, batch.pop())
+            self._client.log_batch(self._run.info.run_id, metrics=[metric for _, metric in batch])
+            self._logged_step = batch[-1][0]
+        with self._lock:
+            self._lines = [line for line in self._lines if line["step"] > self._logged_step]
+
+
+def find_run(client: MlflowClient, training: str) -> Run | None:
+    """The run of the training in this folder, or None."""
+    found = client.search_runs([experiment_id(client)], f"tags.`{TRAINING_TAG}` = '{training}'", max_results=1)
+    return found[0] if found else None
+
+
+def git_tags() -> dict[str, str]:
+    """The commit of the working directory, where it is a git checkout."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"mlflow.source.git.commit": commit.stdout.strip()}
+
+
+def train_and_track(
+    config: PipelineConfig,
+    *,
+    data: str,
+    out: str,
+    init: str = "",
+    resume: bool = True,
+    tags: dict[str, str] | None = None,
+    watchers: Watchers | None = None,
+) -> tuple[TrainResult, RunLink | None]:
+    """`launch.train`, followed into an MLflow run. The run ends as KILLED or FAILED when training does."""
+    tracker = TrainingTracker(config, open_dataset(data), tags or {})
+    steps_tokens = config.train.batch_size * config.model.context_length
+    progress = Progress(config.train.steps, steps_tokens)
+    given = watchers or Watchers()
+
+    def started(job: Job) -> None:
+        tracker.start(job.training)
+        given.on_start(job)
+
+    def metrics(lines: list[dict[str, Any]]) -> None:
+        tracker.add(lines)
+        progress(lines)
+        given.on_metrics(lines)
+
+    following = replace(given, on_start=started, on_metrics=metrics)
+    status = "FAILED"
+    link = None
+    try:
+        result = launch.train(
+            config.model, config.train, data=data, out=out, init=init, resume=resume, force=config.force, watchers=following
+        )
+        status = "FINISHED"
+    except (Preempted, launch.Cancelled):
+        status = "KILLED"
+        raise
+    finally:
+        if tracker._thread.ident is not None:
+            link = tracker.finish(status)
+    if result.already_done:
+        tracker.start(result.training)
+        tracker.add(read_metrics(result.training))
+        link = tracker.finish("FINISHED")
+    return result, link
+
+
+def read_metrics(training: str) -> list[dict[str, Any]]:
+    """The lines of a training's metrics.jsonl."""
+    try:
+        content = storage.read_bytes(storage.join(training, METRICS))
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in content.splitlines() if line.strip()]
+
+
+@contextmanager
+def _reaching_mlflow() -> Iterator[None]:
+    """A server that does not answer is the user's to mend: one line instead of a client's traceback."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise UserError(f"MLflow refused: {error.message}", where=settings().tracking_uri,
+                        hint="`gptpipe doctor` tries the server; training itself is done and is found again") from error  # fmt: skip
+
+
+def log_results(link: RunLink, result: TrainResult, evaluation: Evaluation, samples: Samples) -> bytes:
+    """Log the evaluation, the samples, the loss picture and where the checkpoint is. Returns the picture."""
+    from mlflow.entities import Metric, RunTag
+
+    picture = loss_curve(read_metrics(result.training), unigram=evaluation.unigram, title=evaluation.sentence.split(":")[0])
+    values = {
+        "evaluation/cross_entropy": evaluation.cross_entropy,
+        "evaluation/perplexity": evaluation.perplexity,
+        "evaluation/bits_per_byte": evaluation.bits_per_byte,
+        "evaluation/unigram_cross_entropy": evaluation.unigram,
+    }
+    if samples.python_lines is not None:
+        values["samples/python_lines"] = samples.python_lines
+    now = int(time.time() * 1000)
+    with _reaching_mlflow(), tempfile.TemporaryDirectory(prefix="gptpipe-") as folder:
+        client = connect()
+        run = client.get_run(link.run_id)
+        new = {key: value for key, value in values.items() if run.data.metrics.get(key) != value}
+        client.log_batch(
+            link.run_id, metrics=[Metric(key, value, now, result.steps) for key, value in new.items()],
+            tags=[RunTag("gptpipe.checkpoint", result.best_checkpoint), RunTag("mlflow.note.content", evaluation.sentence)],
+        )  # fmt: skip
+        (Path(folder) / "loss.png").write_bytes(picture)
+        client.log_artifact(link.run_id, str(Path(folder) / "loss.png"))
+        name = f"samples/step-{samples.step:08d}.json"
+        if name not in {item.path for item in client.list_artifacts(link.run_id, "samples")}:  # log_table appends
+            rows = samples.samples
+            table = {"step": [samples.step] * len(rows), "prompt": [s.prompt for s in rows],
+                     "continuation": [s.continuation for s in rows]}  # fmt: skip
+            client.log_table(link.run_id, table, name)
+    return picture
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A model's version in the registry, and whether it became champion."""
+
+    name: str
+    version: str
+    decision: Decision
+
+    @property
+    def uri(self) -> str:
+        return f"{_MODELS}{self.name}/{self.version}"
+
+
+def register(config: PipelineConfig, link: RunLink, result: TrainResult, evaluation: Evaluation) -> Registered:
+    """Register the checkpoint as a model version, once, and move the alias to it if it is better."""
+    promote = config.promote
+    with _reaching_mlflow():
+        client = connect()
+        source = storage.as_uri(result.best_checkpoint)
+        _make_registered_model(client, promote.model_name)
+        versions = client.search_model_versions(f"name = '{promote.model_name}' and run_id = '{link.run_id}'")
+        version = next((v for v in versions if v.source == source), None)
+        if version is None:
+            tags = {"gptpipe.cross_entropy": repr(evaluation.cross_entropy), "gptpipe.scored": evaluation.scored}
+            version = client.create_model_version(
+                promote.model_name, source, run_id=link.run_id, tags=tags, description=evaluation.sentence
+            )
+        champion = _champion(client, promote.model_name, promote.alias)
+        if champion is not None and champion.version == version.version:
+            return Registered(promote.model_name, version.version, Decision(True, "it is the champion already"))
+        decision = decide(Score(evaluation.cross_entropy, evaluation.scored), _score_of(champion))
+        if decision.promote:
+            client.set_registered_model_alias(promote.model_name, promote.alias, version.version)
+        client.set_model_version_tag(promote.model_name, version.version, "gptpipe.decision", decision.reason)
+    return Registered(promote.model_name, version.version, decision)
+
+
+def _make_registered_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _champion(client: MlflowClient, name: str, alias: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def _score_of(version: Any) -> Score | None:
+    if version is None:
+        return None
+    tags = version.tags
+    return Score(float(tags.get("gptpipe.cross_entropy", "inf")), tags.get("gptpipe.scored", "unknown text"))
+
+
+def resolve_weights(weights: str, config: PipelineConfig | None = None) -> str:
+    """`models:/NAME@ALIAS`, `models:/NAME/VERSION` and `champion` as the checkpoint's URL; others as they are.
+
+    Raises:
+        UserError: no such model, version or alias.
+    """
+    promote = (config or PipelineConfig()).promote
+    if weights == "champion":
+        weights = f"{_MODELS}{promote.model_name}@{promote.alias}"
+    if not weights.startswith(_MODELS):
+        return weights
+    from mlflow.exceptions import MlflowException
+
+    name, at, alias = weights.removeprefix(_MODELS).partition("@")
+    try:
+        if at:
+            version = connect().get_model_version_by_alias(name, alias)
+        else:
+            name, _, number = name.partition("/")
+            version = connect().get_model_version(name, number)
+    except MlflowException as error:
+        raise UserError(error.message, where=weights, hint="give models:/NAME@ALIAS or models:/NAME/VERSION of a "
+                        "registered model") from None  # fmt: skip
+    return str(version.source).removeprefix("file://")
