@@ -29,14 +29,24 @@ def retrain(parameters: PipelineConfig) -> dict[str, Any]:
     config = parameters
     tracking.check_registry(config)
     dataset = tokenize(TokenizeParameters(data=config.data))
-    init = "" if config.init == "scratch" else import_weights(ImportParameters(weights=tracking.resolve_weights(config.init, config)))
+    init = (
+        ""
+        if config.init == "scratch"
+        else import_weights(ImportParameters(weights=tracking.resolve_weights(config.init, config)))
+    )
     training = train(TrainParameters(data=dataset["dataset"], config=config, init=init))
     evaluation = evaluate(
         EvaluateParameters(weights=training["best_checkpoint"], data=dataset["dataset"], config=config.evaluate)
     )
     samples = sample(SampleParameters(weights=training["best_checkpoint"], config=config.sample))
     registered = publish(config, training, evaluation, samples) if training["run_id"] else None
-    return {"dataset": dataset, "training": training, "evaluation": evaluation, "samples": samples, "model": registered}
+    return {
+        "dataset": dataset,
+        "training": training,
+        "evaluation": evaluation,
+        "samples": samples,
+        "model": registered,
+    }
 
 
 @task(name="register and promote", cache_policy=NO_CACHE, persist_result=False)
@@ -59,5 +69,11 @@ def publish(
     report.page("retrain", text, picture)
     if registered is None:
         return None
-    return {"name": registered.name, "version": registered.version, "uri": registered.uri, "how_to_open": link.how_to_open,
-            "champion": registered.decision.promote, "decision": registered.decision.reason}  # fmt: skip
+    return {
+        "name": registered.name,
+        "version": registered.version,
+        "uri": registered.uri,
+        "how_to_open": link.how_to_open,
+        "champion": registered.decision.promote,
+        "decision": registered.decision.reason,
+    }

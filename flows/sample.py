@@ -32,7 +32,12 @@ def sample(parameters: SampleParameters) -> dict[str, Any]:
     out = storage.join(parameters.storage or settings().storage_url, "samples")
     found = sample_once(resolve_weights(parameters.weights), parameters.config, out=out)
     python = "" if found.python_lines is None else f", {found.python_lines:.0%} of the lines are Python"
-    log.info("sample: %s%d prompts continued%s", "already done, " if found.already_done else "", len(found.samples), python)
+    log.info(
+        "sample: %s%d prompts continued%s",
+        "already done, " if found.already_done else "",
+        len(found.samples),
+        python,
+    )
     rows = [{"prompt": s.prompt, "continuation": s.continuation} for s in found.samples]
     create_table_artifact(table=rows, key="samples", description=f"Samples at step {found.step}{python}")
     return found.as_dict()

@@ -31,7 +31,7 @@ class TokenizeParameters(Section):
     storage: str | None = Field(None, description="Folder or s3:// URL; by default GPTPIPE_STORAGE")
 
 
-@flow(name="tokenize", task_runner=ThreadPoolTaskRunner(max_workers=64))
+@flow(name="tokenize", task_runner=ThreadPoolTaskRunner(max_workers=64))  # type: ignore[arg-type]
 def tokenize(parameters: TokenizeParameters) -> dict[str, Any]:
     """Make the dataset of these texts, unless it is there."""
     out = storage.join(parameters.storage or settings().storage_url, "datasets")
@@ -41,8 +41,12 @@ def tokenize(parameters: TokenizeParameters) -> dict[str, Any]:
     else:
         log.info(
             "tokenize: %s documents, %s tokens in %d shards, %.1f MB/s → %s",
-            f"{result.documents:,}", f"{result.tokens:,}", result.shards, result.megabytes_per_second, result.dataset,
-        )  # fmt: skip
+            f"{result.documents:,}",
+            f"{result.tokens:,}",
+            result.shards,
+            result.megabytes_per_second,
+            result.dataset,
+        )
     report.table("dataset", "The token dataset", result.as_dict())
     return result.as_dict()
 

@@ -22,7 +22,9 @@ class TrainParameters(Section):
     """A training on a dataset that exists."""
 
     data: str = Field(description="URL of a token dataset, or of the folder of datasets (the one made last)")
-    config: PipelineConfig = Field(default_factory=PipelineConfig, description="Preset and settings; `data` in it is not used")
+    config: PipelineConfig = Field(
+        default_factory=PipelineConfig, description="Preset and settings; `data` in it is not used"
+    )
     init: str = Field("", description="Checkpoint whose weights to start from; empty is random weights")
     storage: str | None = Field(None, description="Folder or s3:// URL; by default GPTPIPE_STORAGE")
 
@@ -32,10 +34,18 @@ def train(parameters: TrainParameters) -> dict[str, Any]:
     """Train, or go on from the newest checkpoint, unless this training is finished."""
     out = storage.join(parameters.storage or settings().storage_url, "trainings")
     result, link = train_and_track(
-        parameters.config, data=parameters.data, out=out, init=parameters.init, tags=report.run_tags(),
+        parameters.config,
+        data=parameters.data,
+        out=out,
+        init=parameters.init,
+        tags=report.run_tags(),
         watchers=Watchers(is_cancelled=report.is_cancelling),
-    )  # fmt: skip
-    log.info("train: %s, %s", "already done" if result.already_done else f"{result.steps:,} steps", result.checkpoint)
+    )
+    log.info(
+        "train: %s, %s",
+        "already done" if result.already_done else f"{result.steps:,} steps",
+        result.checkpoint,
+    )
     page = f"Checkpoint `{result.checkpoint}`\n\n"
     page += f"[Run in MLflow]({link.url})" if link else "MLflow did not answer; the metrics are in metrics.jsonl."
     report.page("training", page)

@@ -22,8 +22,12 @@ from gptpipe.errors import UserError
 
 FORMAT_VERSION = 1
 MODEL, CONFIG, OPTIMIZER, STATE, MANIFEST = (
-    "model.safetensors", "config.json", "optimizer.safetensors", "state.json", "manifest.json",
-)  # fmt: skip
+    "model.safetensors",
+    "config.json",
+    "optimizer.safetensors",
+    "state.json",
+    "manifest.json",
+)
 _STEP = re.compile(r"^step-(\d{8,})$")
 
 
@@ -72,7 +76,9 @@ def load_tensors(content: bytes, where: str) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(content)
     except SafetensorError as error:
-        raise UserError(f"not a whole safetensors file ({error})", where=where, hint="fetch or write it again") from None
+        raise UserError(
+            f"not a whole safetensors file ({error})", where=where, hint="fetch or write it again"
+        ) from None
 
 
 def step_name(step: int) -> str:
@@ -122,8 +128,11 @@ def open_checkpoint(url: str) -> Checkpoint | None:
     if not isinstance(manifest, dict) or MODEL not in manifest.get("files", {}):
         return None
     if manifest.get("format") != FORMAT_VERSION:
-        raise UserError(f"checkpoint format {manifest.get('format')}, this gptpipe reads {FORMAT_VERSION}", where=url,
-                        hint="use the gptpipe that wrote it")  # fmt: skip
+        raise UserError(
+            f"checkpoint format {manifest.get('format')}, this gptpipe reads {FORMAT_VERSION}",
+            where=url,
+            hint="use the gptpipe that wrote it",
+        )
     return Checkpoint(int(manifest["step"]), url, manifest)
 
 

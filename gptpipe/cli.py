@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -21,17 +22,34 @@ from gptpipe.settings import prepare_environment, reload_settings, settings
 # the base of what a wrong command line raises; typer carries its own click and exports only the leaves
 UsageError: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-                  help="Raw text in, an evaluated and registered GPT out, again every night.")  # fmt: skip
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Raw text in, an evaluated and registered GPT out, again every night.",
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, logs on stderr.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with any of the configuration's keys.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One value, e.g. train.steps=200.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One value, e.g. train.steps=200.")
+]
 Preset = Annotated[str | None, typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}.")]
-Corpora = Annotated[list[str] | None, typer.Option("--corpus", metavar="URL", help="Text to train on: file, folder, glob, "
-                                                   "s3:// or stdlib:; NAME=URL gives it a name.")]  # fmt: skip
-WeightsOption = Annotated[str, typer.Option("--weights", help="Checkpoint or its parent, Hugging Face folder, "
-                                            ".safetensors, .pth, or models:/NAME@ALIAS.")]  # fmt: skip
+Corpora = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--corpus",
+        metavar="URL",
+        help="Text to train on: file, folder, glob, s3:// or stdlib:; NAME=URL gives it a name.",
+    ),
+]
+WeightsOption = Annotated[
+    str,
+    typer.Option(
+        "--weights", help="Checkpoint or its parent, Hugging Face folder, .safetensors, .pth, or models:/NAME@ALIAS."
+    ),
+]
 
 
 def main() -> None:
@@ -54,18 +72,30 @@ def main() -> None:
         _fail({"message": message, "where": where, "hint": hint}, f"{where}: {message} — {hint}", wants_json)
     except Preempted as stopped:
         code = EXIT_RESUMABLE
-        _fail({"message": str(stopped), "where": "train", "hint": "run the same command again"}, str(stopped), wants_json)
+        _fail(
+            {"message": str(stopped), "where": "train", "hint": "run the same command again"},
+            str(stopped),
+            wants_json,
+        )
     except (typer.Abort, KeyboardInterrupt):
         _fail({"message": "stopped", "where": "", "hint": ""}, "stopped", wants_json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except BaseException as error:
         if type(error).__name__ == "Cancelled":
-            _fail({"message": str(error), "where": "train", "hint": "run again to go on"}, str(error), wants_json)
+            _fail(
+                {"message": str(error), "where": "train", "hint": "run again to go on"},
+                str(error),
+                wants_json,
+            )
         else:
             details = getattr(error, "details", "") or traceback.format_exc()
             sys.stderr.write(f"{details.rstrip()}\n")
-            _fail({"message": f"{type(error).__name__}: {error}", "where": "", "hint": ""}, f"failed: {error}", wants_json)
+            _fail(
+                {"message": f"{type(error).__name__}: {error}", "where": "", "hint": ""},
+                f"failed: {error}",
+                wants_json,
+            )
     sys.exit(code)
 
 
@@ -87,7 +117,10 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def _configure(
-    config: Path | None, overrides: list[str] | None, preset: str | None = None, corpora: list[str] | None = None
+    config: Path | None,
+    overrides: list[str] | None,
+    preset: str | None = None,
+    corpora: list[str] | None = None,
 ) -> PipelineConfig:
     given: dict[str, Any] = {}
     if corpora:
@@ -110,11 +143,14 @@ def _use_storage(url: str | None) -> None:
 
 @app.command()
 def run(
-    config: ConfigFile = None, overrides: Overrides = None, preset: Preset = None, corpus: Corpora = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    preset: Preset = None,
+    corpus: Corpora = None,
     storage: Annotated[str | None, typer.Option(help="Folder or s3:// URL for everything that is made.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Train again even if this training is finished.")] = False,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """The whole pipeline in place: tokenize, train, evaluate, sample, register, promote or keep."""
     _use_storage(storage)
     parameters = _configure(config, overrides, preset, corpus)
@@ -166,11 +202,27 @@ def _summary(parameters: PipelineConfig, result: dict[str, Any]) -> str:
     ]
     if model:
         lines += [
-            f"is        {model['uri']}, {'now' if model['champion'] else 'not'} {parameters.promote.alias} ({model['decision']})",
-            f"look at   {model['how_to_open']}",
+            f"is        {model['uri']}, {'now' if model['champion'] else 'not'} {parameters.promote.alias} "
+            f"({model['decision']})",
+            f"look at   {_located(model['how_to_open'])}",
         ]
-    lines.append(f"try it    gptpipe generate --weights {training['best_checkpoint']} --prompt 'def main('")
+    lines.append(
+        f"try it    {_command('gptpipe')} generate --weights {training['best_checkpoint']} --prompt 'def main('"
+    )
     return "\n".join(lines)
+
+
+def _command(name: str) -> str:
+    """How this environment's `name` is called: by its path where it is not the one on PATH."""
+    beside = Path(sys.executable).parent / name
+    found = shutil.which(name)
+    if not beside.exists() or (found and Path(found).resolve() == beside.resolve()):
+        return name
+    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
+
+
+def _located(command: str) -> str:
+    return command.replace("mlflow ", f"{_command('mlflow')} ", 1) if command.startswith("mlflow ") else command
 
 
 @app.command()
@@ -180,13 +232,19 @@ def tokenize(
     tokenizer: Annotated[str | None, typer.Option(help="A tiktoken encoding.")] = None,
     validation: Annotated[float | None, typer.Option(help="Share of the documents kept for validation.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one a core.")] = None,
-    config: ConfigFile = None, overrides: Overrides = None, as_json: Json = False,
-) -> None:  # fmt: skip
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
     """Corpora to Parquet token shards."""
     if not corpus and config is None and not any((o or "").startswith("data.corpus") for o in overrides or []):
         raise UserError("no corpus", where="--corpus", hint="give a file, folder, glob, s3:// URL, or stdlib:")
-    given = {"tokenizer": tokenizer, "validation": validation, "workers": workers,
-             "corpus": [_corpus(text) for text in corpus] if corpus else None}  # fmt: skip
+    given = {
+        "tokenizer": tokenizer,
+        "validation": validation,
+        "workers": workers,
+        "corpus": [_corpus(text) for text in corpus] if corpus else None,
+    }
     options = load_config(file=config, overrides=overrides, data={k: v for k, v in given.items() if v is not None}).data
     from gptpipe.data.build import tokenize as make_dataset
 
@@ -195,8 +253,10 @@ def tokenize(
     if result.already_done:
         text = f"already done: {result.dataset}"
     else:
-        text = (f"{result.documents:,} documents, {result.tokens:,} tokens, {result.shards} shards, "
-                f"{result.megabytes_per_second:.1f} MB/s → {result.dataset}")  # fmt: skip
+        text = (
+            f"{result.documents:,} documents, {result.tokens:,} tokens, {result.shards} shards, "
+            f"{result.megabytes_per_second:.1f} MB/s → {result.dataset}"
+        )
     _answer(result.as_dict(), as_json, f"{text}\n{dropped}".rstrip())
 
 
@@ -204,13 +264,15 @@ def tokenize(
 def train(
     data: Annotated[str, typer.Option(help="Dataset, or the folder of datasets (the one made last).")],
     out: Annotated[str, typer.Option(help="Folder or URL; the training lies in <out>/<id>/.")],
-    config: ConfigFile = None, overrides: Overrides = None, preset: Preset = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    preset: Preset = None,
     init: Annotated[str | None, typer.Option(help="WEIGHTS to start from.")] = None,
     nproc: Annotated[int | None, typer.Option(help="Ranks on this machine.")] = None,
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the newest checkpoint.")] = True,
     force: Annotated[bool, typer.Option("--force", help="A new attempt even if this training is finished.")] = False,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Train on a dataset, followed into MLflow."""
     options = _configure(config, [*(overrides or []), *([f"train.nproc={nproc}"] if nproc else [])], preset)
     if force:
@@ -225,10 +287,11 @@ def train(
         checkpoint = import_weights(source, storage.join(storage.normalize(out), "init", _short(source))).url
     result, link = tracking.train_and_track(options, data=data, out=out, init=checkpoint, resume=resume)
     values = {**result.as_dict(), "run_id": link.run_id if link else None}
-    text = f"{'already done: ' if result.already_done else ''}{result.steps:,} steps, {result.tokens:,} tokens → {result.checkpoint}"
+    done = "already done: " if result.already_done else ""
+    text = f"{done}{result.steps:,} steps, {result.tokens:,} tokens → {result.checkpoint}"
     if result.validation_loss is not None:
         text += f"\nvalidation loss {result.validation_loss:.3f}"
-    _answer(values, as_json, text + (f"\nlook at  {link.how_to_open}" if link else ""))
+    _answer(values, as_json, text + (f"\nlook at  {_located(link.how_to_open)}" if link else ""))
 
 
 def _short(text: str) -> str:
@@ -244,8 +307,10 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="Dataset whose split is scored.")] = None,
     text: Annotated[str | None, typer.Option(help="Text file, or - for standard input.")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens a window; by default the model's context.")] = None,
-    config: ConfigFile = None, overrides: Overrides = None, as_json: Json = False,
-) -> None:  # fmt: skip
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
     """Cross-entropy, perplexity and bits per byte over a dataset's split or a text."""
     options = load_config(file=config, overrides=overrides).evaluate
     if config is None and not any("evaluate.max_tokens" in o for o in overrides or []):
@@ -255,8 +320,10 @@ def evaluate(
     from gptpipe.tracking import resolve_weights
 
     found = score(resolve_weights(weights), data=data, text=content, config=options, context_length=context)
-    body = (f"{found.sentence}\n{found.bits_per_byte:.4f} bits a byte over {found.tokens:,} tokens, {found.bytes:,} bytes\n"
-            f"guessing costs {found.uniform:.3f} (uniform); scored: {found.scored}, {found.windows}")  # fmt: skip
+    body = (
+        f"{found.sentence}\n{found.bits_per_byte:.4f} bits a byte over {found.tokens:,} tokens, {found.bytes:,} bytes\n"
+        f"guessing costs {found.uniform:.3f} (uniform); scored: {found.scored}, {found.windows}"
+    )
     _answer(found.as_dict(), as_json, body)
 
 
@@ -286,8 +353,17 @@ def generate(
     from gptpipe.generate import generate as continue_prompts
     from gptpipe.tracking import resolve_weights
 
-    options = parse(SampleConfig, {"prompts": prompt, "max_new_tokens": max_new_tokens, "temperature": temperature,
-                                   "top_k": top_k, "top_p": top_p, "seed": seed})  # fmt: skip
+    options = parse(
+        SampleConfig,
+        {
+            "prompts": prompt,
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "seed": seed,
+        },
+    )
     made = continue_prompts(resolve_weights(weights), prompt, options)
     values = {"samples": [{"prompt": s.prompt, "text": s.text, "tokens": s.tokens} for s in made]}
     _answer(values, as_json, "\n---\n".join(s.text for s in made))
@@ -312,9 +388,18 @@ def corpora(as_json: Json = False) -> None:
     """The corpora that are built in."""
     from gptpipe.data.sources import BUILT_IN
 
-    rows = [{"url": url, "description": item.description, "files": (files := list(item.files())) and len(files),
-             "megabytes": round(sum(f.size for f in files) / 1e6, 1)} for url, item in BUILT_IN.items()]  # fmt: skip
-    text = "\n".join(f"{row['url']:10} {row['description']} (here {row['files']:,} files, {row['megabytes']} MB)" for row in rows)
+    rows = [
+        {
+            "url": url,
+            "description": item.description,
+            "files": (files := list(item.files())) and len(files),
+            "megabytes": round(sum(f.size for f in files) / 1e6, 1),
+        }
+        for url, item in BUILT_IN.items()
+    ]
+    text = "\n".join(
+        f"{row['url']:10} {row['description']} (here {row['files']:,} files, {row['megabytes']} MB)" for row in rows
+    )
     _answer({"corpora": rows}, as_json, text)
 
 

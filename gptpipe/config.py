@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ PRESETS = ("nano", "gpt2-124m", "gpt2-355m", "gpt2-774m", "gpt2-1558m", "book-12
 
 
 def _field(role: str, default: Any, description: str, unit: str | None, **bounds: Any) -> Any:
-    extra = {"role": role, **({"unit": unit} if unit else {})}
+    extra: dict[str, Any] = {"role": role, **({"unit": unit} if unit else {})}
     text = f"{description} [{unit}]" if unit else description
     return Field(default, description=text, json_schema_extra=extra, **bounds)
 
@@ -68,12 +69,14 @@ class ModelConfig(Section):
     n_layer: int = result(12, "Number of transformer blocks", ge=1, le=1024)
     n_head: int = result(12, "Number of attention heads a block; divides n_embd", ge=1)
     n_embd: int = result(768, "Width of the residual stream", "features", ge=1)
-    dropout: float = result(0.0, "Dropout after embeddings, on attention weights and on both residual branches",
-                            "probability", ge=0, lt=1)  # fmt: skip
+    dropout: float = result(
+        0.0, "Dropout after embeddings, on attention weights and on both residual branches", "probability", ge=0, lt=1
+    )
     qkv_bias: bool = result(True, "Whether the query, key and value projections have a bias")
     tie_weights: bool = result(True, "Whether the output layer shares its matrix with the token embedding")
     init: Literal["gpt2", "torch"] = result(
-        "gpt2", "Initial weights: GPT-2's normal(0, 0.02) with scaled residual projections, or torch's defaults"
+        "gpt2",
+        "Initial weights: GPT-2's normal(0, 0.02) with scaled residual projections, or torch's defaults",
     )
     layer_norm_epsilon: float = result(1e-5, "Added to the variance in layer norms", gt=0, lt=0.1)
 
@@ -105,13 +108,19 @@ class DataConfig(Section):
 
     corpus: list[Corpus] = result([Corpus(url="stdlib:")], "The texts to train on", min_length=1)
     tokenizer: str = result("gpt2", "Name of a tiktoken encoding; gpt2 needs no network")
-    validation: float = result(0.1, "Share of the documents kept for validation, chosen by a hash of their text",
-                               "fraction", ge=0, lt=1)  # fmt: skip
-    text_field: str = result("text", "Field of .jsonl lines and column of .parquet files that holds the text", min_length=1)
-    errors: Literal["strict", "replace", "skip"] = result(
-        "strict", "Text that is not UTF-8: stop and name it, replace the bytes, or skip the document and count it"
+    validation: float = result(
+        0.1, "Share of the documents kept for validation, chosen by a hash of their text", "fraction", ge=0, lt=1
     )
-    shard_megabytes: int = result(16, "Source text a shard holds at most, unless one file is larger", "MB", ge=1, le=4096)
+    text_field: str = result(
+        "text", "Field of .jsonl lines and column of .parquet files that holds the text", min_length=1
+    )
+    errors: Literal["strict", "replace", "skip"] = result(
+        "strict",
+        "Text that is not UTF-8: stop and name it, replace the bytes, or skip the document and count it",
+    )
+    shard_megabytes: int = result(
+        16, "Source text a shard holds at most, unless one file is larger", "MB", ge=1, le=4096
+    )
     workers: int = operational(0, "Processes that tokenize; 0 is one a core", "processes", ge=0, le=4096)
 
 
@@ -121,8 +130,9 @@ class TrainConfig(Section):
     steps: int = result(1000, "Optimizer steps", "steps", ge=1)
     batch_size: int = result(32, "Windows of context_length tokens a step, over all ranks", "windows", ge=1)
     learning_rate: float = result(6e-4, "Highest learning rate", gt=0, lt=10)
-    min_learning_rate: float = result(0.1, "Learning rate at the last step, as a share of the highest",
-                                      "fraction", ge=0, le=1)  # fmt: skip
+    min_learning_rate: float = result(
+        0.1, "Learning rate at the last step, as a share of the highest", "fraction", ge=0, le=1
+    )
     warmup_steps: int = result(50, "Steps over which the learning rate rises from zero", "steps", ge=0)
     weight_decay: float = result(0.1, "AdamW's decay, on matrices only", ge=0, lt=10)
     beta1: float = result(0.9, "AdamW's decay of the mean of the gradient", ge=0, lt=1)
@@ -136,14 +146,16 @@ class TrainConfig(Section):
     deterministic: bool = result(False, "On CUDA, only kernels whose result is the same bits every time (slower)")
     device: Literal["auto", "cpu", "cuda"] = result("auto", "Where to train; auto is CUDA where there is one")
     validate_every: int = operational(100, "Steps between validations; 0 is only at the end", "steps", ge=0)
-    validate_tokens: int = operational(65536, "Validation tokens each time, spread evenly over the split; 0 is all",
-                                       "tokens", ge=0)  # fmt: skip
+    validate_tokens: int = operational(
+        65536, "Validation tokens each time, spread evenly over the split; 0 is all", "tokens", ge=0
+    )
     checkpoint_every: int = operational(100, "Steps between checkpoints; 0 is only at the end", "steps", ge=0)
     keep_checkpoints: int = operational(2, "Latest checkpoints kept; the best is kept beside them", ge=1)
     log_every: int = operational(10, "Steps between lines in metrics.jsonl", "steps", ge=1)
     nproc: int = operational(1, "Ranks on this machine", "processes", ge=1, le=1024)
-    micro_batch: int = operational(0, "Windows a rank takes at once, accumulated to its share of batch_size; "
-                                   "0 is the whole share", "windows", ge=0)  # fmt: skip
+    micro_batch: int = operational(
+        0, "Windows a rank takes at once, accumulated to its share of batch_size; 0 is the whole share", "windows", ge=0
+    )
     threads: int = operational(0, "CPU threads a rank; 0 shares the cores out", "threads", ge=0)
     max_hours: float = operational(0.0, "Stop resumable after this long; 0 is never", "hours", ge=0)
     save_timeout: float = operational(60.0, "Time a preempted run has to save", "seconds", gt=0)
@@ -158,11 +170,13 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     """What a model is scored on."""
 
-    data: str | None = result(None, "A fixed dataset to score on, so that last month's numbers still compare; "
-                              "by default the run's own")  # fmt: skip
+    data: str | None = result(
+        None, "A fixed dataset to score on, so that last month's numbers still compare; by default the run's own"
+    )
     split: Literal["validation", "train"] = result("validation", "Split of the dataset that is scored")
-    max_tokens: int = result(0, "Tokens scored at most, in windows spread evenly over the split; 0 is all",
-                             "tokens", ge=0)  # fmt: skip
+    max_tokens: int = result(
+        0, "Tokens scored at most, in windows spread evenly over the split; 0 is all", "tokens", ge=0
+    )
     batch_size: int = operational(8, "Windows scored at once", "windows", ge=1)
 
 
@@ -171,8 +185,9 @@ class SampleConfig(Section):
 
     prompts: list[str] = result(
         ["Every effort moves you", "def main(", "import os\n\n\nclass ", "    def __init__(self"],
-        "Texts to continue", min_length=1,
-    )  # fmt: skip
+        "Texts to continue",
+        min_length=1,
+    )
     max_new_tokens: int = result(80, "Tokens generated a prompt", "tokens", ge=1, le=1 << 20)
     temperature: float = result(0.8, "Divides the logits; 0 takes the likeliest token", ge=0, le=100)
     top_k: int = result(50, "Draw from the k likeliest tokens; 0 is all", "tokens", ge=0)
@@ -252,7 +267,8 @@ def load_config(
     values = deep_merge(values, {key: value for key, value in given.items() if value is not None})
     if (name := values.get("preset")) is not None:
         preset_values(str(name))
-    return parse(PipelineConfig, values, where=str(file) if file else "")
+    config: PipelineConfig = parse(PipelineConfig, values, where=str(file) if file else "")
+    return config
 
 
 def parse(kind: type[Section], values: dict[str, Any], *, where: str = "") -> Any:
@@ -269,8 +285,11 @@ def parse(kind: type[Section], values: dict[str, Any], *, where: str = "") -> An
             raise UserError(f"unknown key{more}", where=place, hint=_nearest(dotted, known)) from None
         message = first["msg"].removeprefix("Value error, ")
         got = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
-        raise UserError(f"{message[:1].lower()}{message[1:]}{got}{more}", where=place,
-                        hint="`gptpipe presets` shows values that work") from None  # fmt: skip
+        raise UserError(
+            f"{message[:1].lower()}{message[1:]}{got}{more}",
+            where=place,
+            hint="`gptpipe presets` shows values that work",
+        ) from None
 
 
 def known_keys(kind: type[Section], prefix: str = "") -> list[str]:
@@ -347,10 +366,8 @@ def _parse_override(text: str) -> dict[str, Any]:
     except yaml.YAMLError:
         value = raw
     if isinstance(value, str):  # YAML 1.1 reads 3e-4 as text
-        try:
+        with suppress(ValueError):
             value = float(value) if any(c in value for c in "eE") else value
-        except ValueError:
-            pass
     for part in reversed(key.strip().split(".")):
         value = {part: value}
     nested: dict[str, Any] = value

@@ -50,7 +50,8 @@ def _machine() -> Check:
     home = settings().home_path
     place = next(p for p in (home, *home.parents) if p.exists())
     free = psutil.disk_usage(str(place)).free / 1e9
-    detail = f"{os.cpu_count()} cores, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB memory free, {free:.0f} GB disk free"
+    sizes = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB memory free, {free:.0f} GB disk free"
+    detail = f"{os.cpu_count()} cores, {sizes}"
     return Check("machine", free > 1, detail, "" if free > 1 else "free some disk space")
 
 

@@ -71,9 +71,14 @@ class Evaluation:
 
 
 def evaluate(
-    weights: str | GPT, *, data: str | None = None, text: str | None = None, config: EvaluateConfig | None = None,
-    context_length: int | None = None, tokenizer: str = "gpt2",
-) -> Evaluation:  # fmt: skip
+    weights: str | GPT,
+    *,
+    data: str | None = None,
+    text: str | None = None,
+    config: EvaluateConfig | None = None,
+    context_length: int | None = None,
+    tokenizer: str = "gpt2",
+) -> Evaluation:
     """Score weights on a split of a dataset or on a text.
 
     Args:
@@ -96,8 +101,11 @@ def evaluate(
         raise UserError("give either a dataset or a text", where="evaluate", hint="--data URL or --text FILE")
     context = context_length or model.config.context_length
     if not 1 <= context <= model.config.context_length:
-        raise UserError(f"a window of {context} tokens, the model's context is {model.config.context_length}",
-                        where="--context", hint="choose one between 1 and the model's context")  # fmt: skip
+        raise UserError(
+            f"a window of {context} tokens, the model's context is {model.config.context_length}",
+            where="--context",
+            hint="choose one between 1 and the model's context",
+        )
     if data is not None:
         return _evaluate_split(model, url, data, config, context)
     assert text is not None
@@ -115,12 +123,21 @@ def _evaluate_split(model: GPT, url: str, data: str, config: EvaluateConfig, con
         counts += np.bincount(stream.read(start, min(start + block, stream.length)), minlength=len(counts))
     batches = evaluation_batches(stream, context, config.batch_size, config.max_tokens)
     number = len(evaluation_windows(stream.length, context, config.max_tokens))
-    return _score(model, batches, counts, tokenizer, url, f"{config.split} split of dataset {dataset.id}",
-                  f"{number} windows of {context} tokens that do not overlap"
-                  + (", spread evenly over the split" if config.max_tokens else ""))  # fmt: skip
+    return _score(
+        model,
+        batches,
+        counts,
+        tokenizer,
+        url,
+        f"{config.split} split of dataset {dataset.id}",
+        f"{number} windows of {context} tokens that do not overlap"
+        + (", spread evenly over the split" if config.max_tokens else ""),
+    )
 
 
-def _evaluate_text(model: GPT, url: str, text: str, tokenizer: Tokenizer, config: EvaluateConfig, context: int) -> Evaluation:
+def _evaluate_text(
+    model: GPT, url: str, text: str, tokenizer: Tokenizer, config: EvaluateConfig, context: int
+) -> Evaluation:
     check_vocabulary(model.config, tokenizer.vocab_size, tokenizer.name, url)
     ids = np.array(tokenizer.encode(text), dtype=np.int64)
     if len(ids) < 2:
@@ -129,20 +146,40 @@ def _evaluate_text(model: GPT, url: str, text: str, tokenizer: Tokenizer, config
     tokens = torch.from_numpy(ids)
     batches = ((tokens[None, a : a + n], tokens[None, a + 1 : a + n + 1]) for a, n in windows)
     counts = np.bincount(ids[1:], minlength=tokenizer.vocab_size)
-    return _score(model, batches, counts, tokenizer, url, f"a text of {len(ids)} tokens",
-                  f"{len(windows)} windows of {context} tokens that do not overlap")  # fmt: skip
+    return _score(
+        model,
+        batches,
+        counts,
+        tokenizer,
+        url,
+        f"a text of {len(ids)} tokens",
+        f"{len(windows)} windows of {context} tokens that do not overlap",
+    )
 
 
 def _score(
-    model: GPT, batches: Iterable[Batch], counts: np.ndarray, tokenizer: Tokenizer, url: str, scored: str, windows: str
+    model: GPT,
+    batches: Iterable[Batch],
+    counts: np.ndarray,
+    tokenizer: Tokenizer,
+    url: str,
+    scored: str,
+    windows: str,
 ) -> Evaluation:
     nats, tokens, size = score_batches(model, batches, torch.from_numpy(tokenizer.byte_lengths))
     loss = nats / tokens
     return Evaluation(
-        cross_entropy=loss, perplexity=math.exp(min(loss, 700.0)), bits_per_byte=nats / math.log(2) / max(1, size),
-        tokens=tokens, bytes=size, uniform=math.log(model.config.vocab_size), unigram=entropy(counts), scored=scored,
-        windows=windows, weights=url,
-    )  # fmt: skip
+        cross_entropy=loss,
+        perplexity=math.exp(min(loss, 700.0)),
+        bits_per_byte=nats / math.log(2) / max(1, size),
+        tokens=tokens,
+        bytes=size,
+        uniform=math.log(model.config.vocab_size),
+        unigram=entropy(counts),
+        scored=scored,
+        windows=windows,
+        weights=url,
+    )
 
 
 @torch.no_grad()
@@ -170,9 +207,13 @@ def evaluate_once(weights: str, *, data: str, config: EvaluateConfig, out: str) 
     read: Weights = read_weights(weights)
     dataset = open_dataset(data)
     identity = digest(
-        {"stage": STAGE_VERSION, "weights": read.identity, "dataset": dataset.id,
-         "config": {key: value for key, value in config.result_fields().items() if key != "data"}}
-    )  # fmt: skip
+        {
+            "stage": STAGE_VERSION,
+            "weights": read.identity,
+            "dataset": dataset.id,
+            "config": {key: value for key, value in config.result_fields().items() if key != "data"},
+        }
+    )
     place = storage.join(storage.normalize(out), f"{identity}.json")
     try:
         known = {key: value for key, value in storage.read_json(place).items() if key != "sentence"}

@@ -192,13 +192,17 @@ class Samples:
 def sample_once(weights: str, config: SampleConfig, *, out: str) -> Samples:
     """Samples of the configured prompts, kept as `<out>/<id>.json` and read from there the next time."""
     read = read_weights(weights)
-    identity = digest(
-        {"stage": STAGE_VERSION, "weights": read.identity, "config": config.model_dump(mode="json")}
-    )  # fmt: skip
+    identity = digest({"stage": STAGE_VERSION, "weights": read.identity, "config": config.model_dump(mode="json")})
     place = storage.join(storage.normalize(out), f"{identity}.json")
     try:
         known = storage.read_json(place)
-        return Samples([Sample(**s) for s in known["samples"]], known["python_lines"], known["weights"], known["step"], True)
+        return Samples(
+            [Sample(**s) for s in known["samples"]],
+            known["python_lines"],
+            known["weights"],
+            known["step"],
+            True,
+        )
     except FileNotFoundError:
         pass
     made = generate(read.build(), config.prompts, config, tokenizer=read.tokenizer)

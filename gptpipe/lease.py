@@ -45,18 +45,26 @@ class Lease:
             holder = self._read()
             if holder is not None and _holds(holder):
                 who = f"{holder['user']}@{holder['host']} (process {holder['pid']})"
-                raise UserError(f"{who} is writing here", where=self.url.rsplit("/", 1)[0],
-                                hint="wait until it ends, or stop it; a dead holder's lease is over after a minute")  # fmt: skip
+                raise UserError(
+                    f"{who} is writing here",
+                    where=self.url.rsplit("/", 1)[0],
+                    hint="wait until it ends, or stop it; a dead holder's lease is over after a minute",
+                )
             storage.write_bytes(self.url, self._content())
             time.sleep(_SETTLE)
             now = self._read()
             if now is None or now["token"] != self._token:
-                raise UserError("another process took over at the same moment", where=self.url.rsplit("/", 1)[0],
-                                hint="wait until it ends")  # fmt: skip
+                raise UserError(
+                    "another process took over at the same moment",
+                    where=self.url.rsplit("/", 1)[0],
+                    hint="wait until it ends",
+                )
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
         self._thread.join(RENEW_EVERY)
         try:
@@ -72,9 +80,13 @@ class Lease:
         except (KeyError, OSError):
             user = str(os.getuid())
         holder = {
-            "token": self._token, "host": socket.gethostname(), "user": user, "pid": os.getpid(),
-            "started": psutil.Process().create_time(), "until": time.time() + LIFETIME,
-        }  # fmt: skip
+            "token": self._token,
+            "host": socket.gethostname(),
+            "user": user,
+            "pid": os.getpid(),
+            "started": psutil.Process().create_time(),
+            "until": time.time() + LIFETIME,
+        }
         return json.dumps(holder).encode()
 
     def _read(self) -> dict[str, Any] | None:

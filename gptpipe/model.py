@@ -60,7 +60,12 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = cache.extend(layer, key, value)
         out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0, is_causal=mask is None
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=mask is None,
         )
         out = self.c_proj(out.transpose(1, 2).reshape(b, t, c))
         result: Tensor = self.resid_dropout(out)

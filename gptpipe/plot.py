@@ -29,7 +29,13 @@ def loss_curve(lines: list[dict[str, Any]], *, unigram: float | None = None, tit
             xs, ys = zip(*points, strict=True)
             axes.plot(xs, ys, color=color, label=f"{label} ({ys[-1]:.2f} at the end)", **style)
     if unigram is not None:
-        axes.axhline(unigram, color=_BASELINE, linestyle="--", linewidth=1, label=f"token frequencies alone ({unigram:.2f})")
+        axes.axhline(
+            unigram,
+            color=_BASELINE,
+            linestyle="--",
+            linewidth=1,
+            label=f"token frequencies alone ({unigram:.2f})",
+        )
     axes.set_xlabel("tokens")
     axes.set_ylabel("loss (nats a token)")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k")
@@ -39,5 +45,5 @@ def loss_curve(lines: list[dict[str, Any]], *, unigram: float | None = None, tit
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
     out = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(out)
+    FigureCanvasAgg(figure).print_png(out)  # type: ignore[no-untyped-call]
     return out.getvalue()

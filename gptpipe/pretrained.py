@@ -109,7 +109,9 @@ def _unpickle(url: str) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         detail = f"it wants to import {wanted[1].rstrip('.')}" if wanted else "it is not a plain state dict"
-        raise UserError(f"refused: {detail}", where=url, hint="save only model.state_dict(), or use safetensors") from None
+        raise UserError(
+            f"refused: {detail}", where=url, hint="save only model.state_dict(), or use safetensors"
+        ) from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"not a torch file, or cut off ({error})", where=url, hint="save it again") from None
     for key in ("state_dict", "model"):
@@ -140,7 +142,7 @@ def _read_file(url: str, tensors: dict[str, Tensor]) -> Weights:
 def _tensor_digest(tensor: Tensor) -> list[Any]:
     import hashlib
 
-    data = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
+    data = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return [str(tensor.dtype), list(tensor.shape), hashlib.sha256(data).hexdigest()]
 
 
@@ -150,8 +152,11 @@ def _weights(url: str, identity: str, config: dict[str, Any], tensors: dict[str,
     if not model.qkv_bias:
         for name in [name for name in tensors if name.endswith("c_attn.bias")]:
             if tensors.pop(name).any():
-                raise UserError(f"{name} is not zero, but the config says that there is no QKV bias", where=url,
-                                hint="set gptpipe.qkv_bias to true in config.json")  # fmt: skip
+                raise UserError(
+                    f"{name} is not zero, but the config says that there is no QKV bias",
+                    where=url,
+                    hint="set gptpipe.qkv_bias to true in config.json",
+                )
     check_tensors(model, tensors, url)
     if model.tie_weights:
         tensors.pop("lm_head.weight", None)
@@ -167,8 +172,11 @@ def _standardize(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
             plain[short] = tensor
     first = plain.get("h.0.attn.c_attn.weight")
     if first is None:
-        raise UserError(f"not a GPT-2: no tensor h.0.attn.c_attn.weight among {', '.join(sorted(plain)[:3])}, …", where=where,
-                        hint=f"give {_SUPPORTED}")  # fmt: skip
+        raise UserError(
+            f"not a GPT-2: no tensor h.0.attn.c_attn.weight among {', '.join(sorted(plain)[:3])}, …",
+            where=where,
+            hint=f"give {_SUPPORTED}",
+        )
     if first.ndim == 2 and first.shape[1] == 3 * first.shape[0]:  # (in, out): GPT-2's own layout
         plain = {name: t.t().contiguous() if _LINEAR.match(name) and t.ndim == 2 else t for name, t in plain.items()}
     return plain
@@ -189,8 +197,11 @@ def check_tensors(config: ModelConfig, tensors: dict[str, Tensor], where: str) -
     ]
     problems += [f"{name} is {t.dtype}" for name, t in tensors.items() if not t.is_floating_point()]
     if problems:
-        raise UserError(f"{len(problems)} tensors do not fit the configuration: {'; '.join(problems)}", where=where,
-                        hint="give the config.json that belongs to these weights")  # fmt: skip
+        raise UserError(
+            f"{len(problems)} tensors do not fit the configuration: {'; '.join(problems)}",
+            where=where,
+            hint="give the config.json that belongs to these weights",
+        )
 
 
 def _guess_config(tensors: dict[str, Tensor], where: str) -> dict[str, Any]:
@@ -202,15 +213,23 @@ def _guess_config(tensors: dict[str, Tensor], where: str) -> dict[str, Any]:
     except (KeyError, ValueError):
         raise UserError("wte.weight or wpe.weight is missing", where=where, hint="give a GPT-2 state dict") from None
     if width % 64:
-        raise UserError(f"its width {width} does not tell the number of heads", where=where,
-                        hint="put the model's config.json beside the file")  # fmt: skip
+        raise UserError(
+            f"its width {width} does not tell the number of heads",
+            where=where,
+            hint="put the model's config.json beside the file",
+        )
     head = tensors.get("lm_head.weight")
     untied = head is not None and not torch.equal(head, tensors["wte.weight"])
     return {
-        "model_type": "gpt2", "vocab_size": vocab, "n_positions": context, "n_embd": width, "n_head": width // 64,
-        "n_layer": max(blocks) + 1, "tie_word_embeddings": not untied,
+        "model_type": "gpt2",
+        "vocab_size": vocab,
+        "n_positions": context,
+        "n_embd": width,
+        "n_head": width // 64,
+        "n_layer": max(blocks) + 1,
+        "tie_word_embeddings": not untied,
         "gptpipe": {"qkv_bias": "h.0.attn.c_attn.bias" in tensors},
-    }  # fmt: skip
+    }
 
 
 def model_config_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
@@ -224,27 +243,39 @@ def model_config_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
         raise UserError(f"a {kind or 'nameless'} model, not a GPT-2", where=where, hint=f"give {_SUPPORTED}")
     width = config.get("n_embd")
     unsupported = {
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "n_inner": (None, 4 * (width or 0)),
-        "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
-    }  # fmt: skip
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "n_inner": (None, 4 * (width or 0)),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    }
     for key, allowed in unsupported.items():
         if key in config and config[key] not in allowed:
-            raise UserError(f"{key} is {config[key]!r}, only {allowed[-1]!r} is supported", where=where,
-                            hint="give a GPT-2 without it")  # fmt: skip
+            raise UserError(
+                f"{key} is {config[key]!r}, only {allowed[-1]!r} is supported",
+                where=where,
+                hint="give a GPT-2 without it",
+            )
     ours = config.get("gptpipe") or {}
     try:
         return ModelConfig(
             vocab_size=config["vocab_size"],
             context_length=config.get("n_positions", config.get("n_ctx", 1024)),
-            n_layer=config["n_layer"], n_head=config["n_head"], n_embd=config["n_embd"],
-            dropout=config.get("resid_pdrop", 0.1), qkv_bias=ours.get("qkv_bias", True),
-            tie_weights=config.get("tie_word_embeddings", True), init=ours.get("init", "gpt2"),
+            n_layer=config["n_layer"],
+            n_head=config["n_head"],
+            n_embd=config["n_embd"],
+            dropout=config.get("resid_pdrop", 0.1),
+            qkv_bias=ours.get("qkv_bias", True),
+            tie_weights=config.get("tie_word_embeddings", True),
+            init=ours.get("init", "gpt2"),
             layer_norm_epsilon=config.get("layer_norm_epsilon", 1e-5),
-        )  # fmt: skip
+        )
     except KeyError as error:
         raise UserError(f"the config has no {error}", where=where, hint="give the model's own config.json") from None
     except ValueError as error:
-        raise UserError(f"the config cannot be used: {error}", where=where, hint="give the model's own config.json") from None
+        raise UserError(
+            f"the config cannot be used: {error}", where=where, hint="give the model's own config.json"
+        ) from None
 
 
 def hf_config(config: ModelConfig, tokenizer: str, end_of_text: int) -> dict[str, Any]:
@@ -316,5 +347,8 @@ def import_weights(weights: str, out: str) -> Checkpoint:
 def check_vocabulary(config: ModelConfig, vocab_size: int, tokenizer: str, where: str) -> None:
     """A UserError when weights and tokenizer do not have the same vocabulary."""
     if config.vocab_size != vocab_size:
-        raise UserError(f"the weights know {config.vocab_size} tokens, the tokenizer {tokenizer!r} has {vocab_size}",
-                        where=where, hint="use the tokenizer that the weights were trained with")  # fmt: skip
+        raise UserError(
+            f"the weights know {config.vocab_size} tokens, the tokenizer {tokenizer!r} has {vocab_size}",
+            where=where,
+            hint="use the tokenizer that the weights were trained with",
+        )

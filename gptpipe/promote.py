@@ -26,8 +26,10 @@ def decide(challenger: Score, champion: Score | None) -> Decision:
     if champion is None:
         return Decision(True, "there was no champion")
     if challenger.scored != champion.scored:
-        return Decision(False, f"not comparable: the champion was scored on the {champion.scored}, "
-                               f"this model on the {challenger.scored}")  # fmt: skip
+        return Decision(
+            False,
+            f"not comparable: the champion was scored on the {champion.scored}, this model on the {challenger.scored}",
+        )
     difference = challenger.cross_entropy - champion.cross_entropy
     numbers = f"{challenger.cross_entropy:.4f} against the champion's {champion.cross_entropy:.4f} nats a token"
     if difference < 0:

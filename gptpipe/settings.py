@@ -18,12 +18,15 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="GPTPIPE_", env_file=".env", extra="ignore", env_ignore_empty=True)
 
     home: Path = Field(Path(".gptpipe"), description="Local folder for databases, caches and running jobs")
-    storage: str | None = Field(None, description="Folder or s3:// URL for datasets, checkpoints and results; "
-                                "by default <home>/storage")  # fmt: skip
-    mlflow_uri: str | None = Field(None, description="MLflow tracking server or database; "
-                                   "by default SQLite in <home>")  # fmt: skip
-    mlflow_artifacts: str | None = Field(None, description="Artifact root of a new MLflow experiment; "
-                                         "by default <storage>/mlflow for SQLite, the server's own otherwise")  # fmt: skip
+    storage: str | None = Field(
+        None, description="Folder or s3:// URL for datasets, checkpoints and results; by default <home>/storage"
+    )
+    mlflow_uri: str | None = Field(None, description="MLflow tracking server or database; by default SQLite in <home>")
+    mlflow_artifacts: str | None = Field(
+        None,
+        description="Artifact root of a new MLflow experiment; "
+        "by default <storage>/mlflow for SQLite, the server's own otherwise",
+    )
     experiment: str = Field("gptpipe", description="MLflow experiment that runs are logged to")
     s3_endpoint: str | None = Field(None, description="Endpoint of an S3-compatible server; empty is AWS")
     s3_access_key: str | None = Field(None, description="S3 access key; empty uses the usual AWS sources")
@@ -92,12 +95,13 @@ def prepare_environment() -> None:
     here = settings()
     if not os.environ.get("PREFECT_API_URL"):
         os.environ.setdefault("PREFECT_HOME", str(here.home_path / "prefect"))
-    for name, value in {
+    places: dict[str, str | None] = {
         "MLFLOW_S3_ENDPOINT_URL": here.s3_endpoint,
         "AWS_ENDPOINT_URL_S3": here.s3_endpoint,
         "AWS_ACCESS_KEY_ID": here.s3_access_key,
         "AWS_SECRET_ACCESS_KEY": here.s3_secret_key.get_secret_value() if here.s3_secret_key else None,
         "AWS_DEFAULT_REGION": here.s3_region,
-    }.items():
-        if value:
-            os.environ[name] = value
+    }
+    for name, place in places.items():
+        if place:
+            os.environ[name] = place

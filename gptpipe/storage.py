@@ -104,22 +104,34 @@ def _explained(url: str) -> Iterator[None]:
         raise UserError(f"access refused ({error})", where=url, hint=hint) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError("no space left on the device", where=url, hint="free some space or choose another "
-                            "folder; what was complete is kept, run again to go on") from error  # fmt: skip
+            raise UserError(
+                "no space left on the device",
+                where=url,
+                hint="free some space or choose another folder; what was complete is kept, run again to go on",
+            ) from error
         if error.errno in (errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EFBIG):
-            raise UserError(error.strerror, where=url, hint="choose another folder") from error
+            raise UserError(error.strerror or str(error), where=url, hint="choose another folder") from error
         if not is_local(url):
-            raise UserError(f"the object store did not answer as expected ({error})", where=url,
-                            hint="check GPTPIPE_S3_ENDPOINT and the bucket; `gptpipe doctor` tries both") from error  # fmt: skip
+            raise UserError(
+                f"the object store did not answer as expected ({error})",
+                where=url,
+                hint="check GPTPIPE_S3_ENDPOINT and the bucket; `gptpipe doctor` tries both",
+            ) from error
         raise
     except Exception as error:
         kind = type(error).__name__
         if kind in ("NoCredentialsError", "PartialCredentialsError", "NoAuthTokenError"):
-            raise UserError("no S3 credentials", where=url, hint="set GPTPIPE_S3_ACCESS_KEY and "
-                            "GPTPIPE_S3_SECRET_KEY (or the usual AWS variables)") from error  # fmt: skip
+            raise UserError(
+                "no S3 credentials",
+                where=url,
+                hint="set GPTPIPE_S3_ACCESS_KEY and GPTPIPE_S3_SECRET_KEY (or the usual AWS variables)",
+            ) from error
         if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
-            raise UserError(f"the object store did not answer ({error})", where=url,
-                            hint="check GPTPIPE_S3_ENDPOINT and that the server runs") from error  # fmt: skip
+            raise UserError(
+                f"the object store did not answer ({error})",
+                where=url,
+                hint="check GPTPIPE_S3_ENDPOINT and that the server runs",
+            ) from error
         raise
 
 
@@ -210,7 +222,12 @@ def put_file(path: Path, url: str) -> None:
 
 def get_file(url: str, path: Path) -> None:
     """Copy an object to a local file, which appears whole or not at all. Raises FileNotFoundError."""
-    with _explained(url), open_read(url) as source, atomic_file(path) as temporary, temporary.open("wb") as out:
+    with (
+        _explained(url),
+        open_read(url) as source,
+        atomic_file(path) as temporary,
+        temporary.open("wb") as out,
+    ):
         shutil.copyfileobj(source, out, _COPY_BLOCK)
 
 

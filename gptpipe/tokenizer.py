@@ -82,25 +82,39 @@ def get_tokenizer(name: str = "gpt2") -> Tokenizer:
         ranks = _gpt2_ranks()
         return Tokenizer(
             tiktoken.Encoding(
-                "gpt2", pat_str=_GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)},
+                "gpt2",
+                pat_str=_GPT2_PATTERN,
+                mergeable_ranks=ranks,
+                special_tokens={END_OF_TEXT: len(ranks)},
                 explicit_n_vocab=len(ranks) + 1,
             )
-        )  # fmt: skip
+        )
     known = tiktoken.list_encoding_names()
     if name not in known:
-        raise UserError(f"no tiktoken encoding is called {name!r}", where="data.tokenizer", hint=f"known: {', '.join(known)}")
+        raise UserError(
+            f"no tiktoken encoding is called {name!r}",
+            where="data.tokenizer",
+            hint=f"known: {', '.join(known)}",
+        )
     try:
         return Tokenizer(tiktoken.get_encoding(name))
     except Exception as error:  # requests raises a whole family; each means that the ranks did not come
-        raise UserError(f"its ranks could not be fetched ({type(error).__name__})", where=f"tokenizer {name}",
-                        hint="gpt2 needs no network; for others fill TIKTOKEN_CACHE_DIR on a machine that has one") from error  # fmt: skip
+        raise UserError(
+            f"its ranks could not be fetched ({type(error).__name__})",
+            where=f"tokenizer {name}",
+            hint="gpt2 needs no network; for others fill TIKTOKEN_CACHE_DIR on a machine that has one",
+        ) from error
 
 
 def _gpt2_ranks() -> dict[bytes, int]:
     """Merge ranks of GPT-2: the 256 bytes in GPT-2's order, then one token a merge of `gpt2.bpe`."""
     data = resources.files("gptpipe").joinpath("ranks", "gpt2.bpe").read_bytes()
     if hashlib.sha256(data).hexdigest() != _GPT2_BPE_SHA256:
-        raise UserError("the BPE ranks in the package are damaged", where="gptpipe/ranks/gpt2.bpe", hint="reinstall gptpipe")
+        raise UserError(
+            "the BPE ranks in the package are damaged",
+            where="gptpipe/ranks/gpt2.bpe",
+            hint="reinstall gptpipe",
+        )
     # GPT-2 writes bytes as printable characters: those that are printable as themselves, the rest from U+0100 on.
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     order = printable + [b for b in range(256) if b not in set(printable)]

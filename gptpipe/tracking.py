@@ -78,8 +78,11 @@ def check_registry(config: PipelineConfig) -> None:
     """A UserError when the tracking server would refuse to register a model from where checkpoints are."""
     here = settings()
     if config.promote.register_model and here.tracking_uri.startswith("http") and storage.is_local(here.storage_url):
-        raise UserError("a tracking server registers no model from a local folder", where=f"GPTPIPE_STORAGE={here.storage_url}",
-                        hint="set GPTPIPE_STORAGE to an s3:// URL, or promote.register_model=false")  # fmt: skip
+        raise UserError(
+            "a tracking server registers no model from a local folder",
+            where=f"GPTPIPE_STORAGE={here.storage_url}",
+            hint="set GPTPIPE_STORAGE to an s3:// URL, or promote.register_model=false",
+        )
 
 
 @dataclass(frozen=True)
@@ -190,15 +193,21 @@ class TrainingTracker:
         from mlflow.entities import DatasetInput, InputTag, Param, RunTag
 
         values = {key: str(value) for key, value in flatten(self._config).items() if key not in run.data.params}
-        tags = {"gptpipe.dataset": self._dataset.id, "gptpipe.dataset_url": self._dataset.url, **git_tags(), **self._tags}
+        tags = {
+            "gptpipe.dataset": self._dataset.id,
+            "gptpipe.dataset_url": self._dataset.url,
+            **git_tags(),
+            **self._tags,
+        }
         client.log_batch(
-            run.info.run_id, params=[Param(key, value[:6000]) for key, value in values.items()],
+            run.info.run_id,
+            params=[Param(key, value[:6000]) for key, value in values.items()],
             tags=[RunTag(key, value) for key, value in tags.items()],
-        )  # fmt: skip
+        )
         if not run.inputs or not run.inputs.dataset_inputs:
             source = resolve_dataset_source(storage.as_uri(self._dataset.url))
             corpora = "+".join(self._dataset.manifest["corpora"])
-            entity = MetaDataset(source, name=corpora, digest=self._dataset.id)._to_mlflow_entity()
+            entity = MetaDataset(source, name=corpora, digest=self._dataset.id)._to_mlflow_entity()  # type: ignore[abstract]
             inputs = [DatasetInput(entity, tags=[InputTag("mlflow.data.context", "training")])]
             client.log_inputs(run.info.run_id, datasets=inputs)
 
@@ -271,7 +280,14 @@ def train_and_track(
     link = None
     try:
         result = launch.train(
-            config.model, config.train, data=data, out=out, init=init, resume=resume, force=config.force, watchers=following
+            config.model,
+            config.train,
+            data=data,
+            out=out,
+            init=init,
+            resume=resume,
+            force=config.force,
+            watchers=following,
         )
         status = "FINISHED"
     except (Preempted, launch.Cancelled):
@@ -304,15 +320,20 @@ def _reaching_mlflow() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise UserError(f"MLflow refused: {error.message}", where=settings().tracking_uri,
-                        hint="`gptpipe doctor` tries the server; training itself is done and is found again") from error  # fmt: skip
+        raise UserError(
+            f"MLflow refused: {error.message}",
+            where=settings().tracking_uri,
+            hint="`gptpipe doctor` tries the server; training itself is done and is found again",
+        ) from error
 
 
 def log_results(link: RunLink, result: TrainResult, evaluation: Evaluation, samples: Samples) -> bytes:
     """Log the evaluation, the samples, the loss picture and where the checkpoint is. Returns the picture."""
     from mlflow.entities import Metric, RunTag
 
-    picture = loss_curve(read_metrics(result.training), unigram=evaluation.unigram, title=evaluation.sentence.split(":")[0])
+    picture = loss_curve(
+        read_metrics(result.training), unigram=evaluation.unigram, title=evaluation.sentence.split(":")[0]
+    )
     values = {
         "evaluation/cross_entropy": evaluation.cross_entropy,
         "evaluation/perplexity": evaluation.perplexity,
@@ -327,16 +348,23 @@ def log_results(link: RunLink, result: TrainResult, evaluation: Evaluation, samp
         run = client.get_run(link.run_id)
         new = {key: value for key, value in values.items() if run.data.metrics.get(key) != value}
         client.log_batch(
-            link.run_id, metrics=[Metric(key, value, now, result.steps) for key, value in new.items()],
-            tags=[RunTag("gptpipe.checkpoint", result.best_checkpoint), RunTag("mlflow.note.content", evaluation.sentence)],
-        )  # fmt: skip
+            link.run_id,
+            metrics=[Metric(key, value, now, result.steps) for key, value in new.items()],
+            tags=[
+                RunTag("gptpipe.checkpoint", result.best_checkpoint),
+                RunTag("mlflow.note.content", evaluation.sentence),
+            ],
+        )
         (Path(folder) / "loss.png").write_bytes(picture)
         client.log_artifact(link.run_id, str(Path(folder) / "loss.png"))
         name = f"samples/step-{samples.step:08d}.json"
         if name not in {item.path for item in client.list_artifacts(link.run_id, "samples")}:  # log_table appends
             rows = samples.samples
-            table = {"step": [samples.step] * len(rows), "prompt": [s.prompt for s in rows],
-                     "continuation": [s.continuation for s in rows]}  # fmt: skip
+            table = {
+                "step": [samples.step] * len(rows),
+                "prompt": [s.prompt for s in rows],
+                "continuation": [s.continuation for s in rows],
+            }
             client.log_table(link.run_id, table, name)
     return picture
 
@@ -364,7 +392,10 @@ def register(config: PipelineConfig, link: RunLink, result: TrainResult, evaluat
         versions = client.search_model_versions(f"name = '{promote.model_name}' and run_id = '{link.run_id}'")
         version = next((v for v in versions if v.source == source), None)
         if version is None:
-            tags = {"gptpipe.cross_entropy": repr(evaluation.cross_entropy), "gptpipe.scored": evaluation.scored}
+            tags = {
+                "gptpipe.cross_entropy": repr(evaluation.cross_entropy),
+                "gptpipe.scored": evaluation.scored,
+            }
             version = client.create_model_version(
                 promote.model_name, source, run_id=link.run_id, tags=tags, description=evaluation.sentence
             )
@@ -427,6 +458,7 @@ def resolve_weights(weights: str, config: PipelineConfig | None = None) -> str:
             name, _, number = name.partition("/")
             version = connect().get_model_version(name, number)
     except MlflowException as error:
-        raise UserError(error.message, where=weights, hint="give models:/NAME@ALIAS or models:/NAME/VERSION of a "
-                        "registered model") from None  # fmt: skip
+        raise UserError(
+            error.message, where=weights, hint="give models:/NAME@ALIAS or models:/NAME/VERSION of a registered model"
+        ) from None
     return str(version.source).removeprefix("file://")

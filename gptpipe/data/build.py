@@ -84,8 +84,12 @@ def tokenize(config: DataConfig, out: str, run: Runner | None = None) -> Tokeniz
 
 def shard_tasks(plan: DatasetPlan, config: DataConfig, earlier: Dataset | None) -> list[ShardTask]:
     """One task a shard; what an earlier dataset already holds is to be taken from there."""
-    options = {"tokenizer": config.tokenizer, "text_field": config.text_field, "validation": config.validation,
-               "by_position": plan.options["split"] == "position"}  # fmt: skip
+    options = {
+        "tokenizer": config.tokenizer,
+        "text_field": config.text_field,
+        "validation": config.validation,
+        "by_position": plan.options["split"] == "position",
+    }
     if earlier is None or (earlier.options, earlier.tokenizer) != (plan.options, plan.tokenizer):
         return [ShardTask(shard, plan.url, **options) for shard in plan.shards]  # type: ignore[arg-type]
     holding = earlier.sources()
@@ -159,7 +163,9 @@ def commit(plan: DatasetPlan, config: DataConfig, reports: list[ShardReport]) ->
     Raises:
         UserError: there is no text at all, or a split that was asked for would be empty.
     """
-    files = [file for split in ("train", "validation") for report in reports for file in report.files if file.split == split]
+    files = [
+        file for split in ("train", "validation") for report in reports for file in report.files if file.split == split
+    ]
     wanted = ["train", *(["validation"] if config.validation else [])]
     documents = {split: sum(file.rows for file in files if file.split == split) for split in wanted}
     corpora = ", ".join(corpus.url for corpus in config.corpus)
@@ -167,12 +173,22 @@ def commit(plan: DatasetPlan, config: DataConfig, reports: list[ShardReport]) ->
         raise UserError("no document with text in it", where=corpora, hint="check data.errors and data.text_field")
     for split, count in documents.items():
         if not count:
-            raise UserError(f"the {split} split would be empty: {sum(documents.values())} documents, "
-                            f"data.validation={config.validation:g}", where=corpora,
-                            hint="give more documents, change data.validation, or set it to 0 to train without one")  # fmt: skip
+            raise UserError(
+                f"the {split} split would be empty: {sum(documents.values())} documents, "
+                f"data.validation={config.validation:g}",
+                where=corpora,
+                hint="give more documents, change data.validation, or set it to 0 to train without one",
+            )
     index = pa.Table.from_pylist([asdict(file) for file in files], schema=_INDEX_SCHEMA)
     sources = [
-        {"corpus": s.corpus, "path": s.path, "size": s.size, "sha256": s.sha256, "errors": s.errors, "hash": shard.hash}
+        {
+            "corpus": s.corpus,
+            "path": s.path,
+            "size": s.size,
+            "sha256": s.sha256,
+            "errors": s.errors,
+            "hash": shard.hash,
+        }
         for shard in plan.shards
         for s in shard.sources
     ]
@@ -214,15 +230,18 @@ def _totals(plan: DatasetPlan, reports: list[ShardReport]) -> dict[str, Any]:
     """Per corpus: totals per split, number of sources, and what was dropped and why."""
     totals: dict[str, Any] = {}
     for shard, report in zip(plan.shards, reports, strict=True):
-        corpus = totals.setdefault(
-            shard.corpus, {"sources": 0, "dropped": Counter(), "splits": {}}
-        )  # fmt: skip
+        corpus = totals.setdefault(shard.corpus, {"sources": 0, "dropped": Counter(), "splits": {}})
         corpus["sources"] += len(shard.sources)
         for counts in report.dropped.values():
             corpus["dropped"].update(counts)
         for file in report.files:
             split = corpus["splits"].setdefault(file.split, {"documents": 0, "tokens": 0, "bytes": 0, "shards": 0})
-            for key, value in (("documents", file.documents), ("tokens", file.tokens), ("bytes", file.bytes), ("shards", 1)):
+            for key, value in (
+                ("documents", file.documents),
+                ("tokens", file.tokens),
+                ("bytes", file.bytes),
+                ("shards", 1),
+            ):
                 split[key] += value
     for name, count in plan.empty_sources.items():
         totals[name]["sources"] += count

@@ -80,16 +80,22 @@ class Dataset:
         except FileNotFoundError:
             raise UserError("missing from the dataset", where=url, hint="tokenize again") from None
         if hashlib.sha256(content).hexdigest() != self.manifest[digest_key]:
-            raise UserError("its SHA-256 is not the one in the manifest", where=url,
-                            hint="the file is damaged: remove the dataset's folder and tokenize again")  # fmt: skip
+            raise UserError(
+                "its SHA-256 is not the one in the manifest",
+                where=url,
+                hint="the file is damaged: remove the dataset's folder and tokenize again",
+            )
         return pq.read_table(pa.BufferReader(content))
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer that made the dataset; a UserError when the one of that name here is another."""
         tokenizer = get_tokenizer(self.tokenizer["name"])
         if tokenizer.sha256 != self.tokenizer["sha256"]:
-            raise UserError(f"was made with another tokenizer {self.tokenizer['name']!r} than the one here",
-                            where=self.url, hint="tokenize again")  # fmt: skip
+            raise UserError(
+                f"was made with another tokenizer {self.tokenizer['name']!r} than the one here",
+                where=self.url,
+                hint="tokenize again",
+            )
         return tokenizer
 
 
@@ -105,15 +111,22 @@ def open_dataset(url: str) -> Dataset:
         try:
             pointer = storage.read_json(storage.join(url, LATEST))
         except FileNotFoundError:
-            unfinished = "its manifest is missing, so it was never finished" if storage.list_files(url) else "nothing there"
+            unfinished = (
+                "its manifest is missing, so it was never finished" if storage.list_files(url) else "nothing there"
+            )
             raise UserError(f"no dataset: {unfinished}", where=url, hint="make one with `gptpipe tokenize`") from None
         url = storage.join(url, pointer["id"])
         manifest = _read_manifest(url)
         if manifest is None:
-            raise UserError("no dataset: its manifest is missing", where=url, hint="make it again with `gptpipe tokenize`")
+            raise UserError(
+                "no dataset: its manifest is missing", where=url, hint="make it again with `gptpipe tokenize`"
+            )
     if manifest.get("format") != FORMAT_VERSION:
-        raise UserError(f"dataset format {manifest.get('format')}, this gptpipe reads {FORMAT_VERSION}", where=url,
-                        hint="use the gptpipe that wrote it, or tokenize again")  # fmt: skip
+        raise UserError(
+            f"dataset format {manifest.get('format')}, this gptpipe reads {FORMAT_VERSION}",
+            where=url,
+            hint="use the gptpipe that wrote it, or tokenize again",
+        )
     return Dataset(url, manifest)
 
 

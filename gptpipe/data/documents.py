@@ -60,8 +60,11 @@ def _decode(data: bytes, source: Source, offset: int, dropped: Counter[str]) -> 
         if source.errors == "skip":
             dropped["not UTF-8"] += 1
             return None
-        raise UserError(f"byte {offset + error.start} is not UTF-8 (0x{data[error.start]:02x})", where=source.url,
-                        hint="set data.errors=replace to put U+FFFD there, or data.errors=skip to leave the document out") from None  # fmt: skip
+        raise UserError(
+            f"byte {offset + error.start} is not UTF-8 (0x{data[error.start]:02x})",
+            where=source.url,
+            hint="set data.errors=replace to put U+FFFD there, or data.errors=skip to leave the document out",
+        ) from None
 
 
 def _read_text(source: Source, content: bytes, _: str, dropped: Counter[str]) -> Iterator[tuple[int, str]]:
@@ -101,11 +104,18 @@ def _read_parquet(source: Source, content: bytes, column: str, dropped: Counter[
         raise UserError(f"not a Parquet file ({error})", where=source.url, hint="mend or remove the file") from None
     names = file.schema_arrow.names
     if column not in names:
-        raise UserError(f"no column {column!r}", where=source.url,
-                        hint=f"it has {', '.join(map(repr, names))}; choose one with data.text_field")  # fmt: skip
+        raise UserError(
+            f"no column {column!r}",
+            where=source.url,
+            hint=f"it has {', '.join(map(repr, names))}; choose one with data.text_field",
+        )
     kind = file.schema_arrow.field(column).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise UserError(f"column {column!r} holds {kind}, not text", where=source.url, hint="choose another with data.text_field")
+        raise UserError(
+            f"column {column!r} holds {kind}, not text",
+            where=source.url,
+            hint="choose another with data.text_field",
+        )
     row = 0
     for batch in file.iter_batches(columns=[column]):
         for text in batch.column(0).to_pylist():
@@ -119,8 +129,9 @@ def _without_surrogates(text: str, where: str, source: Source, dropped: Counter[
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         if source.errors == "strict":
-            raise UserError(f"half a surrogate pair at character {error.start}", where=where,
-                            hint="set data.errors=replace or skip") from None  # fmt: skip
+            raise UserError(
+                f"half a surrogate pair at character {error.start}", where=where, hint="set data.errors=replace or skip"
+            ) from None
         if source.errors == "skip":
             dropped["not UTF-8"] += 1
             return None

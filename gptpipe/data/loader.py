@@ -29,12 +29,22 @@ class TrainLoader:
     """
 
     def __init__(
-        self, stream: TokenStream, *, context_length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        stream: TokenStream,
+        *,
+        context_length: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.windows = count_windows(stream, context_length)
         if batch_size < world_size:
-            raise UserError(f"{world_size} ranks share a batch of {batch_size} windows", where="train.batch_size",
-                            hint="raise it to the number of ranks, or use fewer ranks")  # fmt: skip
+            raise UserError(
+                f"{world_size} ranks share a batch of {batch_size} windows",
+                where="train.batch_size",
+                hint="raise it to the number of ranks, or use fewer ranks",
+            )
         self._stream = stream
         self._context = context_length
         self._batch = batch_size
@@ -64,9 +74,12 @@ def count_windows(stream: TokenStream, context_length: int) -> int:
     """Whole windows in a stream; a UserError when there is none."""
     windows = (stream.length - 1) // context_length
     if windows < 1:
-        raise UserError(f"the {stream.split} split has {stream.length} tokens, fewer than the context of "
-                        f"{context_length} and one more", where=stream.dataset.url,
-                        hint="shorten model.context_length or give more text")  # fmt: skip
+        raise UserError(
+            f"the {stream.split} split has {stream.length} tokens, fewer than the context of "
+            f"{context_length} and one more",
+            where=stream.dataset.url,
+            hint="shorten model.context_length or give more text",
+        )
     return windows
 
 
@@ -93,7 +106,12 @@ def evaluation_windows(length: int, context_length: int, max_tokens: int = 0) ->
 
 
 def evaluation_batches(
-    stream: TokenStream, context_length: int, batch_size: int, max_tokens: int = 0, rank: int = 0, world_size: int = 1
+    stream: TokenStream,
+    context_length: int,
+    batch_size: int,
+    max_tokens: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[Batch]:
     """Plain windows in order, this rank's share of them, `batch_size` at a time and of equal length in a batch."""
     mine = evaluation_windows(stream.length, context_length, max_tokens)[rank::world_size]

@@ -17,7 +17,6 @@ import hashlib
 import numpy as np
 
 ROUNDS = 8
-_MASK = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 def epoch_keys(dataset_id: str, seed: int, configuration: str, epoch: int) -> np.ndarray:
@@ -60,7 +59,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
         x = x + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return (x ^ (x >> np.uint64(31))) & _MASK
+        mixed: np.ndarray = x ^ (x >> np.uint64(31))
+        return mixed
 
 
 def windows_of(samples: np.ndarray, windows: int, dataset_id: str, seed: int, configuration: str) -> np.ndarray:

@@ -82,7 +82,9 @@ def make_plan(config: DataConfig, out: str) -> DatasetPlan:
             shards.append(ShardPlan(corpus, digest({**base, "corpus": corpus, "sources": members}), tuple(bucket)))
     everything = [[source.corpus, source.path, source.sha256, source.errors] for source in sources]
     identity = digest({**base, "sources": everything, "empty": empty})
-    return DatasetPlan(identity, storage.join(storage.normalize(out), identity), options, described, tuple(shards), empty)
+    return DatasetPlan(
+        identity, storage.join(storage.normalize(out), identity), options, described, tuple(shards), empty
+    )
 
 
 def _corpus(source: Source) -> str:
@@ -116,7 +118,9 @@ def _is_one_document(sources: list[Source], text_field: str) -> bool:
 
 def split_into_buckets(sources: list[Source], limit: int) -> Iterator[list[Source]]:
     """Sources by the leading bits of their path's hash, a bucket over `limit` bytes split by one more bit."""
-    keyed = sorted((int.from_bytes(hashlib.sha256(s.path.encode("utf-8", "surrogateescape")).digest()), s.path, s) for s in sources)  # fmt: skip
+    keyed = sorted(
+        (int.from_bytes(hashlib.sha256(s.path.encode("utf-8", "surrogateescape")).digest()), s.path, s) for s in sources
+    )
 
     def visit(items: list[tuple[int, str, Source]], bit: int) -> Iterator[list[Source]]:
         if not items:
@@ -135,7 +139,9 @@ def read_source(source: Source) -> bytes:
     try:
         content = storage.read_bytes(source.url)
     except FileNotFoundError:
-        raise UserError("the file is gone", where=source.url, hint="it was there when the run began; run again") from None
+        raise UserError(
+            "the file is gone", where=source.url, hint="it was there when the run began; run again"
+        ) from None
     if source.sha256 and hashlib.sha256(content).hexdigest() != source.sha256:
         raise UserError("the file changed while it was read", where=source.url, hint="run again when it is at rest")
     return content
@@ -166,7 +172,9 @@ def _hash_source(source: Source) -> str:
                 size += len(block)
                 state.update(block)
     except FileNotFoundError:
-        raise UserError("the file is gone", where=source.url, hint="it was there when the run began; run again") from None
+        raise UserError(
+            "the file is gone", where=source.url, hint="it was there when the run began; run again"
+        ) from None
     except PermissionError:
         raise UserError("the file may not be read", where=source.url, hint="check its permissions") from None
     if size != source.size:

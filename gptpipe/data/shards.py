@@ -189,9 +189,7 @@ def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _write_shard(
-    task: ShardTask, rows: dict[str, list[Row]], dropped: Dropped, tokenizer: Tokenizer
-) -> ShardReport:
+def _write_shard(task: ShardTask, rows: dict[str, list[Row]], dropped: Dropped, tokenizer: Tokenizer) -> ShardReport:
     """Write the shard's files, each with the report inside, so that a run that is killed need not make it again."""
     report = ShardReport(task.plan.hash, dropped=dropped)
     present = [split for split in SPLITS if rows[split]]
@@ -201,7 +199,12 @@ def _write_shard(
     for split in present:
         sink = pa.BufferOutputStream()
         with pq.ParquetWriter(
-            sink, schema, compression="zstd", compression_level=_ZSTD_LEVEL, use_dictionary=False, write_statistics=False
+            sink,
+            schema,
+            compression="zstd",
+            compression_level=_ZSTD_LEVEL,
+            use_dictionary=False,
+            write_statistics=False,
         ) as writer:
             for group in _row_groups(rows[split]):
                 writer.write_table(_table(group, schema))

@@ -13,9 +13,65 @@ from gptpipe.config import Corpus, DataConfig
 from gptpipe.errors import UserError
 
 TEXT_SUFFIXES = frozenset(
-    ".txt .text .md .markdown .rst .tex .org .adoc .html .xml .csv .tsv .log "
-    ".py .pyi .ipynb .js .jsx .ts .tsx .java .kt .scala .c .h .cc .cpp .hpp .cs .go .rs .rb .php .pl .lua .swift "
-    ".r .jl .hs .ml .clj .ex .erl .sh .sql .css .scss .yaml .yml .toml .ini .cfg .proto .cu .zig .nim .dart".split()
+    [
+        ".txt",
+        ".text",
+        ".md",
+        ".markdown",
+        ".rst",
+        ".tex",
+        ".org",
+        ".adoc",
+        ".html",
+        ".xml",
+        ".csv",
+        ".tsv",
+        ".log",
+        ".py",
+        ".pyi",
+        ".ipynb",
+        ".js",
+        ".jsx",
+        ".ts",
+        ".tsx",
+        ".java",
+        ".kt",
+        ".scala",
+        ".c",
+        ".h",
+        ".cc",
+        ".cpp",
+        ".hpp",
+        ".cs",
+        ".go",
+        ".rs",
+        ".rb",
+        ".php",
+        ".pl",
+        ".lua",
+        ".swift",
+        ".r",
+        ".jl",
+        ".hs",
+        ".ml",
+        ".clj",
+        ".ex",
+        ".erl",
+        ".sh",
+        ".sql",
+        ".css",
+        ".scss",
+        ".yaml",
+        ".yml",
+        ".toml",
+        ".ini",
+        ".cfg",
+        ".proto",
+        ".cu",
+        ".zig",
+        ".nim",
+        ".dart",
+    ]
 )
 JSONL_SUFFIXES = frozenset([".jsonl", ".ndjson"])
 PARQUET_SUFFIXES = frozenset([".parquet", ".pq"])
@@ -92,7 +148,11 @@ def corpus_names(corpora: list[Corpus]) -> list[str]:
         names.append(corpus.name or default)
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"two corpora are called {name!r}", where="data.corpus", hint="give each its own name: NAME=URL")
+            raise UserError(
+                f"two corpora are called {name!r}",
+                where="data.corpus",
+                hint="give each its own name: NAME=URL",
+            )
     return names
 
 

@@ -69,10 +69,15 @@ class TokenStream:
         try:
             content = storage.read_bytes(url)
         except FileNotFoundError:
-            raise UserError("a shard is missing", where=url, hint="remove the dataset's folder and tokenize again") from None
+            raise UserError(
+                "a shard is missing", where=url, hint="remove the dataset's folder and tokenize again"
+            ) from None
         if hashlib.sha256(content).hexdigest() != file.sha256:
-            raise UserError("a shard is damaged: its SHA-256 is not the one in the index", where=url,
-                            hint="remove the dataset's folder and tokenize again")  # fmt: skip
+            raise UserError(
+                "a shard is damaged: its SHA-256 is not the one in the index",
+                where=url,
+                hint="remove the dataset's folder and tokenize again",
+            )
         separator = np.array([self.end_of_text], dtype=self.dtype)
         pieces: list[np.ndarray] = []
         for row in read_rows(content):

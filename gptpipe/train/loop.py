@@ -61,7 +61,7 @@ class Precision:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware: elsewhere it is slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
@@ -104,9 +104,13 @@ class _Training:
         self.stream = TokenStream(dataset, "train", job.cache)
         self.validation = TokenStream(dataset, "validation", job.cache) if dataset.index("validation") else None
         self.loader = TrainLoader(
-            self.stream, context_length=job.model.context_length, batch_size=config.batch_size, seed=config.seed,
-            rank=ranks.rank, world_size=ranks.world_size,
-        )  # fmt: skip
+            self.stream,
+            context_length=job.model.context_length,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
         self.loader.samples_seen = self.state.samples_seen
         self.model: GPT = resume.initial_model(job).to(ranks.device)
         self.optimizer = make_optimizer(self.model, config)
@@ -142,9 +146,15 @@ class _Training:
             start = f"going on from step {state.step}" if self.job.resume else "from the beginning"
             log.info(
                 "training %s: %d parameters, %d steps of %d tokens, %d ranks x %d threads, %s on %s",
-                start, self.model.count_parameters(), config.steps, self.tokens_a_step, self.ranks.world_size,
-                state.threads, state.precision, self.ranks.device.type,
-            )  # fmt: skip
+                start,
+                self.model.count_parameters(),
+                config.steps,
+                self.tokens_a_step,
+                self.ranks.world_size,
+                state.threads,
+                state.precision,
+                self.ranks.device.type,
+            )
         reason = ""
         window_seconds, window_steps, earlier_seconds = 0.0, 0, state.training_seconds
         while state.step < config.steps:
@@ -226,9 +236,13 @@ class _Training:
         assert self.validation is not None
         config, state = self.config, self.state
         batches = evaluation_batches(
-            self.validation, self.job.model.context_length, max(1, min(state.micro_batch, 16)), config.validate_tokens,
-            self.ranks.rank, self.ranks.world_size,
-        )  # fmt: skip
+            self.validation,
+            self.job.model.context_length,
+            max(1, min(state.micro_batch, 16)),
+            config.validate_tokens,
+            self.ranks.rank,
+            self.ranks.world_size,
+        )
         self.model.eval()
         nats = tokens = size = 0.0
         with torch.no_grad(), self.precision.autocast():
@@ -261,10 +275,18 @@ class _Training:
         state = self.state
         speed = state.tokens_seen / state.training_seconds if state.training_seconds else None
         return Outcome.model_validate(
-            {"status": status, "reason": reason, "step": state.step, "tokens": state.tokens_seen,
-             "checkpoint": storage.join(self.job.training, step_name(state.step)) if state.step else "", "best_step": state.best_step,
-             "train_loss": state.train_loss, "validation_loss": state.validation_loss, "tokens_per_second": speed}
-        )  # fmt: skip
+            {
+                "status": status,
+                "reason": reason,
+                "step": state.step,
+                "tokens": state.tokens_seen,
+                "checkpoint": storage.join(self.job.training, step_name(state.step)) if state.step else "",
+                "best_step": state.best_step,
+                "train_loss": state.train_loss,
+                "validation_loss": state.validation_loss,
+                "tokens_per_second": speed,
+            }
+        )
 
 
 def dropout_seed(seed: int, step: int, micro: int, rank: int) -> int:

@@ -17,7 +17,11 @@ class MetricsFile:
         self._file = path.open("ab")
 
     def write(self, step: int, tokens: int, values: dict[str, float]) -> None:
-        line = {"step": step, "tokens": tokens, **{key: value for key, value in values.items() if math.isfinite(value)}}
+        line = {
+            "step": step,
+            "tokens": tokens,
+            **{key: value for key, value in values.items() if math.isfinite(value)},
+        }
         self._file.write((json.dumps(line) + "\n").encode())
         self._file.flush()
 

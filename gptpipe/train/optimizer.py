@@ -35,7 +35,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state, keyed `<parameter>/<state>`, in our own layout, on the CPU."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}/{key}": value.detach().cpu()
         for parameter, state in optimizer.state.items()
@@ -53,8 +53,11 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
         state = {key.rsplit("/", 1)[1]: value for key, value in tensors.items() if key.rsplit("/", 1)[0] == name}
         moments = [state.get("exp_avg"), state.get("exp_avg_sq")]
         if "step" not in state or any(m is None or m.shape != parameter.shape for m in moments):
-            raise UserError(f"the optimizer's state does not fit {name}", where=where,
-                            hint="resume with the configuration that wrote it, or start again with --force")  # fmt: skip
+            raise UserError(
+                f"the optimizer's state does not fit {name}",
+                where=where,
+                hint="resume with the configuration that wrote it, or start again with --force",
+            )
         optimizer.state[parameter] = {
             # torch keeps the counter in float32, on the parameter's device when the kernel is fused
             key: value.to(parameter.device, torch.float32 if key == "step" else parameter.dtype).clone()

@@ -7,8 +7,16 @@ import time
 import torch
 
 # Dense bfloat16 rates of the data sheets, by a part of the device's name.
-_BFLOAT16 = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
-             "RTX 4090": 165e12, "B200": 2250e12}  # fmt: skip
+_BFLOAT16 = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "B200": 2250e12,
+}
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

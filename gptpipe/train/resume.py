@@ -72,7 +72,10 @@ def save(job: Job, model: GPT, optimizer: torch.optim.Optimizer, state: TrainSta
         "id": job.id,
         "dataset": job.dataset.rsplit("/", 1)[-1],
         "schedule": {"kind": "cosine", "steps": job.train.steps, "warmup_steps": job.train.warmup_steps},
-        "configuration": {"model": job.model.model_dump(mode="json"), "train": job.train.model_dump(mode="json")},
+        "configuration": {
+            "model": job.model.model_dump(mode="json"),
+            "train": job.train.model_dump(mode="json"),
+        },
         "torch": torch.__version__,
     }
     written = checkpoints.write_checkpoint(

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Sets everything up and runs the checks: ruff, mypy, pytest. --all runs the slow tests too; other arguments go to pytest.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+setup dev,stack
+select=(-m "not slow")
+if [ "${1:-}" = "--all" ]; then
+    select=()
+    shift
+fi
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+exec .venv/bin/python -m pytest "${select[@]}" "$@"
