@@ -21,6 +21,7 @@ from gptpipe.data.dataset import open_dataset
 from gptpipe.data.loader import Batch, evaluation_batches, evaluation_windows
 from gptpipe.data.tokens import TokenStream
 from gptpipe.errors import UserError
+from gptpipe.memory import keep_freed_memory
 from gptpipe.model import GPT
 from gptpipe.pretrained import Weights, check_vocabulary, read_weights
 from gptpipe.settings import settings
@@ -185,6 +186,7 @@ def _score(
 @torch.no_grad()
 def score_batches(model: GPT, batches: Iterable[Batch], byte_lengths: Tensor) -> tuple[float, int, int]:
     """Summed nats, target tokens and UTF-8 bytes over batches, in evaluation mode and float32."""
+    keep_freed_memory()
     training, device = model.training, next(model.parameters()).device
     model.eval()
     nats, tokens, size = 0.0, 0, 0

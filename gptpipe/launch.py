@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import re
 import shutil
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from gptpipe import storage
 from gptpipe.checkpoint import newest_checkpoint, open_checkpoint
 from gptpipe.config import ModelConfig, TrainConfig, digest
 from gptpipe.data.dataset import Dataset, open_dataset
-from gptpipe.data.loader import count_windows
+from gptpipe.data.loader import check_ranks, count_windows
 from gptpipe.data.tokens import TokenStream
 from gptpipe.errors import Preempted, UserError
 from gptpipe.lease import Lease
@@ -39,9 +40,6 @@ log = logging.getLogger(__name__)
 
 STAGE_VERSION = 1  # changes when the same configuration would come to another result
 _POLL = 0.1  # seconds
-# Every step allocates and frees the same large blocks. By default glibc maps and unmaps them each time, and
-# zeroing their pages took a third of a step's time on two cores; so ranks keep what they have.
-_MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -121,7 +119,7 @@ def train(
     """
     watchers = watchers or Watchers()
     dataset = open_dataset(data)
-    check_shape(model, dataset)
+    check_fits(model, config, dataset)
     identity = training_id(model, config, dataset.id, init)
     training = attempt_folder(storage.join(storage.normalize(out), identity), force)
     ended = Outcome.read(storage.join(training, OUTCOME))
@@ -190,8 +188,19 @@ def _has_checkpoint(folder: str) -> bool:
     return newest_checkpoint(folder) is not None
 
 
-def check_shape(model: ModelConfig, dataset: Dataset) -> None:
-    """A UserError when model and dataset do not have the same vocabulary."""
+def check_fits(model: ModelConfig, config: TrainConfig, dataset: Dataset) -> None:
+    """A UserError when model, ranks, device and dataset do not fit together."""
+    check_ranks(config.batch_size, config.nproc)
+    if config.device == "cuda":
+        import torch
+
+        have = torch.cuda.device_count()
+        if have < config.nproc:
+            raise UserError(
+                f"{config.nproc} ranks want a GPU each, torch sees {have}",
+                where="train.nproc" if have else "train.device",
+                hint="use fewer ranks" if have else "set train.device=cpu or auto, or install torch's CUDA build",
+            )
     have = dataset.tokenizer["vocab_size"]
     if model.vocab_size != have:
         raise UserError(
@@ -281,7 +290,6 @@ class _Launch:
     def run(self) -> Outcome:
         follower = MetricsFollower(self.job.folder / METRICS)
         environment = {
-            **_MALLOC,
             **os.environ,
             "OMP_NUM_THREADS": str(self.job.train.threads or 1),
             "PYTHONUNBUFFERED": "1",
@@ -319,7 +327,7 @@ class _Launch:
     def _relay(self, follower: MetricsFollower) -> None:
         while not self._lines.empty():
             line = self._lines.get()
-            self._last_lines = [*self._last_lines[-40:], line]
+            self._last_lines = [*self._last_lines[-200:], line]
             if not _is_noise(line):
                 self.watchers.on_line(line)
         if records := follower.poll():
@@ -388,22 +396,32 @@ class _Launch:
         self.process.wait()
 
     def _outcome(self) -> Outcome:
-        for path in sorted(self.job.folder.glob("outcome-*.json")):  # of ranks other than 0: the cause
-            found = Outcome.read(str(path))
-            if found is not None:
-                return found
-        found = Outcome.read(str(self.job.folder / OUTCOME))
-        if found is not None:
-            return found
-        newest = newest_checkpoint(self.job.training)
+        """How it ended: a rank that was killed explains why the others failed, and says nothing itself."""
+        written = [self.job.folder / OUTCOME, *sorted(self.job.folder.glob("outcome-*.json"))]
+        outcomes = [found for path in written if (found := Outcome.read(str(path))) is not None]
+        # the first to fail is the cause; the other ranks only lost their connection to it
+        outcomes.sort(key=lambda found: ("finished", "preempted", "user_error", "failed").index(found.status))
+        if outcomes and outcomes[0].status != "failed":
+            return outcomes[0]
+        if killed := _killed_by_signal(self._last_lines):
+            return Outcome(status="failed", reason=killed, traceback=outcomes[0].traceback if outcomes else "")
+        if outcomes:
+            return outcomes[0]
         if self._preempt_until is not None:
+            newest = newest_checkpoint(self.job.training)
             reason = f"{self._first_signal}, and not saved within train.save_timeout"
             return Outcome(status="preempted", reason=reason, step=newest.step if newest else 0)
-        reason = "the ranks ended without a word"
-        for line in self._last_lines:
-            if "exitcode" in line and "-9" in line:
-                reason = "a rank was killed by signal 9: probably out of memory"
-        return Outcome(status="failed", reason=reason, traceback="\n".join(self._last_lines))
+        return Outcome(status="failed", reason="the ranks ended without a word", traceback="\n".join(self._last_lines))
+
+
+def _killed_by_signal(lines: list[str]) -> str:
+    """What torchrun's report says of a rank that a signal ended, in a person's words; empty if there is none."""
+    report = "\n".join(lines)
+    for rank, code in re.findall(r"rank\s*: (\d+) \(local_rank: \d+\)\n\s*exitcode\s*: -(\d+)", report):
+        if int(code) != signal.SIGTERM:  # which torchrun sends to the ranks that are left
+            cause = ": probably out of memory" if int(code) == signal.SIGKILL else ""
+            return f"rank {rank} was killed by signal {code}{cause}"
+    return ""
 
 
 def _signal(process: psutil.Process, number: int) -> None:

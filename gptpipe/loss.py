@@ -52,8 +52,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden, weight = ctx.gradients
-        ctx.gradients = None  # they are scaled in place: a second backward over the same graph would be wrong
-        return hidden.mul_(grad), weight.mul_(grad), None, None
+        return hidden * grad, weight * grad, None, None
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

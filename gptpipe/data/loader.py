@@ -39,12 +39,7 @@ class TrainLoader:
         world_size: int = 1,
     ) -> None:
         self.windows = count_windows(stream, context_length)
-        if batch_size < world_size:
-            raise UserError(
-                f"{world_size} ranks share a batch of {batch_size} windows",
-                where="train.batch_size",
-                hint="raise it to the number of ranks, or use fewer ranks",
-            )
+        check_ranks(batch_size, world_size)
         self._stream = stream
         self._context = context_length
         self._batch = batch_size
@@ -68,6 +63,16 @@ class TrainLoader:
         """The windows of samples `start` to `stop`, shape (stop - start,), int64."""
         samples = np.arange(start, stop, dtype=np.int64)
         return windows_of(samples, self.windows, self._stream.dataset.id, self._seed, self._configuration)
+
+
+def check_ranks(batch_size: int, world_size: int) -> None:
+    """A UserError when a rank would have no window of a batch."""
+    if batch_size < world_size:
+        raise UserError(
+            f"{world_size} ranks share a batch of {batch_size} windows",
+            where="train.batch_size",
+            hint="raise it to the number of ranks, or use fewer ranks",
+        )
 
 
 def count_windows(stream: TokenStream, context_length: int) -> int:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from gptpipe import storage
 from gptpipe.errors import UserError
+from gptpipe.memory import keep_freed_memory
 from gptpipe.train.job import OUTCOME, Job, Outcome
 from gptpipe.train.stop import StopRequest, end_with
 
 
 def main(path: str) -> int:
     """Run one rank; the outcome goes into the job's folder, since torchrun turns every exit code into 1."""
+    keep_freed_memory()
     job = Job.read(Path(path))
     rank = int(os.environ.get("RANK", 0))
     prefix = f"[rank {rank}] " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""

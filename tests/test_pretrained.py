@@ -1,0 +1,188 @@
+"""Weights in and out against transformers' GPT-2, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gptpipe import GPT, ModelConfig, UserError, load
+from gptpipe.checkpoint import open_checkpoint, write_checkpoint
+from gptpipe.pretrained import hf_config, hf_tensors, import_weights, read_weights
+
+SHAPES = [(1, 1, 16, 8, 101), (2, 4, 32, 16, 257), (3, 2, 64, 20, 50257), (5, 3, 48, 33, 1000)]
+
+
+def reference(n_layer: int, n_head: int, n_embd: int, context: int, vocab: int, tied: bool = True) -> GPT2LMHeadModel:
+    torch.manual_seed(n_layer)
+    config = GPT2Config(vocab_size=vocab, n_positions=context, n_embd=n_embd, n_layer=n_layer, n_head=n_head,
+                        tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0)  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():  # transformers starts biases at zero, which would hide their being mixed up
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model.eval()
+
+
+def ours(tied: bool, qkv_bias: bool, vocab: int = 300) -> GPT:
+    torch.manual_seed(5)
+    config = ModelConfig(vocab_size=vocab, context_length=12, n_layer=2, n_head=2, n_embd=32, tie_weights=tied, qkv_bias=qkv_bias)
+    model = GPT(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model.eval()
+
+
+def write(model: GPT, folder: Path, step: int = 3) -> str:
+    config = hf_config(model.config, "gpt2", model.config.vocab_size - 1)
+    return write_checkpoint(str(folder), step, model=hf_tensors(model), config=config, state={}).url
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_of_a_hugging_face_folder(shape: tuple[int, ...], tied: bool, tmp_path: Path) -> None:
+    model = reference(*shape, tied=tied)
+    model.save_pretrained(tmp_path)
+    tokens = torch.randint(0, shape[4], (2, shape[3]))
+    assert (load(str(tmp_path))(tokens) - model(tokens).logits).abs().max() < 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_transformers_loads_our_checkpoint(tied: bool, qkv_bias: bool, tmp_path: Path) -> None:
+    model = ours(tied, qkv_bias)
+    url = write(model, tmp_path)
+    theirs, info = GPT2LMHeadModel.from_pretrained(url, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    tokens = torch.randint(0, 300, (2, 12))
+    assert (theirs.eval()(tokens).logits - model(tokens)).abs().max() < 1e-4
+    config = json.loads((Path(url) / "config.json").read_text())
+    assert config["tie_word_embeddings"] is tied
+    assert config["gptpipe"]["qkv_bias"] is qkv_bias
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_our_checkpoint_comes_back_bit_for_bit(tied: bool, qkv_bias: bool, tmp_path: Path) -> None:
+    model = ours(tied, qkv_bias)
+    for weights in (write(model, tmp_path), str(tmp_path)):
+        again = load(weights)
+        assert again.config == model.config
+        for (name, mine), (other, theirs) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+            assert name == other
+            assert torch.equal(mine, theirs)
+
+
+@torch.no_grad()
+def test_state_dicts_in_either_layout_without_a_config(tmp_path: Path) -> None:
+    theirs = reference(2, 2, 128, 8, 77)
+    tokens = torch.randint(0, 77, (1, 8))
+    torch.save(theirs.state_dict(), tmp_path / "hf.pth")
+    model = load(str(tmp_path / "hf.pth"))
+    assert (model(tokens) - theirs(tokens).logits).abs().max() < 1e-4
+    torch.save(model.state_dict(), tmp_path / "ours.pt")
+    assert torch.equal(load(str(tmp_path / "ours.pt"))(tokens), model(tokens))
+    save_file({k: v.contiguous().half() for k, v in theirs.transformer.state_dict().items()}, tmp_path / "half.safetensors")
+    assert (load(str(tmp_path / "half.safetensors"))(tokens) - theirs(tokens).logits).abs().max() < 2e-2
+
+
+def test_import_writes_a_checkpoint_once(tmp_path: Path) -> None:
+    reference(1, 2, 16, 8, 50257).save_pretrained(tmp_path / "hf")
+    first = import_weights(str(tmp_path / "hf"), str(tmp_path / "out"))
+    written = (Path(first.url) / "model.safetensors").stat().st_mtime_ns
+    assert import_weights(str(tmp_path / "hf"), str(tmp_path / "out")).url == first.url
+    assert (Path(first.url) / "model.safetensors").stat().st_mtime_ns == written
+    reference(2, 2, 16, 8, 50257).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="other weights are there already"):
+        import_weights(str(tmp_path / "other"), str(tmp_path / "out"))
+
+
+def test_vocabulary_that_is_not_the_tokenizers_is_refused(tmp_path: Path) -> None:
+    reference(1, 2, 16, 8, 300).save_pretrained(tmp_path / "hf")
+    with pytest.raises(UserError, match="know 300 tokens, the tokenizer 'gpt2' has 50257"):
+        import_weights(str(tmp_path / "hf"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_tensors_that_do_not_fit_are_named_at_once(tmp_path: Path) -> None:
+    reference(2, 2, 16, 8, 99).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["transformer.h.1.mlp.c_fc.bias"]
+    tensors["transformer.wpe.weight"] = torch.zeros(9, 16)
+    tensors["transformer.h.7.extra"] = torch.zeros(1)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError) as caught:
+        load(str(tmp_path))
+    for part in ("h.1.mlp.c_fc.bias is missing", "wpe.weight is (9, 16) instead of (8, 16)", "h.7.extra is not part"):
+        assert part in str(caught.value)
+
+
+def test_a_flipped_byte_is_named(tmp_path: Path) -> None:
+    url = write(ours(True, True), tmp_path)
+    file = Path(url) / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
+        load(str(tmp_path))
+
+
+def test_a_folder_without_its_manifest_does_not_exist(tmp_path: Path) -> None:
+    older = write(ours(True, True), tmp_path, step=1)
+    newer = write(ours(True, True), tmp_path, step=2)
+    assert read_weights(str(tmp_path)).url == newer
+    (Path(newer) / "manifest.json").unlink()
+    assert open_checkpoint(newer) is None
+    assert read_weights(str(tmp_path)).url == older
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        import os
+
+        return os.system, ("touch /tmp/gptpipe-evil",)
+
+
+def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path: Path) -> None:
+    torch.save({"weight": _Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match=r"refused: it wants to import \S*system"):
+        load(str(tmp_path / "evil.pth"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llama"}, "a llama model, not a GPT-2"),
+        ({"activation_function": "relu"}, "activation_function is 'relu'"),
+        ({"n_head": 3}, "not a multiple"),
+        ({"gptpipe": {"qkv_bias": False}}, "is not zero, but the config says"),
+    ],
+)  # fmt: skip
+def test_configs_that_cannot_be_used(change: dict[str, object], message: str, tmp_path: Path) -> None:
+    reference(1, 2, 16, 8, 99).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(UserError, match=message):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["gone", "gone.safetensors", "gone.pth"])
+def test_weights_that_are_not_there(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no (weights there|such file)"):
+        load(str(tmp_path / name))
+
+
+def test_a_file_that_is_cut_off(tmp_path: Path) -> None:
+    reference(1, 2, 16, 8, 99).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        load(str(tmp_path))

@@ -1,0 +1,121 @@
+"""Proves that settings come from the environment and `.env`, and that `.env.example` lists every one of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gptpipe.errors import UserError
+from gptpipe.settings import Settings, prepare_environment, reload_settings, settings
+
+EXAMPLE = Path(__file__).parents[1] / ".env.example"
+NAMES = {f"GPTPIPE_{name.upper()}" for name in Settings.model_fields}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, and no setting in the environment."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GPTPIPE_HOME")
+    return tmp_path
+
+
+def test_the_example_lists_every_setting_once_and_nothing_else() -> None:
+    text = EXAMPLE.read_text("utf-8")
+    assigned = re.findall(r"^(?:# ?)?(GPTPIPE_\w+)=", text, flags=re.MULTILINE)
+    assert sorted(assigned) == sorted(NAMES)
+    assert set(re.findall(r"GPTPIPE_\w+", text)) == NAMES
+
+
+def test_the_example_can_be_copied_as_it_is(folder: Path) -> None:
+    (folder / ".env").write_bytes(EXAMPLE.read_bytes())
+    assert reload_settings() == Settings(_env_file=None)
+
+
+def test_every_line_of_the_example_is_a_value_that_its_setting_takes(folder: Path) -> None:
+    lines = re.sub(r"^# ?(?=GPTPIPE_\w+=)", "", EXAMPLE.read_text("utf-8"), flags=re.MULTILINE)
+    (folder / ".env").write_text(lines, "utf-8")
+    reload_settings()
+
+
+def test_every_setting_is_described() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_the_environment_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    value = "DEBUG" if name == "GPTPIPE_LOG_LEVEL" else "some-value"
+    monkeypatch.setenv(name, value)
+    found = getattr(reload_settings(), name.removeprefix("GPTPIPE_").lower())
+    assert (found.get_secret_value() if name == "GPTPIPE_S3_SECRET_KEY" else str(found)) == value
+
+
+def test_the_file_in_the_working_directory_is_read_and_the_environment_wins(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / ".env").write_text("GPTPIPE_STORAGE=s3://from-file/x/\nGPTPIPE_EXPERIMENT=from-file\nOTHER=1\n")
+    monkeypatch.setenv("GPTPIPE_EXPERIMENT", "from-environment")
+    here = reload_settings()
+    assert here.storage_url == "s3://from-file/x"
+    assert here.experiment == "from-environment"
+
+
+def test_an_empty_variable_is_as_good_as_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.setenv(name, "")
+    assert reload_settings() == Settings.model_construct()
+
+
+def test_settings_are_read_once_until_they_are_reloaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = reload_settings()
+    monkeypatch.setenv("GPTPIPE_EXPERIMENT", "changed")
+    assert settings() is before
+    assert reload_settings().experiment == "changed"
+    assert settings().experiment == "changed"
+
+
+def test_without_settings_everything_lies_below_home(folder: Path) -> None:
+    here = reload_settings()
+    assert here.storage_url == str(folder / ".gptpipe" / "storage")
+    assert here.tracking_uri == f"sqlite:///{folder / '.gptpipe' / 'mlflow.db'}"
+    assert here.artifact_root == f"{here.storage_url}/mlflow"
+
+
+def test_a_tracking_server_keeps_its_own_artifact_root(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTPIPE_MLFLOW_URI", "http://127.0.0.1:5000")
+    assert reload_settings().artifact_root is None
+    monkeypatch.setenv("GPTPIPE_MLFLOW_ARTIFACTS", "s3://bucket/mlflow/")
+    assert reload_settings().artifact_root == "s3://bucket/mlflow"
+
+
+def test_a_bad_value_is_refused_by_the_variable_s_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTPIPE_LOG_LEVEL", "chatty")
+    with pytest.raises(UserError) as caught:
+        reload_settings()
+    assert caught.value.where == "GPTPIPE_LOG_LEVEL"
+    assert caught.value.hint
+
+
+def test_the_secret_is_not_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTPIPE_S3_SECRET_KEY", "very-secret")
+    here = reload_settings()
+    assert "very-secret" not in repr(here) + str(here) + here.model_dump_json()
+
+
+def test_children_see_the_object_store_and_report_home_to_nobody(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    monkeypatch.setattr(os, "environ", {"GPTPIPE_S3_ENDPOINT": "http://127.0.0.1:1", "DO_NOT_TRACK": "0"})
+    for name, value in (("ENDPOINT", "http://127.0.0.1:1"), ("ACCESS_KEY", "key"), ("SECRET_KEY", "secret")):
+        os.environ[f"GPTPIPE_S3_{name}"] = value
+    reload_settings()
+    prepare_environment()
+    assert os.environ["MLFLOW_S3_ENDPOINT_URL"] == os.environ["AWS_ENDPOINT_URL_S3"] == "http://127.0.0.1:1"
+    assert (os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]) == ("key", "secret")
+    assert os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert os.environ["DO_NOT_TRACK"] == "0"  # what the user set stays

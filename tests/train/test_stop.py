@@ -1,0 +1,158 @@
+"""The ways a training ends: preempted, cancelled, refused, failed, and that one folder has one writer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gptpipe.checkpoint import newest_checkpoint
+from tests.train.conftest import Training, kill
+
+NewTraining = Callable[..., Training]
+LONG = {"steps": 100_000, "checkpoint_every": 100_000, "validate_every": 0}
+
+
+def folder_of(training: Training) -> str:
+    (folder,) = (training.folder / "out").glob("*")
+    return str(folder)
+
+
+@pytest.mark.parametrize(("nproc", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
+def test_a_signal_saves_and_ends_resumable(new_training: NewTraining, nproc: int, number: int) -> None:
+    training = new_training("long", train={**LONG, "nproc": nproc})
+    process = training.start()
+    training.wait_for_step(5)
+    os.kill(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert "run again to go on" in out
+    saved = newest_checkpoint(folder_of(training))
+    assert saved is not None
+    assert saved.step >= 5
+    process = training.start()
+    training.wait_for_step(saved.step + 3)
+    assert f"going on from step {saved.step}" in _stop(process)
+
+
+def _stop(process: object) -> str:
+    import subprocess
+
+    assert isinstance(process, subprocess.Popen)
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert isinstance(err, str)
+    return err
+
+
+def test_max_hours_ends_resumable(new_training: NewTraining) -> None:
+    training = new_training("hours", train={**LONG, "max_hours": 4 / 3600})
+    process = training.start()
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 75, err
+    assert "max_hours is used up" in out
+
+
+def test_a_second_signal_cancels_within_two_seconds(new_training: NewTraining) -> None:
+    training = new_training("cancel", train={**LONG, "nproc": 2})
+    process = training.start()
+    training.wait_for_step(3)
+    family = training.family()
+    for rank in training.ranks():
+        rank.suspend()  # they cannot save
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.3)
+    began = time.monotonic()
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate(timeout=30)
+    gone, alive = psutil.wait_procs(family, timeout=5)
+    assert time.monotonic() - began < 2 + 1  # a second for a busy machine
+    assert not alive
+    assert process.returncode == 130
+    assert newest_checkpoint(folder_of(training)) is None
+
+
+def test_ranks_that_cannot_save_in_time_are_ended(new_training: NewTraining) -> None:
+    training = new_training("stuck", train={**LONG, "save_timeout": 1.0})
+    process = training.start()
+    training.wait_for_step(3)
+    family = training.family()
+    for rank in training.ranks():
+        rank.suspend()
+    os.kill(process.pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert "not saved within train.save_timeout" in out
+    assert not psutil.wait_procs(family, timeout=5)[1]
+
+
+def test_a_rank_that_is_killed_is_explained(new_training: NewTraining) -> None:
+    training = new_training("oom", train={**LONG, "nproc": 2})
+    process = training.start()
+    training.wait_for_step(3)
+    kill(training.ranks()[1:])
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "killed by signal 9: probably out of memory" in out
+
+
+def test_one_folder_has_one_writer(new_training: NewTraining) -> None:
+    training = new_training("leased", train=LONG)
+    first = training.start()
+    training.wait_for_step(2)
+    second = training.start()
+    out, _ = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert f"(process {first.pid}) is writing here" in out
+
+
+def test_a_dead_writer_is_replaced_at_once(new_training: NewTraining) -> None:
+    training = new_training("dead", train={"steps": 6})
+    training.start()
+    training.wait_for_step(1)
+    kill(training.family())
+    assert Path(folder_of(training), "lease.json").exists()
+    began = time.monotonic()
+    training.finish()
+    assert time.monotonic() - began < 45
+    assert not Path(folder_of(training), "lease.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("train", "model", "message"),
+    [
+        ({}, {"context_length": 100_000}, "fewer than the context"),
+        ({}, {"vocab_size": 300}, "model.vocab_size: the model has 300 tokens"),
+        ({"nproc": 2, "batch_size": 1}, {}, "2 ranks share a batch of 1"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_a_rank_starts(
+    new_training: NewTraining, train: dict[str, int], model: dict[str, int], message: str
+) -> None:
+    training = new_training("bad", train=train, model=model)
+    out, err = training.start().communicate(timeout=60)
+    assert training.started[-1].returncode == 2
+    assert message in out
+    assert out.count("\n") == 1
+    assert not list(training.folder.glob("home/jobs/*/rank-*.pid"))
+
+
+def test_a_damaged_checkpoint_is_named(new_training: NewTraining) -> None:
+    training = new_training("damaged", train={"steps": 12})
+    training.start()
+    training.wait_for_step(7)
+    kill(training.family())
+    newest = newest_checkpoint(folder_of(training))
+    assert newest is not None
+    file = Path(newest.url) / "optimizer.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    file.write_bytes(content)
+    out, _ = training.start().communicate(timeout=60)
+    assert training.started[-1].returncode == 2
+    assert "optimizer.safetensors: damaged" in out
