@@ -1,1 +1,5 @@
 """Prefect flows, one file each: thin, they call gptpipe and hold no logic of their own."""
+
+from gptpipe.settings import prepare_environment
+
+prepare_environment()  # a worker imports the flows without passing through the command line

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -205,7 +206,9 @@ class TrainingTracker:
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
         if not run.inputs or not run.inputs.dataset_inputs:
-            source = resolve_dataset_source(storage.as_uri(self._dataset.url))
+            with warnings.catch_warnings():  # a local folder has two equal readings, which it reports
+                warnings.simplefilter("ignore")
+                source = resolve_dataset_source(storage.as_uri(self._dataset.url))
             corpora = "+".join(self._dataset.manifest["corpora"])
             entity = MetaDataset(source, name=corpora, digest=self._dataset.id)._to_mlflow_entity()  # type: ignore[abstract]
             inputs = [DatasetInput(entity, tags=[InputTag("mlflow.data.context", "training")])]
@@ -401,12 +404,12 @@ def register(config: PipelineConfig, link: RunLink, result: TrainResult, evaluat
             )
         champion = _champion(client, promote.model_name, promote.alias)
         if champion is not None and champion.version == version.version:
-            return Registered(promote.model_name, version.version, Decision(True, "it is the champion already"))
+            return Registered(promote.model_name, str(version.version), Decision(True, "it is the champion already"))
         decision = decide(Score(evaluation.cross_entropy, evaluation.scored), _score_of(champion))
         if decision.promote:
             client.set_registered_model_alias(promote.model_name, promote.alias, version.version)
         client.set_model_version_tag(promote.model_name, version.version, "gptpipe.decision", decision.reason)
-    return Registered(promote.model_name, version.version, decision)
+    return Registered(promote.model_name, str(version.version), decision)
 
 
 def _make_registered_model(client: MlflowClient, name: str) -> None:

@@ -92,9 +92,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     }
     log = folder / "stdout.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, env=environment, cwd=folder, stdout=out, stderr=out, start_new_session=True
-        )
+        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=out, stderr=out, start_new_session=True)
     try:
         _wait_until_it_answers(server, process, log)
         yield server

@@ -20,8 +20,18 @@ def config(**given: object) -> SampleConfig:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT, GPT2LMHeadModel]:
     torch.manual_seed(1)
-    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=500, n_positions=32, n_embd=48, n_layer=3, n_head=4, bos_token_id=0,
-                                        eos_token_id=0, initializer_range=0.3)).eval()  # fmt: skip
+    theirs = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=500,
+            n_positions=32,
+            n_embd=48,
+            n_layer=3,
+            n_head=4,
+            bos_token_id=0,
+            eos_token_id=0,
+            initializer_range=0.3,
+        )
+    ).eval()
     folder = tmp_path_factory.mktemp("hf")
     theirs.save_pretrained(folder)
     return load(str(folder)), theirs
@@ -31,8 +41,14 @@ def test_greedy_agrees_with_transformers_token_for_token(pair: tuple[GPT, GPT2LM
     model, theirs = pair
     for seed in range(8):
         prompt = torch.randint(1, 500, (1, 3 + seed), generator=torch.Generator().manual_seed(seed))
-        wanted = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=20,
-                                 eos_token_id=None, pad_token_id=0)  # fmt: skip
+        wanted = theirs.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=20,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
         found = generate_ids(model, prompt.tolist(), config(max_new_tokens=20))
         assert found[0] == wanted[0, prompt.shape[1] :].tolist()
 

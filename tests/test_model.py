@@ -59,7 +59,11 @@ def test_book_greedy_continuation() -> None:
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
 def test_gradients_reach_every_parameter(qkv_bias: bool, tied: bool) -> None:
-    model = GPT(ModelConfig(vocab_size=97, context_length=8, n_layer=2, n_head=2, n_embd=16, qkv_bias=qkv_bias, tie_weights=tied))
+    model = GPT(
+        ModelConfig(
+            vocab_size=97, context_length=8, n_layer=2, n_head=2, n_embd=16, qkv_bias=qkv_bias, tie_weights=tied
+        )
+    )
     tokens = torch.randint(0, 97, (3, 8))
     model(tokens, tokens).backward()
     for name, parameter in model.named_parameters():

@@ -19,8 +19,16 @@ SHAPES = [(1, 1, 16, 8, 101), (2, 4, 32, 16, 257), (3, 2, 64, 20, 50257), (5, 3,
 
 def reference(n_layer: int, n_head: int, n_embd: int, context: int, vocab: int, tied: bool = True) -> GPT2LMHeadModel:
     torch.manual_seed(n_layer)
-    config = GPT2Config(vocab_size=vocab, n_positions=context, n_embd=n_embd, n_layer=n_layer, n_head=n_head,
-                        tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0)  # fmt: skip
+    config = GPT2Config(
+        vocab_size=vocab,
+        n_positions=context,
+        n_embd=n_embd,
+        n_layer=n_layer,
+        n_head=n_head,
+        tie_word_embeddings=tied,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     model = GPT2LMHeadModel(config)
     with torch.no_grad():  # transformers starts biases at zero, which would hide their being mixed up
         for parameter in model.parameters():
@@ -30,7 +38,9 @@ def reference(n_layer: int, n_head: int, n_embd: int, context: int, vocab: int, 
 
 def ours(tied: bool, qkv_bias: bool, vocab: int = 300) -> GPT:
     torch.manual_seed(5)
-    config = ModelConfig(vocab_size=vocab, context_length=12, n_layer=2, n_head=2, n_embd=32, tie_weights=tied, qkv_bias=qkv_bias)
+    config = ModelConfig(
+        vocab_size=vocab, context_length=12, n_layer=2, n_head=2, n_embd=32, tie_weights=tied, qkv_bias=qkv_bias
+    )
     model = GPT(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -90,7 +100,9 @@ def test_state_dicts_in_either_layout_without_a_config(tmp_path: Path) -> None:
     assert (model(tokens) - theirs(tokens).logits).abs().max() < 1e-4
     torch.save(model.state_dict(), tmp_path / "ours.pt")
     assert torch.equal(load(str(tmp_path / "ours.pt"))(tokens), model(tokens))
-    save_file({k: v.contiguous().half() for k, v in theirs.transformer.state_dict().items()}, tmp_path / "half.safetensors")
+    save_file(
+        {k: v.contiguous().half() for k, v in theirs.transformer.state_dict().items()}, tmp_path / "half.safetensors"
+    )
     assert (load(str(tmp_path / "half.safetensors"))(tokens) - theirs(tokens).logits).abs().max() < 2e-2
 
 
@@ -165,7 +177,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path: Path) -> None:
         ({"n_head": 3}, "not a multiple"),
         ({"gptpipe": {"qkv_bias": False}}, "is not zero, but the config says"),
     ],
-)  # fmt: skip
+)
 def test_configs_that_cannot_be_used(change: dict[str, object], message: str, tmp_path: Path) -> None:
     reference(1, 2, 16, 8, 99).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -176,7 +188,7 @@ def test_configs_that_cannot_be_used(change: dict[str, object], message: str, tm
 
 @pytest.mark.parametrize("name", ["gone", "gone.safetensors", "gone.pth"])
 def test_weights_that_are_not_there(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no (weights there|such file)"):
+    with pytest.raises(UserError, match=r"no (weights there|such file)"):
         load(str(tmp_path / name))
 
 

@@ -104,9 +104,7 @@ def test_the_secret_is_not_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "very-secret" not in repr(here) + str(here) + here.model_dump_json()
 
 
-def test_children_see_the_object_store_and_report_home_to_nobody(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_children_see_the_object_store_and_report_home_to_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
     monkeypatch.setattr(os, "environ", {"GPTPIPE_S3_ENDPOINT": "http://127.0.0.1:1", "DO_NOT_TRACK": "0"})

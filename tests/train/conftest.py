@@ -21,8 +21,18 @@ from gptpipe.data.build import tokenize
 
 DRIVER = Path(__file__).with_name("driver.py")
 MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "context_length": 16, "dropout": 0.1}
-TRAIN = {"steps": 24, "batch_size": 8, "warmup_steps": 4, "learning_rate": 3e-3, "validate_every": 8, "validate_tokens": 128,
-         "checkpoint_every": 3, "log_every": 1, "precision": "float32", "threads": 1}  # fmt: skip
+TRAIN = {
+    "steps": 24,
+    "batch_size": 8,
+    "warmup_steps": 4,
+    "learning_rate": 3e-3,
+    "validate_every": 8,
+    "validate_tokens": 128,
+    "checkpoint_every": 3,
+    "log_every": 1,
+    "precision": "float32",
+    "threads": 1,
+}
 
 
 @pytest.fixture(scope="session")
@@ -46,13 +56,23 @@ class Training:
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self) -> subprocess.Popen[str]:
-        given = {"model": {**MODEL, **self.model}, "train": {**TRAIN, **self.train}, "data": self.data,
-                 "out": self.out or str(self.folder / "out")}  # fmt: skip
+        given = {
+            "model": {**MODEL, **self.model},
+            "train": {**TRAIN, **self.train},
+            "data": self.data,
+            "out": self.out or str(self.folder / "out"),
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "settings.json").write_text(json.dumps(given))
         environment = {**os.environ, "GPTPIPE_HOME": str(self.folder / "home")}
-        process = subprocess.Popen([sys.executable, str(DRIVER), str(self.folder / "settings.json")], env=environment,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, str(DRIVER), str(self.folder / "settings.json")],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         self.started.append(process)
         return process
 
@@ -73,11 +93,18 @@ class Training:
         return found
 
     def ranks(self) -> list[psutil.Process]:
-        return [process for process in self.family() if "gptpipe.train" in _command(process) and "-m" in _command(process)
-                and "torch.distributed.run" not in _command(process)]  # fmt: skip
+        return [
+            process
+            for process in self.family()
+            if "gptpipe.train" in _command(process)
+            and "-m" in _command(process)
+            and "torch.distributed.run" not in _command(process)
+        ]
 
     def steps_logged(self) -> int:
-        lines = [line for file in self.folder.glob("home/jobs/*/metrics.jsonl") for line in file.read_text().splitlines()]
+        lines = [
+            line for file in self.folder.glob("home/jobs/*/metrics.jsonl") for line in file.read_text().splitlines()
+        ]
         return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
 
     def wait_for_step(self, step: int, timeout: float = 120) -> None:
@@ -112,7 +139,7 @@ def kill(processes: list[psutil.Process]) -> None:
     psutil.wait_procs(processes, timeout=20)
 
 
-@pytest.fixture()
+@pytest.fixture
 def new_training(tmp_path: Path, dataset: str) -> Iterator[Callable[..., Training]]:
     """Makes trainings and sees to it that none outlives the test."""
     made: list[Training] = []

@@ -17,7 +17,9 @@ def main(path: str) -> int:
     given = json.loads(Path(path).read_text())
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        result = train(ModelConfig(**given["model"]), TrainConfig(**given["train"]), data=given["data"], out=given["out"])
+        result = train(
+            ModelConfig(**given["model"]), TrainConfig(**given["train"]), data=given["data"], out=given["out"]
+        )
     except Preempted as stopped:
         print(stopped)
         return 75

@@ -75,8 +75,11 @@ def losses(training: Training) -> list[float]:
 
 def test_two_ranks_agree_with_accumulation(new_training: NewTraining) -> None:
     runs: dict[str, dict[str, Any]] = {
-        "one": {}, "accumulated": {"micro_batch": 4}, "uneven": {"micro_batch": 3}, "two": {"nproc": 2}
-    }  # fmt: skip
+        "one": {},
+        "accumulated": {"micro_batch": 4},
+        "uneven": {"micro_batch": 3},
+        "two": {"nproc": 2},
+    }
     found = {}
     for name, change in runs.items():
         training = new_training(name, train={"steps": 20, **change}, model={"dropout": 0.0})

@@ -70,7 +70,7 @@ def test_a_second_signal_cancels_within_two_seconds(new_training: NewTraining) -
     began = time.monotonic()
     os.kill(process.pid, signal.SIGINT)
     process.communicate(timeout=30)
-    gone, alive = psutil.wait_procs(family, timeout=5)
+    _, alive = psutil.wait_procs(family, timeout=5)
     assert time.monotonic() - began < 2 + 1  # a second for a busy machine
     assert not alive
     assert process.returncode == 130
@@ -135,7 +135,7 @@ def test_what_cannot_be_trained_is_said_before_a_rank_starts(
     new_training: NewTraining, train: dict[str, int], model: dict[str, int], message: str
 ) -> None:
     training = new_training("bad", train=train, model=model)
-    out, err = training.start().communicate(timeout=60)
+    out, _ = training.start().communicate(timeout=60)
     assert training.started[-1].returncode == 2
     assert message in out
     assert out.count("\n") == 1

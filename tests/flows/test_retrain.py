@@ -1,0 +1,118 @@
+"""The whole pipeline as a person runs it: `gptpipe run`, on a folder and on a real S3 server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import GPT2LMHeadModel
+
+from gptpipe import load
+from gptpipe.data.dataset import open_dataset
+
+GPTPIPE = str(Path(sys.executable).with_name("gptpipe"))
+TINY = [
+    "model.n_layer=1",
+    "model.n_embd=16",
+    "model.n_head=2",
+    "model.context_length=32",
+    "train.steps=6",
+    "train.batch_size=4",
+    "train.warmup_steps=2",
+    "train.validate_every=3",
+    "train.checkpoint_every=2",
+    "train.log_every=1",
+    "train.precision=float32",
+    "sample.max_new_tokens=8",
+    "data.shard_megabytes=1",
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for i in range(40):
+        (folder / f"{i:02}.py").write_text("\n".join(f"def f{i}_{j}(x):\n    return x + {i * j}" for j in range(30)))
+    return folder
+
+
+def start(corpus: Path, *more: str) -> subprocess.Popen[str]:
+    command = [GPTPIPE, "run", "--json", "--corpus", str(corpus)]
+    for text in TINY:
+        command += ["--set", text]
+    return subprocess.Popen([*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=corpus)
+
+
+def run(corpus: Path, *more: str) -> tuple[dict[str, Any], str]:
+    process = start(corpus, *more)
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    answer: dict[str, Any] = json.loads(out)
+    return answer, err
+
+
+def test_text_in_registered_model_out_and_nothing_twice(corpus: Path) -> None:
+    first, log = run(corpus)
+    checkpoint = first["training"]["best_checkpoint"]
+    assert GPT2LMHeadModel.from_pretrained(checkpoint).config.n_layer == 1
+    assert load(checkpoint).config.n_embd == 16
+    assert first["dataset"]["dataset"].startswith(str(Path(os.environ["GPTPIPE_HOME"]) / "storage"))
+    assert first["model"] == {**first["model"], "version": "1", "champion": True}
+    assert first["evaluation"]["cross_entropy"] == pytest.approx(first["training"]["validation_loss"], abs=1e-4)
+    assert "Traceback" not in log
+    again, log = run(corpus)
+    assert log.count("already done") == 4
+    assert again["training"] == {**first["training"], "already_done": True}
+    assert again["model"]["version"] == "1"
+    # one more file, and weights to start from: a new dataset, a new training, a second version
+    (corpus / "new.py").write_text("def g(y):\n    return y\n" * 20)
+    tuned, log = run(corpus, "--set", "init=champion")
+    assert tuned["dataset"]["id"] != first["dataset"]["id"]
+    assert "import weights:" in log
+    assert tuned["model"]["version"] == "2"
+    assert "not comparable" in tuned["model"]["decision"]
+
+
+@pytest.mark.stack
+def test_two_ranks_on_object_storage_do_the_same_as_on_a_folder(corpus: Path, s3_storage: str) -> None:
+    (corpus / "new.py").unlink(missing_ok=True)
+    more = ["--set", "train.nproc=2", "--set", "train.threads=1"]
+    remote, _ = run(corpus, *more, "--storage", s3_storage)
+    local, _ = run(corpus, *more, "--storage", str(Path(os.environ["GPTPIPE_HOME"]) / "folder"))
+    assert remote["training"]["best_checkpoint"].startswith(s3_storage)
+    assert remote["dataset"]["id"] == local["dataset"]["id"]
+    assert remote["training"]["id"] == local["training"]["id"]
+    for (name, mine), (_, other) in zip(
+        load(remote["training"]["checkpoint"]).state_dict().items(),
+        load(local["training"]["checkpoint"]).state_dict().items(),
+        strict=True,
+    ):
+        assert mine.equal(other), name
+    files = [[(f.path, f.sha256) for f in open_dataset(r["dataset"]["dataset"]).index()] for r in (remote, local)]
+    assert files[0] == files[1]
+    assert remote["evaluation"]["cross_entropy"] == local["evaluation"]["cross_entropy"]
+    assert [s["tokens"] for s in remote["samples"]["samples"]] == [s["tokens"] for s in local["samples"]["samples"]]
+
+
+def test_a_preempted_run_goes_on_where_it_was(corpus: Path) -> None:
+    (corpus / "new.py").unlink(missing_ok=True)
+    process = start(corpus, "--set", "train.steps=100000", "--set", "train.checkpoint_every=0")
+    home = Path(os.environ["GPTPIPE_HOME"])
+    until = time.monotonic() + 120
+    while not any(file.stat().st_size for file in home.glob("jobs/*/metrics.jsonl")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 75, err
+    assert "run again to go on" in json.loads(out)["error"]["message"]
+    (folder,) = (home / "storage" / "trainings").glob("*/step-*")
+    assert (folder / "manifest.json").exists()

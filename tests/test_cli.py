@@ -1,0 +1,172 @@
+"""The command line: answers as JSON, and bad input as one line with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptpipe import GPT, ModelConfig
+from gptpipe.checkpoint import write_checkpoint
+from gptpipe.pretrained import hf_config, hf_tensors
+
+GPTPIPE = str(Path(sys.executable).with_name("gptpipe"))
+
+
+def gptpipe(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([GPTPIPE, *arguments], capture_output=True, text=True, timeout=120, input=stdin)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=8, context_length=16))
+    folder = tmp_path_factory.mktemp("weights")
+    config = hf_config(model.config, "gpt2", 50256)
+    return write_checkpoint(str(folder), 7, model=hf_tensors(model), config=config, state={}).url
+
+
+BAD = {
+    "no such command": (["trian"], "trian"),
+    "missing option": (["generate"], "--weights"),
+    "no corpus": (["tokenize", "--out", "{tmp}/out"], "no corpus"),
+    "no file matches": (["tokenize", "--corpus", "{tmp}/none-*.txt", "--out", "{tmp}/out"], "no file matches"),
+    "empty corpus": (["tokenize", "--corpus", "{tmp}/empty", "--out", "{tmp}/out"], "every file of it is empty"),
+    "not UTF-8": (["tokenize", "--corpus", "{tmp}/latin.txt", "--out", "{tmp}/out"], "latin.txt: byte 3 is not UTF-8"),
+    "JSONL without the field": (["tokenize", "--corpus", "{tmp}/a.jsonl", "--out", "{tmp}/out"], "a.jsonl, line 2"),
+    "empty validation": (
+        ["tokenize", "--corpus", "{tmp}/two", "--out", "{tmp}/out", "--validation", "0.000001"],
+        "validation split would be empty",
+    ),
+    "built-in": (["tokenize", "--corpus", "stdlibb:", "--out", "{tmp}/out"], "no built-in corpus"),
+    "tokenizer": (["tokenize", "--corpus", "{tmp}/two", "--out", "{tmp}/out", "--tokenizer", "gpt-2"], "known:"),
+    "preset": (["run", "--preset", "gpt2-124"], "did you mean gpt2-124m?"),
+    "key": (["run", "--set", "train.lerning_rate=1"], "did you mean train.learning_rate?"),
+    "value": (["run", "--set", "train.steps=-1"], "train.steps"),
+    "config file": (["run", "--config", "{tmp}/none.yaml"], "none.yaml"),
+    "s3 without credentials": (["run", "--corpus", "{tmp}/two", "--storage", "s3://bucket/x"], "credentials"),
+    "no dataset": (["train", "--data", "{tmp}/two", "--out", "{tmp}/out"], "no dataset"),
+    "no weights": (["generate", "--weights", "{tmp}/two", "--prompt", "a"], "no weights there"),
+    "no such model": (["generate", "--weights", "models:/none@champion", "--prompt", "a"], "models:/none@champion"),
+    "empty prompt": (["generate", "--weights", "{weights}", "--prompt", ""], "zero tokens"),
+    "temperature": (["generate", "--weights", "{weights}", "--prompt", "a", "--temperature", "-1"], "temperature"),
+    "top-p": (["generate", "--weights", "{weights}", "--prompt", "a", "--top-p", "0"], "top_p"),
+    "both": (
+        ["evaluate", "--weights", "{weights}", "--data", "x", "--text", "{tmp}/two/a.txt"],
+        "either a dataset or a text",
+    ),
+    "short text": (["evaluate", "--weights", "{weights}", "--text", "-"], "nothing has a token before it"),
+    "context": (
+        ["evaluate", "--weights", "{weights}", "--text", "{tmp}/two/a.txt", "--context", "17"],
+        "context is 16",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(
+    case: str, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.txt").touch()
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "a.txt").write_text("some text")
+    (tmp_path / "two" / "b.txt").write_text("other text")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
+    arguments, message = BAD[case]
+    done = gptpipe(*(a.format(tmp=tmp_path, weights=weights) for a in arguments))
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stdout == ""
+    assert not list(tmp_path.glob("out/**/manifest.json"))
+
+
+def test_errors_as_json() -> None:
+    done = gptpipe("run", "--set", "train.stepz=3", "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout) == {
+        "error": {"message": "unknown key", "where": "train.stepz", "hint": "did you mean train.steps?"}
+    }
+
+
+def test_tokenize_train_evaluate_generate_import(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    for i in range(30):
+        (tmp_path / "text" / f"{i}.md").write_text(f"Chapter {i}. " + "It was a dark and stormy night. " * 20)
+    made = json.loads(
+        gptpipe("tokenize", "--corpus", str(tmp_path / "text"), "--out", str(tmp_path / "data"), "--json").stdout
+    )
+    assert {"dataset", "id", "documents", "tokens", "shards", "megabytes_per_second"} <= made.keys()
+    done = gptpipe("tokenize", "--corpus", str(tmp_path / "text"), "--out", str(tmp_path / "data"))
+    assert done.stdout == f"already done: {made['dataset']}\n"
+    shape = [f"--set=model.{k}" for k in ("n_layer=1", "n_head=1", "n_embd=8", "context_length=16")]
+    training = gptpipe(
+        "train",
+        "--data",
+        str(tmp_path / "data"),
+        "--out",
+        str(tmp_path / "out"),
+        *shape,
+        "--set=train.steps=3",
+        "--set=train.warmup_steps=1",
+        "--set=train.batch_size=2",
+        "--json",
+    )
+    trained = json.loads(training.stdout)
+    assert {"steps", "tokens", "checkpoint", "train_loss", "validation_loss", "tokens_per_second"} <= trained.keys()
+    scored = json.loads(
+        gptpipe("evaluate", "--weights", trained["training"], "--data", made["dataset"], "--json").stdout
+    )
+    assert {"cross_entropy", "perplexity", "bits_per_byte", "tokens", "bytes"} <= scored.keys()
+    piped = json.loads(
+        gptpipe("evaluate", "--weights", trained["checkpoint"], "--text", "-", "--json", stdin="two words").stdout
+    )
+    assert piped["tokens"] == 1
+    said = json.loads(
+        gptpipe(
+            "generate",
+            "--weights",
+            trained["checkpoint"],
+            "--prompt",
+            "It was",
+            "--prompt",
+            "Chapter",
+            "--max-new-tokens",
+            "4",
+            "--temperature",
+            "0",
+            "--json",
+        ).stdout
+    )
+    assert [sample["prompt"] for sample in said["samples"]] == ["It was", "Chapter"]
+    assert all(sample["text"].startswith(sample["prompt"]) for sample in said["samples"])
+    brought = json.loads(gptpipe("import", trained["checkpoint"], "--out", str(tmp_path / "imported"), "--json").stdout)
+    assert (Path(brought["checkpoint"]) / "model.safetensors").exists()
+
+
+def test_what_there_is() -> None:
+    assert "nano" in {row["name"] for row in json.loads(gptpipe("presets", "--json").stdout)["presets"]}
+    (corpus,) = json.loads(gptpipe("corpora", "--json").stdout)["corpora"]
+    assert corpus["url"] == "stdlib:"
+    assert corpus["megabytes"] > 10
+    checks = {c["name"]: c for c in json.loads(gptpipe("doctor", "--json").stdout)["checks"]}
+    assert checks["storage"]["ok"] is True
+    assert checks["tokenizer"]["ok"] is True
+    assert "torch" in checks["versions"]["detail"]
+
+
+def test_doctor_says_what_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTPIPE_MLFLOW_URI", "http://127.0.0.1:9")
+    done = gptpipe("doctor")
+    assert done.returncode == 1
+    assert "FAIL tracking" in done.stdout
+    assert "GPTPIPE_MLFLOW_URI" in done.stdout

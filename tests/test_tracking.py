@@ -1,0 +1,209 @@
+"""What MLflow is told, on SQLite and on a real server that comes and goes."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptpipe import tracking
+from gptpipe.config import DataConfig, PipelineConfig
+from gptpipe.data.build import tokenize
+from gptpipe.data.dataset import Dataset, open_dataset
+from gptpipe.errors import UserError
+from gptpipe.evaluate import Evaluation
+from gptpipe.generate import Sample, Samples
+from gptpipe.launch import TrainResult
+from gptpipe.settings import reload_settings
+from gptpipe.tracking import RunLink, TrainingTracker
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    file = tmp_path_factory.mktemp("text") / "a.txt"
+    file.write_text("one two three four five\n" * 50)
+    return open_dataset(tokenize(DataConfig(corpus=[str(file)]), str(file.parent / "out")).dataset)
+
+
+def lines(first: int, last: int) -> list[dict[str, Any]]:
+    return [{"step": s, "tokens": 10 * s, "train/loss": 10.0 / s, "train/mfu": 0.5} for s in range(first, last + 1)]
+
+
+def follow(dataset: Dataset, training: str, *batches: list[dict[str, Any]], status: str = "FINISHED") -> RunLink:
+    tracker = TrainingTracker(PipelineConfig(), dataset, {"prefect.flow_run_id": "42"})
+    tracker.start(training)
+    for batch in batches:
+        tracker.add(batch)
+    link = tracker.finish(status)
+    assert link is not None
+    return link
+
+
+def curve(link: RunLink) -> list[tuple[int, float]]:
+    history = tracking.connect().get_metric_history(link.run_id, "train/loss")
+    return sorted((point.step, point.value) for point in history)
+
+
+def test_a_resumed_training_logs_each_step_once_in_one_run(dataset: Dataset) -> None:
+    killed = follow(dataset, "/trainings/x", lines(1, 5), lines(6, 9), status="KILLED")
+    # it goes on from step 6, and the lines before it come again
+    resumed = follow(dataset, "/trainings/x", lines(1, 6), lines(7, 12))
+    assert resumed.run_id == killed.run_id
+    assert curve(resumed) == [(s, 10.0 / s) for s in range(1, 13)]
+    other = follow(dataset, "/trainings/y", lines(1, 2))
+    assert other.run_id != killed.run_id
+
+
+def test_a_run_says_what_was_chosen_and_what_it_read(dataset: Dataset) -> None:
+    run = tracking.connect().get_run(follow(dataset, "/trainings/z", lines(1, 3)).run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.n_layer"] == "4"
+    assert run.data.params["train.learning_rate"] == "0.003"
+    assert run.data.tags["gptpipe.dataset"] == dataset.id
+    assert run.data.tags["prefect.flow_run_id"] == "42"
+    (given,) = run.inputs.dataset_inputs
+    assert given.dataset.digest == dataset.id
+    assert dataset.url in given.dataset.source
+
+
+def test_more_points_than_one_call_takes(dataset: Dataset) -> None:
+    link = follow(dataset, "/trainings/long", lines(1, 1200))
+    assert [step for step, _ in curve(link)] == list(range(1, 1201))
+
+
+def result_of(dataset: Dataset, training: str, loss: float) -> tuple[TrainResult, Evaluation, Samples]:
+    url = f"{training}/step-00000012"
+    result = TrainResult("id", training, url, url, dataset.url, 12, 120, loss, loss, 100.0, False)
+    evaluation = Evaluation(loss, 2.0, 1.0, 100, 400, 10.8, 4.5, "validation split of dataset d", "w", url)
+    return result, evaluation, Samples([Sample("Every", "Every effort", [3626])], 0.5, url, 12)
+
+
+def test_results_registration_and_promotion(dataset: Dataset, tmp_path: Path) -> None:
+    config = PipelineConfig(preset="nano")
+    registered = {}
+    for name, loss in (("first", 3.5), ("worse", 3.6), ("better", 3.4)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text('{"step": 1, "tokens": 10, "train/loss": 4.0}\n')
+        link = follow(dataset, str(folder), lines(1, 3))
+        result, evaluation, samples = result_of(dataset, str(folder), loss)
+        for _ in range(2):  # a second time changes nothing
+            picture = tracking.log_results(link, result, evaluation, samples)
+            registered[name] = tracking.register(config, link, result, evaluation)
+        assert picture.startswith(b"\x89PNG")
+        client = tracking.connect()
+        assert {item.path for item in client.list_artifacts(link.run_id)} == {"loss.png", "samples"}
+        assert client.get_run(link.run_id).data.metrics["evaluation/cross_entropy"] == loss
+        assert len(client.get_metric_history(link.run_id, "evaluation/cross_entropy")) == 1
+    assert [registered[name].version for name in ("first", "worse", "better")] == ["1", "2", "3"]
+    assert not registered["worse"].decision.promote
+    assert tracking.resolve_weights("champion", config) == str(tmp_path / "better" / "step-00000012")
+    assert tracking.resolve_weights("models:/gptpipe/1").endswith("first/step-00000012")
+    assert tracking.resolve_weights("/some/folder") == "/some/folder"
+
+
+@pytest.mark.parametrize("weights", ["models:/nobody@champion", "models:/gptpipe/9", "champion"])
+def test_models_that_are_not_registered(weights: str) -> None:
+    with pytest.raises(UserError, match=r"(not found|does not exist)"):
+        tracking.resolve_weights(weights)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """A real `mlflow server` that can be started and killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+            "--backend-store-uri",
+            f"sqlite:///{self.folder / 'server.db'}",
+            "--artifacts-destination",
+            str(self.folder / "artifacts"),
+        ]
+        self.process = subprocess.Popen(
+            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        until = time.monotonic() + 90
+        while time.monotonic() < until:
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=2)
+                return
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError("mlflow server did not start")
+
+    def kill(self) -> None:
+        import os
+
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    made = Server(tmp_path)
+    monkeypatch.setenv("GPTPIPE_MLFLOW_URI", made.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    reload_settings()
+    yield made
+    made.kill()
+
+
+@pytest.mark.stack
+def test_a_server_that_comes_late_gets_everything(
+    server: Server, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_RETRY_SECONDS", 0.2)
+    tracker = TrainingTracker(PipelineConfig(), dataset, {})
+    tracker.start("/trainings/late")
+    began = time.monotonic()
+    tracker.add(lines(1, 50))
+    assert time.monotonic() - began < 0.1  # the training does not wait
+    server.start()
+    tracker.add(lines(51, 60))
+    link = tracker.finish("FINISHED")
+    assert link is not None
+    assert [step for step, _ in curve(link)] == list(range(1, 61))
+    assert link.how_to_open == f"{server.uri}/#/experiments/{link.experiment_id}/runs/{link.run_id}"
+
+
+@pytest.mark.stack
+def test_a_server_that_is_away_ends_no_training(server: Server, dataset: Dataset) -> None:
+    tracker = TrainingTracker(PipelineConfig(), dataset, {})
+    tracker.start("/trainings/away")
+    tracker.add(lines(1, 5))
+    assert tracker.finish("FINISHED") is None
+
+
+def test_a_server_registers_no_local_folder(server: Server) -> None:
+    with pytest.raises(UserError, match="registers no model from a local folder"):
+        tracking.check_registry(PipelineConfig())
