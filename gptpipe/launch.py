@@ -33,7 +33,7 @@ from gptpipe.data.tokens import TokenStream
 from gptpipe.errors import Preempted, UserError
 from gptpipe.lease import Lease
 from gptpipe.settings import settings
-from gptpipe.train.job import METRICS, OUTCOME, Job, Outcome
+from gptpipe.train.job import METRICS, OUTCOME, RANK_LINE, Job, Outcome
 from gptpipe.train.metrics import MetricsFollower, keep_until
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def train(
             dataset=dataset.url,
             cache=cache,
             init=init,
-            folder=settings().home_path / "jobs" / training.rsplit("/", 1)[-1],
+            folder=settings().home_path / "jobs" / f"{identity[:12]}-{digest(training)[:12]}",
             resume=start.url if start else "",
             launcher=os.getpid(),
         )
@@ -328,8 +328,10 @@ class _Launch:
         while not self._lines.empty():
             line = self._lines.get()
             self._last_lines = [*self._last_lines[-200:], line]
-            if not _is_noise(line):
-                self.watchers.on_line(line)
+            if line.startswith(RANK_LINE):
+                self.watchers.on_line(line.removeprefix(RANK_LINE))
+            else:  # torchrun's own reports and libraries' chatter: the outcome says better what happened
+                log.debug("%s", line)
         if records := follower.poll():
             self.watchers.on_metrics(records)
 
@@ -427,10 +429,3 @@ def _killed_by_signal(lines: list[str]) -> str:
 def _signal(process: psutil.Process, number: int) -> None:
     with suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-
-
-def _is_noise(line: str) -> bool:
-    """torchrun's own reports: the outcome says better what happened."""
-    return (
-        not line.strip() or "torch/distributed/" in line or "elastic" in line or (line.startswith("W1") and "]" in line)
-    )

@@ -133,6 +133,10 @@ class TrainingTracker:
         self._training = training
         self._thread.start()
 
+    @property
+    def started(self) -> bool:
+        return self._thread.ident is not None
+
     def add(self, lines: list[dict[str, Any]]) -> None:
         """Lines of metrics.jsonl; never waits."""
         with self._lock:
@@ -297,7 +301,7 @@ def train_and_track(
         status = "KILLED"
         raise
     finally:
-        if tracker._thread.ident is not None:
+        if tracker.started:
             link = tracker.finish(status)
     if result.already_done:
         tracker.start(result.training)

@@ -12,7 +12,7 @@ from pathlib import Path
 from gptpipe import storage
 from gptpipe.errors import UserError
 from gptpipe.memory import keep_freed_memory
-from gptpipe.train.job import OUTCOME, Job, Outcome
+from gptpipe.train.job import OUTCOME, RANK_LINE, Job, Outcome
 from gptpipe.train.stop import StopRequest, end_with
 
 
@@ -22,7 +22,7 @@ def main(path: str) -> int:
     job = Job.read(Path(path))
     rank = int(os.environ.get("RANK", 0))
     prefix = f"[rank {rank}] " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
-    logging.basicConfig(level=logging.INFO, format=f"{prefix}%(message)s", stream=sys.stdout)
+    logging.basicConfig(level=logging.INFO, format=f"{RANK_LINE}{prefix}%(message)s", stream=sys.stdout)
     (job.folder / f"rank-{rank}.pid").write_text(str(os.getpid()))
     end_with(job.launcher)
     stop = StopRequest(job.train.max_hours)

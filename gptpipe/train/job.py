@@ -12,6 +12,7 @@ from gptpipe import storage
 from gptpipe.config import ModelConfig, TrainConfig
 
 JOB, METRICS, OUTCOME = "job.json", "metrics.jsonl", "outcome.json"
+RANK_LINE = "\x1e"  # begins every line that a rank says to whoever watches; torchrun shares its stdout
 
 
 class Job(BaseModel):
