@@ -10,10 +10,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -281,8 +282,7 @@ def parse(kind: type[Section], values: dict[str, Any], *, where: str = "") -> An
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         place = f"{where}: {dotted}" if where and dotted else dotted or where
         if first["type"] == "extra_forbidden":
-            known = known_keys(kind)
-            raise UserError(f"unknown key{more}", where=place, hint=_nearest(dotted, known)) from None
+            raise UserError(f"unknown key{more}", where=place, hint=_nearest(dotted, known_keys(kind))) from None
         message = first["msg"].removeprefix("Value error, ")
         got = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
         raise UserError(
@@ -296,10 +296,14 @@ def known_keys(kind: type[Section], prefix: str = "") -> list[str]:
     """All dotted keys of a configuration model."""
     keys: list[str] = []
     for name, info in kind.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
-            keys += known_keys(info.annotation, f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
+        annotation = info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            keys += known_keys(annotation, f"{prefix}{name}.")
+            continue
+        keys.append(prefix + name)
+        for inner in get_args(annotation):  # a list of sections
+            if isinstance(inner, type) and issubclass(inner, Section):
+                keys += known_keys(inner, f"{prefix}{name}.0.")
     return keys
 
 
@@ -335,12 +339,23 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _nearest(name: str, known: tuple[str, ...] | list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if not near and "." in name:  # the right leaf in the wrong section
-        leaves = {key.rsplit(".", 1)[-1]: key for key in known}
-        near = [leaves[leaf] for leaf in difflib.get_close_matches(name.rsplit(".", 1)[-1], list(leaves), n=1)]
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """ "did you mean …?": the same leaf in another section, a like one in this section, or the likest of all."""
+    section, _, leaf = name.rpartition(".")
+    leaves: dict[str, list[str]] = {}
+    for key in known:
+        leaves.setdefault(key.rpartition(".")[2], []).append(key)
+    here = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == section]
+    sections = sorted({key.rpartition(".")[0] for key in known if "." in key})
+    if leaf in leaves and len(leaves[leaf]) == 1:
+        return f"did you mean {leaves[leaf][0]}?"
+    if near := difflib.get_close_matches(leaf, here if section else [*here, *sections], n=1):
+        return f"did you mean {section}.{near[0]}?" if section else f"did you mean {near[0]}?"
+    if near := difflib.get_close_matches(name, known, n=1, cutoff=0.5):
+        return f"did you mean {near[0]}?"
+    if near := difflib.get_close_matches(leaf, list(leaves), n=1):
+        return f"did you mean {leaves[near[0]][0]}?"
+    return f"known: {', '.join(known)}"
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -89,11 +89,17 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def _explained(url: str) -> Iterator[None]:
+def _explained(url: str, *, writing: bool = False) -> Iterator[None]:
     """Turn what a storage layer raises into one line that says what to do."""
     try:
         yield
-    except (UserError, FileNotFoundError, FileExistsError):
+    except FileNotFoundError as error:
+        if writing and not is_local(url):
+            raise UserError(
+                f"nothing can be written there ({error})", where=url, hint="create the bucket first"
+            ) from None
+        raise
+    except (UserError, FileExistsError):
         raise
     except PermissionError as error:
         hint = (
@@ -195,7 +201,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def write_bytes(url: str, data: bytes) -> None:
-    with _explained(url):
+    with _explained(url, writing=True):
         if is_local(url):
             with atomic_file(local_path(url)) as temporary:
                 temporary.write_bytes(data)
@@ -211,7 +217,7 @@ def write_json(url: str, value: Any) -> None:
 
 def put_file(path: Path, url: str) -> None:
     """Copy a local file to a URL."""
-    with _explained(url):
+    with _explained(url, writing=True):
         if is_local(url):
             with atomic_file(local_path(url)) as temporary:
                 shutil.copyfile(path, temporary)
@@ -249,7 +255,7 @@ def copy(source: str, target: str) -> None:
 
 def create_exclusive(url: str, data: bytes) -> bool:
     """Write an object only if there is none: True if this call made it (conditional put on S3)."""
-    with _explained(url):
+    with _explained(url, writing=True):
         if is_local(url):
             path = local_path(url)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -265,6 +271,10 @@ def create_exclusive(url: str, data: bytes) -> bool:
             fs.pipe_file(remote, data, mode="create")
         except FileExistsError:
             return False
+        except OSError as error:  # what s3fs makes of "412 Precondition Failed"
+            if "PreconditionFailed" in repr(error.__cause__):
+                return False
+            raise
         return True
 
 
@@ -350,11 +360,13 @@ def remove_tree(url: str) -> None:
             fs.rm(path, recursive=True)
 
 
-def sweep_temporaries(url: str) -> None:
-    """Remove what processes of this machine that no longer live left half-written below a local folder."""
+def sweep_temporaries(url: str, *, below: bool = True) -> None:
+    """Remove what processes of this machine that no longer live left half-written in a local folder."""
     if not is_local(url):
         return
-    for folder, _, names in os.walk(local_path(url)):
+    for folder, folders, names in os.walk(local_path(url)):
+        if not below:
+            folders.clear()
         for name in names:
             match = _TEMPORARY.match(name)
             if match and match["host"] == socket.gethostname() and not psutil.pid_exists(int(match["pid"])):
@@ -368,8 +380,6 @@ def check_writable(url: str) -> None:
         write_bytes(probe, b"probe")
         if read_bytes(probe) != b"probe":
             raise UserError("what was written is not what is read", where=url, hint="check the object store")
-    except FileNotFoundError as error:
-        raise UserError(f"not found ({error})", where=url, hint="create the bucket first") from None
     finally:
         with suppress(UserError, OSError):
             remove(probe)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gptpipe import storage
-from gptpipe.config import DataConfig
+from gptpipe.config import DataConfig, digest
 from gptpipe.data.dataset import INDEX, LATEST, MANIFEST, SOURCES, Dataset, open_dataset
-from gptpipe.data.plan import FORMAT_VERSION, DatasetPlan, make_plan
-from gptpipe.data.shards import ShardReport, ShardTask, existing_shard, make_shard
+from gptpipe.data.plan import BY_POSITION, FORMAT_VERSION, DatasetPlan, make_plan
+from gptpipe.data.shards import ShardFile, ShardReport, ShardTask, existing_shard, make_shard
+from gptpipe.data.sources import Source
 from gptpipe.errors import UserError
 
 BATCH_BYTES = 8_000_000
@@ -58,16 +60,17 @@ def tokenize(config: DataConfig, out: str, run: Runner | None = None) -> Tokeniz
         UserError: sources that cannot be used, or a split that would be empty. Nothing is committed.
     """
     began = time.perf_counter()
-    plan = make_plan(config, out)
+    storage.sweep_temporaries(out, below=False)
+    earlier = _earlier(config, out)
+    plan = make_plan(config, out, lambda source: _known_split(earlier, source, config))
+    storage.sweep_temporaries(plan.url)
     if storage.exists(storage.join(plan.url, MANIFEST)):
         dataset = open_dataset(plan.url)
-        _point_to(dataset, out)
+        _remember(dataset, config, out)
         return _result(dataset, 0, None)
-    storage.sweep_temporaries(plan.url)
-    tasks = shard_tasks(plan, config, _latest(out))
     reports: dict[str, ShardReport] = {}
     missing = []
-    for task in tasks:
+    for task in shard_tasks(plan, config, earlier):
         report = existing_shard(task)
         if report is not None:
             reports[report.hash] = report
@@ -76,40 +79,40 @@ def tokenize(config: DataConfig, out: str, run: Runner | None = None) -> Tokeniz
     for report in (run or run_in_processes)(missing, config.workers):
         reports[report.hash] = report
     dataset = commit(plan, config, [reports[shard.hash] for shard in plan.shards])
-    _point_to(dataset, out)
-    written = sum(not task.copy_from for task in missing)
+    _remember(dataset, config, out)
+    written = sum(not task.is_copy for task in missing)
     size = sum(shard.size for shard in plan.shards)
     return _result(dataset, written, size / 1e6 / max(time.perf_counter() - began, 1e-9))
 
 
 def shard_tasks(plan: DatasetPlan, config: DataConfig, earlier: Dataset | None) -> list[ShardTask]:
     """One task a shard; what an earlier dataset already holds is to be taken from there."""
-    options = {
+    options: dict[str, Any] = {
         "tokenizer": config.tokenizer,
         "text_field": config.text_field,
         "validation": config.validation,
-        "by_position": plan.options["split"] == "position",
+        "by_position": plan.options["split"] == BY_POSITION,
     }
     if earlier is None or (earlier.options, earlier.tokenizer) != (plan.options, plan.tokenizer):
-        return [ShardTask(shard, plan.url, **options) for shard in plan.shards]  # type: ignore[arg-type]
+        return [ShardTask(shard, plan.url, **options) for shard in plan.shards]
     holding = earlier.sources()
-    files: dict[str, list[str]] = {}
-    for shard in earlier.index():
-        files.setdefault(shard.hash, []).append(storage.join(earlier.url, shard.path))
+    files: dict[str, list[ShardFile]] = {}
+    for file in earlier.index():
+        files.setdefault(file.hash, []).append(file)
     tasks = []
     for planned in plan.shards:
         taken: dict[str, Any] = {}
         if planned.hash in files:
-            taken = {"copy_from": earlier.url}
+            taken = {"earlier": earlier.url, "files": tuple(files[planned.hash]), "is_copy": True}
         else:
             known = {
                 source.path: holding[key]
                 for source in planned.sources
                 if holding.get(key := (source.corpus, source.path, source.sha256, source.errors)) in files
             }
-            reuse = sorted({file for shard in known.values() for file in files[shard]})
-            taken = {"reuse": tuple(reuse), "unchanged": frozenset(known)}
-        tasks.append(ShardTask(planned, plan.url, **options, **taken))  # type: ignore[arg-type]
+            used = tuple(file for shard in sorted(set(known.values())) for file in files[shard])
+            taken = {"earlier": earlier.url, "files": used, "unchanged": frozenset(known)}
+        tasks.append(ShardTask(planned, plan.url, **options, **taken))
     return tasks
 
 
@@ -154,7 +157,19 @@ def batched_by_size(tasks: list[ShardTask]) -> Iterator[list[ShardTask]]:
 
 def shard_pool(workers: int) -> ProcessPoolExecutor:
     """Processes that make shards. Forked ones could inherit a lock that an S3 client or the logger holds."""
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def commit(plan: DatasetPlan, config: DataConfig, reports: list[ShardReport]) -> Dataset:
@@ -259,16 +274,48 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _point_to(dataset: Dataset, out: str) -> None:
-    """Remember which dataset was asked for here last: `--data <out>` means that one."""
-    storage.write_json(storage.join(storage.normalize(out), LATEST), {"id": dataset.id})
+def _remember(dataset: Dataset, config: DataConfig, out: str) -> None:
+    """Note which dataset was asked for here last, and which for these corpora and options."""
+    pointer = _pointer(out)
+    noted = {"id": dataset.id, "of": {**pointer.get("of", {}), _request(config): dataset.id}}
+    if noted != pointer:
+        storage.write_json(storage.join(storage.normalize(out), LATEST), noted)
 
 
-def _latest(out: str) -> Dataset | None:
+def _pointer(out: str) -> dict[str, Any]:
     try:
-        return open_dataset(out)
-    except UserError:
+        pointer = storage.read_json(storage.join(storage.normalize(out), LATEST))
+    except (FileNotFoundError, UserError):
+        return {}
+    return pointer if isinstance(pointer, dict) and isinstance(pointer.get("of"), dict) else {}
+
+
+def _request(config: DataConfig) -> str:
+    """What was asked for, whatever it holds today."""
+    return digest(config.result_fields())
+
+
+def _earlier(config: DataConfig, out: str) -> Dataset | None:
+    """The dataset made last of these corpora, or else the last one made here: what it holds need not be made again."""
+    pointer = _pointer(out)
+    identity = pointer.get("of", {}).get(_request(config)) or pointer.get("id")
+    if not identity:
         return None
+    try:
+        return open_dataset(storage.join(storage.normalize(out), str(identity)))
+    except UserError:
+        return None  # damaged or removed: everything is made again
+
+
+def _known_split(earlier: Dataset | None, source: Source, config: DataConfig) -> str:
+    """How an earlier dataset split this one source, which then need not be read to count its documents."""
+    if earlier is None or earlier.options.get("text_field") != config.text_field:
+        return ""
+    try:
+        held = {key[2:] for key in earlier.sources()}
+    except UserError:
+        return ""
+    return str(earlier.options["split"]) if held == {(source.sha256, source.errors)} else ""
 
 
 def _result(dataset: Dataset, written: int, speed: float | None) -> TokenizeResult:

@@ -48,7 +48,7 @@ def read_documents(source: Source, content: bytes, text_field: str, dropped: Cou
             dropped["empty"] += 1
 
 
-def _decode(data: bytes, source: Source, offset: int, dropped: Counter[str]) -> str | None:
+def _decode(data: bytes, source: Source, offset: int, dropped: Counter[str], where: str = "") -> str | None:
     """`data` as text, or None when it is not UTF-8 and such documents are skipped."""
     if offset == 0 and data.startswith(b"\xef\xbb\xbf"):
         data, offset = data[3:], 3
@@ -62,7 +62,7 @@ def _decode(data: bytes, source: Source, offset: int, dropped: Counter[str]) -> 
             return None
         raise UserError(
             f"byte {offset + error.start} is not UTF-8 (0x{data[error.start]:02x})",
-            where=source.url,
+            where=where or source.url,
             hint="set data.errors=replace to put U+FFFD there, or data.errors=skip to leave the document out",
         ) from None
 
@@ -85,7 +85,7 @@ def _read_jsonl(source: Source, content: bytes, field: str, dropped: Counter[str
         where = f"{source.url}, line {number}"
         try:
             row = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"not JSON ({error})", where=where, hint="mend or remove the line") from None
         value = row.get(field) if isinstance(row, dict) else None
         if not isinstance(value, str):
@@ -100,27 +100,44 @@ def _read_jsonl(source: Source, content: bytes, field: str, dropped: Counter[str
 def _read_parquet(source: Source, content: bytes, column: str, dropped: Counter[str]) -> Iterator[tuple[int, str]]:
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
-    except pa.ArrowInvalid as error:
-        raise UserError(f"not a Parquet file ({error})", where=source.url, hint="mend or remove the file") from None
-    names = file.schema_arrow.names
-    if column not in names:
+        names = file.schema_arrow.names
+        kind = file.schema_arrow.field(column).type if column in names else None
+    except _PARQUET_ERRORS as error:
+        raise _damaged_parquet(source, error) from None
+    if kind is None:
         raise UserError(
             f"no column {column!r}",
             where=source.url,
             hint=f"it has {', '.join(map(repr, names))}; choose one with data.text_field",
         )
-    kind = file.schema_arrow.field(column).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise UserError(
-            f"column {column!r} holds {kind}, not text",
-            where=source.url,
-            hint="choose another with data.text_field",
+            f"column {column!r} holds {kind}, not text", where=source.url, hint="choose another with data.text_field"
         )
-    row = 0
-    for batch in file.iter_batches(columns=[column]):
-        for text in batch.column(0).to_pylist():
-            yield row, text or ""
+    row = -1
+    for values in _parquet_batches(source, file, column):
+        for data in values:  # bytes: nothing promises that they are UTF-8
             row += 1
+            text = _decode(data or b"", source, 0, dropped, f"{source.url}, row {row}")
+            if text is not None:
+                yield row, text
+
+
+_PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError)
+
+
+def _parquet_batches(source: Source, file: pq.ParquetFile, column: str) -> Iterator[list[bytes | None]]:
+    try:
+        for batch in file.iter_batches(columns=[column]):
+            array = batch.column(0)
+            binary = pa.large_binary() if pa.types.is_large_string(array.type) else pa.binary()
+            yield array.view(binary).to_pylist()
+    except _PARQUET_ERRORS as error:
+        raise _damaged_parquet(source, error) from None
+
+
+def _damaged_parquet(source: Source, error: Exception) -> UserError:
+    return UserError(f"not a Parquet file, or not a whole one ({error})", where=source.url, hint="mend or remove the file")
 
 
 def _without_surrogates(text: str, where: str, source: Source, dropped: Counter[str]) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
@@ -26,6 +26,7 @@ from gptpipe.tokenizer import Tokenizer, get_tokenizer
 
 FORMAT_VERSION = 1
 PART_TOKENS = 1_000_000  # a row of a shard holds at most this many tokens
+BY_POSITION, BY_HASH = "position", "hash of text"
 _FINGERPRINTS = ".fingerprints.parquet"
 _HASH_BLOCK = 1 << 20
 _READERS = 8  # threads that hash files: SHA-256 releases the interpreter lock
@@ -59,11 +60,12 @@ class DatasetPlan:
     empty_sources: dict[str, int]  # a corpus's name → files of it that hold nothing
 
 
-def make_plan(config: DataConfig, out: str) -> DatasetPlan:
+def make_plan(config: DataConfig, out: str, known_split: Callable[[Source], str] = lambda source: "") -> DatasetPlan:
     """List the sources, hash what changed since the last time, and decide shards and id.
 
     Args:
         out: folder or URL below which the dataset's own folder `<id>/` lies.
+        known_split: how an earlier dataset split the only source there is; empty if none did.
 
     Raises:
         UserError: no file matches, a corpus is empty, a source cannot be read.
@@ -72,7 +74,7 @@ def make_plan(config: DataConfig, out: str) -> DatasetPlan:
     listed = list_sources(config)
     empty = {name: sum(1 for _ in group) for name, group in groupby((s for s in listed if not s.size), key=_corpus)}
     sources = fingerprint([source for source in listed if source.size], out)
-    options = content_options(config, sources)
+    options = content_options(config, _split_rule(config, sources, known_split))
     described = describe_tokenizer(tokenizer)
     base = {"format": FORMAT_VERSION, "tokenizer": described, "options": options}
     shards = []
@@ -95,11 +97,11 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, object]:
     return {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256}
 
 
-def content_options(config: DataConfig, sources: list[Source]) -> dict[str, object]:
+def content_options(config: DataConfig, split: str) -> dict[str, object]:
     """The options that decide what the dataset holds."""
     return {
         "validation": config.validation,
-        "split": "position" if _is_one_document(sources, config.text_field) else "hash of text",
+        "split": split,
         "text_field": config.text_field,
         "shard_megabytes": config.shard_megabytes,
         "piece_characters": PIECE_CHARACTERS,
@@ -107,13 +109,17 @@ def content_options(config: DataConfig, sources: list[Source]) -> dict[str, obje
     }
 
 
-def _is_one_document(sources: list[Source], text_field: str) -> bool:
+def _split_rule(config: DataConfig, sources: list[Source], known_split: Callable[[Source], str]) -> str:
+    """By position when there is one document, otherwise by a hash of each one's text."""
     if len(sources) != 1:
-        return False
-    if sources[0].kind == "text":
-        return True
-    content = read_source(sources[0])
-    return len(list(islice(read_documents(sources[0], content, text_field, Counter()), 2))) == 1
+        return BY_HASH
+    (source,) = sources
+    if source.kind == "text":
+        return BY_POSITION
+    if known := known_split(source):
+        return known
+    documents = read_documents(source, read_source(source), config.text_field, Counter())
+    return BY_POSITION if len(list(islice(documents, 2))) == 1 else BY_HASH
 
 
 def split_into_buckets(sources: list[Source], limit: int) -> Iterator[list[Source]]:
@@ -184,10 +190,10 @@ def _hash_source(source: Source) -> str:
 
 def _read_fingerprints(url: str) -> dict[tuple[str, int, str], str]:
     try:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(url)))
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(url)), page_checksum_verification=True)
         rows = zip(*(table.column(name).to_pylist() for name in ("url", "size", "version", "sha256")), strict=True)
         return {(url, size, version): sha256 for url, size, version, sha256 in rows if version}
-    except (FileNotFoundError, pa.ArrowInvalid, KeyError):
+    except (OSError, pa.ArrowException, KeyError, ValueError):
         return {}  # it only spares work: a missing or damaged one costs a second hashing
 
 
@@ -197,5 +203,6 @@ def _write_fingerprints(url: str, known: dict[tuple[str, int, str], str]) -> Non
     columns = list(zip(*rows, strict=True))
     table = pa.table(dict(zip(("url", "size", "version", "sha256"), map(list, columns), strict=True)))
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    # a flipped byte of a digest would pass for a file that changed
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     storage.write_bytes(url, sink.getvalue().to_pybytes())

@@ -75,9 +75,10 @@ class ShardTask:
     Attributes:
         plan: the shard.
         dataset: URL of the dataset's folder.
-        reuse: files of an earlier dataset that hold rows of unchanged sources of this shard.
+        earlier: URL of an earlier dataset that holds rows of unchanged sources of this shard.
+        files: those of its files that hold them.
         unchanged: paths of those sources; the other sources are read.
-        copy_from: URL of an earlier dataset that has this very shard: its files are linked or copied.
+        is_copy: the earlier dataset has this very shard: its files are linked or copied.
     """
 
     plan: ShardPlan
@@ -86,9 +87,10 @@ class ShardTask:
     text_field: str
     validation: float
     by_position: bool
-    reuse: tuple[str, ...] = ()
+    earlier: str = ""
+    files: tuple[ShardFile, ...] = ()
     unchanged: frozenset[str] = frozenset()
-    copy_from: str = ""
+    is_copy: bool = False
 
 
 def make_shard(task: ShardTask) -> ShardReport:
@@ -97,14 +99,14 @@ def make_shard(task: ShardTask) -> ShardReport:
     Raises:
         UserError: a source that cannot be read as text.
     """
-    if task.copy_from and (report := copy_shard(task)) is not None:
+    if task.is_copy and (report := copy_shard(task)) is not None:
         return report
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     dropped: Dropped = {}
-    old = _reuse(task, dropped)
+    unchanged, old = _reuse(task, dropped)
     tokenizer = get_tokenizer(task.tokenizer)
     for source in task.plan.sources:
-        if source.path in task.unchanged:
+        if source.path in unchanged:
             for split in SPLITS:
                 rows[split] += old[split].get(source.path, [])
             continue
@@ -252,20 +254,32 @@ def _read_note(content: bytes) -> dict[str, Any]:
     return note
 
 
-def _reuse(task: ShardTask, dropped: Dropped) -> dict[str, dict[str, list[Row]]]:
-    """Rows of unchanged sources out of an earlier dataset's files, by split and source path.
+def _reuse(task: ShardTask, dropped: Dropped) -> tuple[frozenset[str], dict[str, dict[str, list[Row]]]]:
+    """Unchanged sources, and their rows out of an earlier dataset's files, by split and source path.
 
-    What was left out of these sources then is added to `dropped`.
+    What was left out of these sources then is added to `dropped`. A file that is gone, or not what its index
+    says, is not used: none of the sources counts as unchanged.
     """
     found: dict[str, dict[str, list[Row]]] = {split: {} for split in SPLITS}
-    for url in task.reuse:
-        split = url.rsplit("/", 2)[-2]
-        content = storage.read_bytes(url)
-        dropped |= {path: counts for path, counts in _read_note(content)["dropped"].items() if path in task.unchanged}
+    left_out: Dropped = {}
+    for file in task.files:
+        content = _read_verified(task.earlier, file)
+        if content is None:
+            return frozenset(), {split: {} for split in SPLITS}
+        left_out |= {path: counts for path, counts in _read_note(content)["dropped"].items() if path in task.unchanged}
         for row in read_rows(content):
             if row.path in task.unchanged:
-                found[split].setdefault(row.path, []).append(row)
-    return found
+                found[file.split].setdefault(row.path, []).append(row)
+    dropped |= left_out
+    return task.unchanged, found
+
+
+def _read_verified(dataset: str, file: ShardFile) -> bytes | None:
+    try:
+        content = storage.read_bytes(storage.join(dataset, file.path))
+    except FileNotFoundError:
+        return None
+    return content if hashlib.sha256(content).hexdigest() == file.sha256 else None
 
 
 def existing_shard(task: ShardTask) -> ShardReport | None:
@@ -274,11 +288,14 @@ def existing_shard(task: ShardTask) -> ShardReport | None:
 
 
 def copy_shard(task: ShardTask) -> ShardReport | None:
-    """Take a whole shard from an earlier dataset, or None when it is not all there."""
-    report = _read_report(task.plan, task.copy_from)
-    for file in report.files if report else []:
-        storage.copy(storage.join(task.copy_from, file.path), storage.join(task.dataset, file.path))
-    return report
+    """Take a whole shard from an earlier dataset, or None when it is not all there as its index says."""
+    contents = [_read_verified(task.earlier, file) for file in task.files]
+    if not contents or None in contents:
+        return None
+    for file in task.files:
+        storage.copy(storage.join(task.earlier, file.path), storage.join(task.dataset, file.path))
+    dropped: Dropped = _read_note(contents[0] or b"")["dropped"]
+    return ShardReport(task.plan.hash, files=list(task.files), dropped=dropped)
 
 
 def _read_report(plan: ShardPlan, dataset: str) -> ShardReport | None:

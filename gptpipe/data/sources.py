@@ -117,6 +117,11 @@ def _list_corpus(corpus: Corpus, name: str, config: DataConfig) -> list[Source]:
     if not listed:  # a file named by the user is text whatever its suffix
         kinds = [(entry, kind or "text") for entry, kind in kinds]
     found = [_source(entry, name, kind, config.errors) for entry, kind in kinds if kind]
+    for source in found:
+        if not source.path.isprintable() and source.path.encode("utf-8", "replace") != source.path.encode(
+            "utf-8", "surrogateescape"
+        ):
+            raise UserError("a file's name is not UTF-8", where=ascii(source.url), hint="rename the file")
     if not found:
         detail = f"none of its {len(entries)} files is text, .jsonl or .parquet" if entries else "no file matches"
         raise UserError(detail, where=url, hint="give a file, a folder, a glob in quotes, an s3:// URL, or stdlib:")
@@ -138,12 +143,13 @@ def _kind(path: str) -> str | None:
 
 def _find(url: str) -> tuple[list[storage.Entry], bool]:
     """Entries of a file, glob or folder, and whether they were listed rather than named."""
-    if any(character in url for character in "*?["):
-        return _glob(url), True
     if storage.is_local(url):
         path = storage.local_path(url)
         if path.is_file():
             return [storage.entry_of(path, path.name)], False
+    if any(character in url for character in "*?[") and not (storage.is_local(url) and path.exists()):
+        return _glob(url), True
+    if storage.is_local(url):
         return [entry for entry in storage.list_files(url) if _visible(entry.path)], True
     try:
         entries = [entry for entry in storage.list_files(url) if _visible(entry.path)]
@@ -168,7 +174,9 @@ def _glob(url: str) -> list[storage.Entry]:
     if not root:
         root = "/" if url.startswith("/") else "."
     expression = re.compile(_glob_expression(pattern))
-    return [entry for entry in storage.list_files(root) if expression.fullmatch(entry.path)]
+    hidden = any(part.startswith(".") for part in pattern.split("/"))  # asked for by name
+    found = [entry for entry in storage.list_files(root) if expression.fullmatch(entry.path)]
+    return [entry for entry in found if hidden or _visible(entry.path)]
 
 
 def _glob_expression(pattern: str) -> str:
