@@ -74,6 +74,7 @@ def publish(
         "version": registered.version,
         "uri": registered.uri,
         "how_to_open": link.how_to_open,
+        "compare": link.compare_url,
         "champion": registered.decision.promote,
         "decision": registered.decision.reason,
     }

@@ -205,6 +205,7 @@ def _summary(parameters: PipelineConfig, result: dict[str, Any]) -> str:
             f"is        {model['uri']}, {'now' if model['champion'] else 'not'} {parameters.promote.alias} "
             f"({model['decision']})",
             f"look at   {_located(model['how_to_open'])}",
+            f"compare   {model['compare']}",
         ]
     lines.append(
         f"try it    {_command('gptpipe')} generate --weights {training['best_checkpoint']} --prompt 'def main('"

@@ -101,6 +101,8 @@ class Corpus(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) == 1 and None in value.values():
+            value = f"{next(iter(value))}:"  # YAML reads `stdlib:` as a key without a value
         return {"url": value} if isinstance(value, str) else value
 
 
@@ -120,7 +122,7 @@ class DataConfig(Section):
         "Text that is not UTF-8: stop and name it, replace the bytes, or skip the document and count it",
     )
     shard_megabytes: int = result(
-        16, "Source text a shard holds at most, unless one file is larger", "MB", ge=1, le=4096
+        16, "Source text a shard holds, roughly; a file over an eighth of it has one of its own", "MB", ge=1, le=4096
     )
     workers: int = operational(0, "Processes that tokenize; 0 is one a core", "processes", ge=0, le=4096)
 
@@ -305,6 +307,18 @@ def known_keys(kind: type[Section], prefix: str = "") -> list[str]:
             if isinstance(inner, type) and issubclass(inner, Section):
                 keys += known_keys(inner, f"{prefix}{name}.0.")
     return keys
+
+
+def field_roles(kind: type[Section], prefix: str = "") -> dict[str, str]:
+    """The role of every field, result or operational, by dotted key."""
+    roles: dict[str, str] = {}
+    for name, info in kind.model_fields.items():
+        annotation = info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            roles |= field_roles(annotation, f"{prefix}{name}.")
+        else:
+            roles[prefix + name] = _role(info)
+    return roles
 
 
 def deep_merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,11 @@ class Tokenizer:
             lengths[rank] = len(token)
         return lengths
 
+    @cached_property
+    def _known(self) -> frozenset[int]:
+        """Ids that stand for something: vocabularies have gaps."""
+        return frozenset(self.encoding._mergeable_ranks.values()) | frozenset(self.encoding._special_tokens.values())
+
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of `text`. `<|endoftext|>` is one special token when `special`, plain text otherwise."""
         if special:
@@ -68,7 +73,7 @@ class Tokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD, ids without a token become nothing."""
-        return self.encoding.decode([i for i in ids if 0 <= i < self.vocab_size], errors="replace")
+        return self.encoding.decode([i for i in ids if i in self._known], errors="replace")
 
 
 @lru_cache(maxsize=4)

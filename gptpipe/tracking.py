@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptpipe import launch, storage
-from gptpipe.config import PipelineConfig, flatten
+from gptpipe.config import PipelineConfig, field_roles, flatten
 from gptpipe.data.dataset import Dataset, open_dataset
 from gptpipe.errors import Preempted, UserError
 from gptpipe.evaluate import Evaluation
@@ -43,6 +43,10 @@ _FLUSH_SECONDS = 30.0  # how long the end of a training waits for a slow server
 _RETRY_SECONDS = 5.0
 _POINTS_A_CALL = 1000  # MLflow's limit for one batch of metrics
 _MODELS = "models:/"
+OPERATIONAL = frozenset(key for key, role in field_roles(PipelineConfig).items() if role == "operational")
+# MLflow 3 opens an experiment without this in its view for agents, where no curve is drawn
+_VIEW = "workflowType=machine_learning"
+_MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 
 
 def connect() -> MlflowClient:
@@ -67,7 +71,8 @@ def experiment_id(client: MlflowClient) -> str:
         return str(found.experiment_id)
     root = settings().artifact_root
     try:
-        return str(client.create_experiment(name, artifact_location=storage.as_uri(root) if root else None))
+        place = storage.as_uri(root) if root else None
+        return str(client.create_experiment(name, artifact_location=place, tags=_MODEL_TRAINING))
     except MlflowException:  # another run made it at the same moment
         found = client.get_experiment_by_name(name)
         if found is None:
@@ -98,7 +103,7 @@ class RunLink:
         """Its page, where a server shows it; the path of the page below `mlflow ui` otherwise."""
         uri = settings().tracking_uri
         base = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
-        return f"{base}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"{base}/#/experiments/{self.experiment_id}/runs/{self.run_id}?{_VIEW}"
 
     @property
     def how_to_open(self) -> str:
@@ -106,6 +111,11 @@ class RunLink:
         if uri.startswith("http"):
             return self.url
         return f"mlflow ui --backend-store-uri {uri}   then open {self.url}"
+
+    @property
+    def compare_url(self) -> str:
+        """The page that shows the experiment's runs side by side."""
+        return self.url.split("/runs/")[0] + f"/runs?compareRunsMode=CHART&{_VIEW}"
 
 
 class TrainingTracker:
@@ -181,9 +191,8 @@ class TrainingTracker:
         self._client = self._client or connect()
         self._run = find_run(self._client, self._training)
         if self._run is None:
-            name = f"{self._config.preset} {self._training.rsplit('/', 1)[-1][:8]}"
             self._run = self._client.create_run(
-                experiment_id(self._client), run_name=name, tags={TRAINING_TAG: self._training}
+                experiment_id(self._client), run_name=run_name(self._config), tags={TRAINING_TAG: self._training}
             )
         run_id = self._run.info.run_id
         self._client.update_run(run_id, status="RUNNING")
@@ -240,6 +249,17 @@ class TrainingTracker:
             self._logged_step = batch[-1][0]
         with self._lock:
             self._lines = [line for line in self._lines if line["step"] > self._logged_step]
+
+
+def run_name(config: PipelineConfig) -> str:
+    """The preset and what was chosen otherwise, so that runs side by side tell what they differ in."""
+    plain = flatten(PipelineConfig(preset=config.preset))
+    chosen = {
+        key.rpartition(".")[2]: value
+        for key, value in flatten(config).items()
+        if key.startswith(("model.", "train.", "init")) and value != plain[key] and key not in OPERATIONAL
+    }
+    return " ".join([config.preset, *(f"{key}={value}" for key, value in list(chosen.items())[:4])])
 
 
 def find_run(client: MlflowClient, training: str) -> Run | None:
@@ -335,7 +355,10 @@ def _reaching_mlflow() -> Iterator[None]:
 
 
 def log_results(link: RunLink, result: TrainResult, evaluation: Evaluation, samples: Samples) -> bytes:
-    """Log the evaluation, the samples, the loss picture and where the checkpoint is. Returns the picture."""
+    """Log the evaluation, the samples, the loss picture and where the checkpoint is. Returns the picture.
+
+    The evaluation has no step: MLflow draws a bar a run for such numbers, and points in a void for others.
+    """
     from mlflow.entities import Metric, RunTag
 
     picture = loss_curve(
@@ -356,7 +379,7 @@ def log_results(link: RunLink, result: TrainResult, evaluation: Evaluation, samp
         new = {key: value for key, value in values.items() if run.data.metrics.get(key) != value}
         client.log_batch(
             link.run_id,
-            metrics=[Metric(key, value, now, result.steps) for key, value in new.items()],
+            metrics=[Metric(key, value, now, 0) for key, value in new.items()],
             tags=[
                 RunTag("gptpipe.checkpoint", result.best_checkpoint),
                 RunTag("mlflow.note.content", evaluation.sentence),

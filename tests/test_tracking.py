@@ -193,7 +193,10 @@ def test_a_server_that_comes_late_gets_everything(
     link = tracker.finish("FINISHED")
     assert link is not None
     assert [step for step, _ in curve(link)] == list(range(1, 61))
-    assert link.how_to_open == f"{server.uri}/#/experiments/{link.experiment_id}/runs/{link.run_id}"
+    assert (
+        link.how_to_open
+        == f"{server.uri}/#/experiments/{link.experiment_id}/runs/{link.run_id}?workflowType=machine_learning"
+    )
 
 
 @pytest.mark.stack

@@ -312,10 +312,11 @@ def _known_split(earlier: Dataset | None, source: Source, config: DataConfig) ->
     if earlier is None or earlier.options.get("text_field") != config.text_field:
         return ""
     try:
-        held = {key[2:] for key in earlier.sources()}
+        held = list(earlier.sources())
     except UserError:
         return ""
-    return str(earlier.options["split"]) if held == {(source.sha256, source.errors)} else ""
+    key = (source.corpus, source.path, source.sha256, source.errors)
+    return str(earlier.options["split"]) if held == [key] else ""
 
 
 def _result(dataset: Dataset, written: int, speed: float | None) -> TokenizeResult:

@@ -137,7 +137,9 @@ def _parquet_batches(source: Source, file: pq.ParquetFile, column: str) -> Itera
 
 
 def _damaged_parquet(source: Source, error: Exception) -> UserError:
-    return UserError(f"not a Parquet file, or not a whole one ({error})", where=source.url, hint="mend or remove the file")
+    return UserError(
+        f"not a Parquet file, or not a whole one ({error})", where=source.url, hint="mend or remove the file"
+    )
 
 
 def _without_surrogates(text: str, where: str, source: Source, dropped: Counter[str]) -> str | None:

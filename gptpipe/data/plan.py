@@ -1,7 +1,7 @@
 """Which shard holds what, and so the dataset's id, before a token is made.
 
 Everything here is a pure function of the options and of every source's relative path, size and SHA-256.
-Files of a corpus are put into buckets by the leading bits of a hash of their path; a bucket with too much
+Small files of a corpus are put into buckets by the leading bits of a hash of their path; a bucket with too much
 text is split by one more bit. So one file added changes one bucket (or splits one in two) and no other.
 """
 
@@ -123,21 +123,34 @@ def _split_rule(config: DataConfig, sources: list[Source], known_split: Callable
 
 
 def split_into_buckets(sources: list[Source], limit: int) -> Iterator[list[Source]]:
-    """Sources by the leading bits of their path's hash, a bucket over `limit` bytes split by one more bit."""
-    keyed = sorted(
-        (int.from_bytes(hashlib.sha256(s.path.encode("utf-8", "surrogateescape")).digest()), s.path, s) for s in sources
-    )
+    """Small sources by the leading bits of their path's hash, each larger one alone.
 
-    def visit(items: list[tuple[int, str, Source]], bit: int) -> Iterator[list[Source]]:
+    A bucket over its limit is split by one more bit. The limit grows by the size of the largest small source
+    with every bit, so that what one source pushes over the limit falls into two buckets within theirs: a source
+    added never makes more than two buckets anew.
+
+    Args:
+        limit: bytes that the first bucket holds.
+    """
+    small = limit // 8
+    keyed = [
+        (int.from_bytes(hashlib.sha256(source.path.encode("utf-8")).digest()), source)
+        for source in sources
+        if source.size <= small
+    ]
+
+    def visit(items: list[tuple[int, Source]], depth: int) -> Iterator[list[Source]]:
         if not items:
             return
-        if len(items) == 1 or bit < 0 or sum(item[2].size for item in items) <= limit:
-            yield sorted((item[2] for item in items), key=lambda source: source.path)
+        if len(items) == 1 or depth == 256 or sum(source.size for _, source in items) <= limit + depth * small:
+            yield sorted((source for _, source in items), key=lambda source: source.path)
             return
-        yield from visit([item for item in items if not item[0] >> bit & 1], bit - 1)
-        yield from visit([item for item in items if item[0] >> bit & 1], bit - 1)
+        bit = 255 - depth
+        yield from visit([item for item in items if not item[0] >> bit & 1], depth + 1)
+        yield from visit([item for item in items if item[0] >> bit & 1], depth + 1)
 
-    yield from visit(keyed, 255)
+    yield from visit(keyed, 0)
+    yield from ([source] for source in sorted(sources, key=lambda source: source.path) if source.size > small)
 
 
 def read_source(source: Source) -> bytes:

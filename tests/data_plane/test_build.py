@@ -513,6 +513,24 @@ def test_a_second_run_is_already_done_and_reads_no_text(tmp_path: Path, kind: st
     assert opened == []
 
 
+@pytest.mark.parametrize("change", ["its twin is removed", "its name says that it holds lines"])
+def test_the_only_source_is_split_as_if_nothing_had_been_there_before(tmp_path: Path, change: str) -> None:
+    folder = tmp_path / "corpus"
+    line = json.dumps({"text": some_text(1)}) + "\n"
+    if change == "its twin is removed":
+        write(folder, {"a.jsonl": line, "b.jsonl": line})
+        build(tmp_path / "out", folder, validation=0)
+        (folder / "b.jsonl").unlink()
+    else:
+        write(folder, {"a.txt": "".join(json.dumps({"text": some_text(i)}) + "\n" for i in range(30))})
+        build(tmp_path / "out", folder, validation=0)
+        (folder / "a.txt").rename(folder / "a.jsonl")
+    made = build(tmp_path / "out", folder, validation=0)
+    fresh = build(tmp_path / "fresh", folder, validation=0)
+    assert made.id == fresh.id
+    assert contents(made.dataset) == contents(fresh.dataset)
+
+
 def test_the_folder_of_datasets_means_the_one_asked_for_last(tmp_path: Path) -> None:
     one, two = (write(tmp_path / name, {"a.txt": some_text(i)}) for i, name in enumerate(("one", "two")))
     results = [build(tmp_path / "out", corpus) for corpus in (one, two, one)]
@@ -530,13 +548,23 @@ class Step:
     opened: set[str]
 
 
+def in_the_first_half(name: str) -> str:
+    """A path like `name` whose hash begins with a zero bit: it falls into the first bucket of two."""
+    names = (name.replace(".", f"-{i}.") for i in range(100))
+    return next(path for path in names if hashlib.sha256(path.encode()).digest()[0] < 128)
+
+
+# the largest files that still share a bucket: together they push the first one over its limit
+FIRST, SECOND = in_the_first_half("6/first.txt"), in_the_first_half("5/second.txt")
+
+
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Step]:
     """300 files, changed again and again in one place; every dataset made in steps and afresh."""
     root = tmp_path_factory.mktemp("steps")
     stock = some_text(0, 400_000)
-    folder = write(root / "corpus", {f"{i % 7}/{i}.txt": f"{i} {stock[i * 900 : i * 900 + 6500]}" for i in range(300)})
-    write(folder, {"6/first.txt": "first " * 80_000})
+    folder = write(root / "corpus", {f"{i % 7}/{i}.txt": f"{i} {stock[i * 900 : i * 900 + 5500]}" for i in range(300)})
+    write(folder, {FIRST: "first " * 18_000})
     (folder / "bad.txt").write_bytes(b"\xff not UTF-8")
 
     def add() -> None:
@@ -552,10 +580,10 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Step]:
         (folder / "4" / "4.txt").rename(folder / "4" / "renamed.txt")
 
     def split() -> None:
-        write(folder, {"5/second.txt": "second " * 70_000})
+        write(folder, {SECOND: "second " * 15_500})
 
     def merge() -> None:
-        (folder / "6" / "first.txt").unlink()
+        (folder / FIRST).unlink()
 
     def remove() -> None:
         (folder / "0" / "0.txt").unlink()
@@ -596,7 +624,7 @@ def test_a_change_reads_what_changed_and_nothing_else(steps: dict[str, Step], na
         "changed": {"3/45.txt"},
         "touched": {"3/45.txt"},
         "renamed": {"4/renamed.txt"},
-        "split": {"5/second.txt"},
+        "split": {SECOND},
     }
     assert steps[name].opened == new.get(name, set())
 
