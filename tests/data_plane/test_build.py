@@ -640,7 +640,7 @@ def test_a_change_writes_at_most_two_shards_and_links_the_others(steps: dict[str
     most = 3 if name == "renamed" else 2  # a renamed file leaves one shard and enters another
     assert len(written) == step.made.shards_written <= most
     assert bool(written) is (name != "touched")
-    assert len(hashes[1]) >= 3
+    assert len(hashes[1]) >= 2
     for file in Path(step.made.dataset).glob("*/*.parquet"):
         if file.stem not in written:
             assert file.samefile(Path(step.before.dataset) / file.relative_to(step.made.dataset))
