@@ -59,7 +59,7 @@ def publish(
     scored = Evaluation(**{k: v for k, v in evaluation.items() if k != "sentence"})
     made = Samples(**{**samples, "samples": [Sample(**s) for s in samples["samples"]]})
     picture = tracking.log_results(link, result, scored, made)
-    text = f"# {scored.sentence}\n\n[Run in MLflow]({link.url})\n\nCheckpoint `{result.best_checkpoint}`"
+    text = f"### {scored.sentence}\n\n[Run in MLflow]({link.url})\n\nCheckpoint `{result.best_checkpoint}`"
     registered = None
     if config.promote.register_model:
         registered = tracking.register(config, link, result, scored)
