@@ -25,13 +25,14 @@ from typing import Any
 import psutil
 
 from gptpipe import storage
-from gptpipe.checkpoint import newest_checkpoint, open_checkpoint
+from gptpipe.checkpoint import CONFIG, newest_checkpoint, open_checkpoint
 from gptpipe.config import ModelConfig, TrainConfig, digest
 from gptpipe.data.dataset import Dataset, open_dataset
 from gptpipe.data.loader import check_ranks, count_windows
 from gptpipe.data.tokens import TokenStream
 from gptpipe.errors import Preempted, UserError
 from gptpipe.lease import Lease
+from gptpipe.pretrained import check_same_shape, model_config_from_hf
 from gptpipe.settings import settings
 from gptpipe.train.job import METRICS, OUTCOME, RANK_LINE, Job, Outcome
 from gptpipe.train.metrics import MetricsFollower, keep_until
@@ -159,10 +160,18 @@ def train(
 
 
 def training_id(model: ModelConfig, config: TrainConfig, dataset_id: str, init: str) -> str:
-    """A hash of everything that decides the result, default values left out."""
-    start = open_checkpoint(init).model_sha256 if init and open_checkpoint(init) else ""  # type: ignore[union-attr]
-    if init and not start:
-        raise UserError("not a checkpoint", where=init, hint="make one with `gptpipe import`")
+    """A hash of everything that decides the result, default values left out.
+
+    Raises:
+        UserError: `init` is no checkpoint, or one of another shape.
+    """
+    start = ""
+    if init:
+        found = open_checkpoint(init)
+        if found is None:
+            raise UserError("not a checkpoint", where=init, hint="make one with `gptpipe import`")
+        check_same_shape(model, model_config_from_hf(found.json(CONFIG), init), init)
+        start = found.model_sha256
     return digest(
         {
             "stage": STAGE_VERSION,

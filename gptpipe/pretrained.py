@@ -33,7 +33,7 @@ class Weights:
 
     Attributes:
         url: what they were read from.
-        identity: digest of the content, part of the id of whatever is made from them.
+        identity: digest of tensors and shape, part of the id of whatever is made from them.
         tokenizer: name of the tokenizer they were trained with.
         step: of the training that made them, 0 where that is not known.
     """
@@ -45,19 +45,34 @@ class Weights:
     tokenizer: str = "gpt2"
     step: int = 0
 
-    def build(self) -> GPT:
-        """A model with these weights, in float32."""
+    def build(self, config: ModelConfig | None = None) -> GPT:
+        """A model with these weights, in float32.
+
+        Args:
+            config: of the same shape; its dropout is taken. By default the weights' own.
+        """
+        config = config or self.config
         with torch.device("meta"):
-            model = GPT(self.config)
+            model = GPT(config)
         tensors = {name: tensor.to(torch.float32) for name, tensor in self.tensors.items()}
-        if self.config.tie_weights:
+        if config.tie_weights:
             tensors["lm_head.weight"] = tensors["wte.weight"]
         model.load_state_dict(tensors, assign=True)
-        if self.config.tie_weights:
+        if config.tie_weights:
             model.lm_head.weight = model.wte.weight
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         return model
+
+
+def check_same_shape(wanted: ModelConfig, have: ModelConfig, where: str) -> None:
+    """A UserError when weights cannot start a model of the wanted shape; every field that differs is named."""
+    fields = [name for name in ModelConfig.model_fields if name not in ("dropout", "init")]
+    different = [name for name in fields if getattr(wanted, name) != getattr(have, name)]
+    if different:
+        listed = ", ".join(f"{name} is {getattr(have, name)} instead of {getattr(wanted, name)}" for name in different)
+        settings = " ".join(f"--set model.{name}={str(getattr(have, name)).lower()}" for name in different)
+        raise UserError(f"the weights have another shape: {listed}", where=where, hint=f"give {settings}")
 
 
 def load(weights: str, *, device: str | torch.device = "cpu") -> GPT:
@@ -160,6 +175,8 @@ def _weights(url: str, identity: str, config: dict[str, Any], tensors: dict[str,
     check_tensors(model, tensors, url)
     if model.tie_weights:
         tensors.pop("lm_head.weight", None)
+    # the number of heads, for one, does not show in the tensors
+    identity = digest({"tensors": identity, "model": model.model_dump(mode="json", exclude={"dropout", "init"})})
     return Weights(url, identity, model, tensors, str(ours.get("tokenizer", "gpt2")), step)
 
 

@@ -89,7 +89,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def _explained(url: str, *, writing: bool = False) -> Iterator[None]:
+def explained(url: str, *, writing: bool = False) -> Iterator[None]:
     """Turn what a storage layer raises into one line that says what to do."""
     try:
         yield
@@ -142,7 +142,7 @@ def _explained(url: str, *, writing: bool = False) -> Iterator[None]:
 
 
 def exists(url: str) -> bool:
-    with _explained(url):
+    with explained(url):
         if is_local(url):
             return local_path(url).exists()
         fs, path = filesystem(url)
@@ -151,7 +151,7 @@ def exists(url: str) -> bool:
 
 def open_read(url: str) -> IO[bytes]:
     """A binary stream of the object. Raises FileNotFoundError."""
-    with _explained(url):
+    with explained(url):
         if is_local(url):
             return local_path(url).open("rb")
         fs, path = filesystem(url)
@@ -160,7 +160,7 @@ def open_read(url: str) -> IO[bytes]:
 
 def read_bytes(url: str) -> bytes:
     """The whole object. Raises FileNotFoundError."""
-    with _explained(url):
+    with explained(url):
         if is_local(url):
             return local_path(url).read_bytes()
         fs, path = filesystem(url)
@@ -178,7 +178,7 @@ def read_json(url: str) -> Any:
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place, flushed to disk, when the block ends well."""
-    with _explained(str(path)):
+    with explained(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.parent / f".tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
         try:
@@ -201,7 +201,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def write_bytes(url: str, data: bytes) -> None:
-    with _explained(url, writing=True):
+    with explained(url, writing=True):
         if is_local(url):
             with atomic_file(local_path(url)) as temporary:
                 temporary.write_bytes(data)
@@ -217,7 +217,7 @@ def write_json(url: str, value: Any) -> None:
 
 def put_file(path: Path, url: str) -> None:
     """Copy a local file to a URL."""
-    with _explained(url, writing=True):
+    with explained(url, writing=True):
         if is_local(url):
             with atomic_file(local_path(url)) as temporary:
                 shutil.copyfile(path, temporary)
@@ -229,7 +229,7 @@ def put_file(path: Path, url: str) -> None:
 def get_file(url: str, path: Path) -> None:
     """Copy an object to a local file, which appears whole or not at all. Raises FileNotFoundError."""
     with (
-        _explained(url),
+        explained(url),
         open_read(url) as source,
         atomic_file(path) as temporary,
         temporary.open("wb") as out,
@@ -239,7 +239,7 @@ def get_file(url: str, path: Path) -> None:
 
 def copy(source: str, target: str) -> None:
     """Copy an immutable object without sending it through here where that can be: hard link or server-side copy."""
-    with _explained(target):
+    with explained(target):
         if is_local(source) and is_local(target):
             with atomic_file(local_path(target)) as temporary:
                 try:
@@ -255,7 +255,7 @@ def copy(source: str, target: str) -> None:
 
 def create_exclusive(url: str, data: bytes) -> bool:
     """Write an object only if there is none: True if this call made it (conditional put on S3)."""
-    with _explained(url, writing=True):
+    with explained(url, writing=True):
         if is_local(url):
             path = local_path(url)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -290,7 +290,7 @@ def atomic_link(path: Path) -> Iterator[Path]:
 
 def list_files(url: str) -> list[Entry]:
     """All files below a folder URL, sorted by path; an empty list when there is no such folder."""
-    with _explained(url):
+    with explained(url):
         if is_local(url):
             return _list_local(local_path(url))
         fs, root = filesystem(url)
@@ -328,7 +328,7 @@ def entry_of(file: Path, path: str) -> Entry:
 
 def list_folders(url: str) -> list[str]:
     """Names of the folders directly below a URL, sorted."""
-    with _explained(url):
+    with explained(url):
         if is_local(url):
             path = local_path(url)
             return sorted(child.name for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
@@ -342,7 +342,7 @@ def list_folders(url: str) -> list[str]:
 
 def remove(url: str) -> None:
     """Remove one object; nothing happens when there is none."""
-    with _explained(url), suppress(FileNotFoundError):
+    with explained(url), suppress(FileNotFoundError):
         if is_local(url):
             local_path(url).unlink()
         else:
@@ -352,7 +352,7 @@ def remove(url: str) -> None:
 
 def remove_tree(url: str) -> None:
     """Remove a folder and everything below it; nothing happens when there is none."""
-    with _explained(url), suppress(FileNotFoundError):
+    with explained(url), suppress(FileNotFoundError):
         if is_local(url):
             shutil.rmtree(local_path(url))
         else:

@@ -198,3 +198,33 @@ def test_a_file_that_is_cut_off(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match="not a whole safetensors file"):
         load(str(tmp_path))
+
+
+def test_weights_of_another_shape_start_no_training(tmp_path: Path) -> None:
+    from gptpipe.config import TrainConfig
+    from gptpipe.launch import training_id
+
+    model = ours(tied=True, qkv_bias=True)
+    url = write(model, tmp_path)
+    with pytest.raises(UserError) as caught:
+        training_id(model.config.model_copy(update={"n_layer": 3, "qkv_bias": False}), TrainConfig(), "dataset", url)
+    assert "n_layer is 2 instead of 3, qkv_bias is True instead of False" in str(caught.value)
+    assert "--set model.n_layer=2 --set model.qkv_bias=true" in str(caught.value)
+    with_dropout = model.config.model_copy(update={"dropout": 0.5})
+    assert training_id(with_dropout, TrainConfig(), "dataset", url) != training_id(
+        model.config, TrainConfig(), "dataset", url
+    )
+    assert read_weights(url).build(with_dropout).drop.p == 0.5
+
+
+def test_identity_of_weights_knows_the_number_of_heads(tmp_path: Path) -> None:
+    url = write(ours(tied=True, qkv_bias=True), tmp_path)
+    config = json.loads((Path(url) / "config.json").read_text())
+    found = set()
+    for heads in (2, 4):
+        folder = tmp_path / str(heads)
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({**config, "n_head": heads}))
+        (folder / "model.safetensors").write_bytes((Path(url) / "model.safetensors").read_bytes())
+        found.add(read_weights(str(folder)).identity)
+    assert len(found) == 2

@@ -155,7 +155,7 @@ def _find(url: str) -> tuple[list[storage.Entry], bool]:
         entries = [entry for entry in storage.list_files(url) if _visible(entry.path)]
         if entries:
             return entries, True
-        with storage._explained(url):
+        with storage.explained(url):
             fs, path_in = storage.filesystem(url)
             if not fs.isfile(path_in):
                 return [], True

@@ -54,7 +54,7 @@ def read_state(checkpoint: Checkpoint) -> TrainState:
 def initial_model(job: Job) -> GPT:
     """The model a training starts with: a checkpoint's weights, given ones, or random ones after the seed."""
     if job.resume or job.init:
-        return read_weights(job.resume or job.init).build()
+        return read_weights(job.resume or job.init).build(job.model)
     torch.manual_seed(job.train.seed)
     return GPT(job.model)
 
