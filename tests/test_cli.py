@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 
 from gptpipe import GPT, ModelConfig
 from gptpipe.checkpoint import write_checkpoint
+from gptpipe.cli import main
 from gptpipe.pretrained import hf_config, hf_tensors
 
 GPTPIPE = str(Path(sys.executable).with_name("gptpipe"))
@@ -69,7 +71,11 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_exit_code_2(
-    case: str, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+    case: str,
+    tmp_path: Path,
+    weights: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -81,12 +87,16 @@ def test_bad_input_is_one_line_and_exit_code_2(
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
     arguments, message = BAD[case]
-    done = gptpipe(*(a.format(tmp=tmp_path, weights=weights) for a in arguments))
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stdout == ""
+    monkeypatch.setattr(sys, "argv", ["gptpipe", *(a.format(tmp=tmp_path, weights=weights) for a in arguments)])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    with pytest.raises(SystemExit) as ended:  # in this process: each of its own would load torch again
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2, said.err
+    assert message in said.err
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1, said.err
+    assert said.out == ""
     assert not list(tmp_path.glob("out/**/manifest.json"))
 
 

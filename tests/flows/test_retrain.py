@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,16 @@ def run(corpus: Path, *more: str) -> tuple[dict[str, Any], str]:
     return answer, err
 
 
-def test_text_in_registered_model_out_and_nothing_twice(corpus: Path) -> None:
+def ask(api: str, path: str, **body: Any) -> list[dict[str, Any]]:
+    request = urllib.request.Request(f"{api}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    answer: list[dict[str, Any]] = json.load(urllib.request.urlopen(request, timeout=20))
+    return answer
+
+
+def test_text_in_registered_model_out_and_nothing_twice(
+    corpus: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
     first, log = run(corpus)
     checkpoint = first["training"]["best_checkpoint"]
     assert GPT2LMHeadModel.from_pretrained(checkpoint).config.n_layer == 1
@@ -67,6 +77,13 @@ def test_text_in_registered_model_out_and_nothing_twice(corpus: Path) -> None:
     assert first["model"] == {**first["model"], "version": "1", "champion": True}
     assert first["evaluation"]["cross_entropy"] == pytest.approx(first["training"]["validation_loss"], abs=1e-4)
     assert "Traceback" not in log
+    flows = {run["name"]: run for run in ask(prefect_api, "/flows/filter")}
+    assert {"retrain", "tokenize", "train", "evaluate", "sample"} <= flows.keys()
+    assert {run["state_type"] for run in ask(prefect_api, "/flow_runs/filter")} == {"COMPLETED"}
+    artifacts = {artifact["key"]: artifact for artifact in ask(prefect_api, "/artifacts/filter")}
+    assert {"dataset", "training", "training-results", "evaluation", "samples", "retrain"} <= artifacts.keys()
+    assert first["model"]["uri"] in artifacts["retrain"]["data"]
+    assert "data:image/png;base64," in artifacts["retrain"]["data"]
     again, log = run(corpus)
     assert log.count("already done") == 4
     assert again["training"] == {**first["training"], "already_done": True}
@@ -81,7 +98,10 @@ def test_text_in_registered_model_out_and_nothing_twice(corpus: Path) -> None:
 
 
 @pytest.mark.stack
-def test_two_ranks_on_object_storage_do_the_same_as_on_a_folder(corpus: Path, s3_storage: str) -> None:
+def test_two_ranks_on_object_storage_do_the_same_as_on_a_folder(
+    corpus: Path, s3_storage: str, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
     (corpus / "new.py").unlink(missing_ok=True)
     more = ["--set", "train.nproc=2", "--set", "train.threads=1"]
     remote, _ = run(corpus, *more, "--storage", s3_storage)

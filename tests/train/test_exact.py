@@ -44,7 +44,7 @@ def killed_and_resumed(training: Training, kills: int, seed: int) -> None:
     training.finish()
 
 
-@pytest.mark.parametrize(("nproc", "kills"), [(1, 2), (3, 2)])
+@pytest.mark.parametrize(("nproc", "kills"), [(1, 2), (3, 1)])
 def test_killed_runs_end_with_the_same_bits(new_training: NewTraining, nproc: int, kills: int) -> None:
     settings = {"nproc": nproc, "steps": 16}
     undisturbed = new_training("undisturbed", train=settings)
@@ -77,7 +77,6 @@ def test_two_ranks_agree_with_accumulation(new_training: NewTraining) -> None:
     runs: dict[str, dict[str, Any]] = {
         "one": {},
         "accumulated": {"micro_batch": 4},
-        "uneven": {"micro_batch": 3},
         "two": {"nproc": 2},
     }
     found = {}
@@ -85,7 +84,7 @@ def test_two_ranks_agree_with_accumulation(new_training: NewTraining) -> None:
         training = new_training(name, train={"steps": 20, **change}, model={"dropout": 0.0})
         training.finish()
         found[name] = losses(training)
-    for name in ("accumulated", "uneven", "two"):
+    for name in ("accumulated", "two"):
         assert found[name] == pytest.approx(found["one"], rel=1e-5), name
 
 

@@ -50,6 +50,7 @@ def _stop(process: object) -> str:
     return err
 
 
+@pytest.mark.slow
 def test_max_hours_ends_resumable(new_training: NewTraining) -> None:
     training = new_training("hours", train={**LONG, "max_hours": 4 / 3600})
     process = training.start()
@@ -111,6 +112,7 @@ def test_one_folder_has_one_writer(new_training: NewTraining) -> None:
     assert f"(process {first.pid}) is writing here" in out
 
 
+@pytest.mark.slow
 def test_a_dead_writer_is_replaced_at_once(new_training: NewTraining) -> None:
     training = new_training("dead", train={"steps": 6})
     training.start()
