@@ -66,7 +66,7 @@ def test_a_run_says_what_was_chosen_and_what_it_read(dataset: Dataset) -> None:
     run = tracking.connect().get_run(follow(dataset, "/trainings/z", lines(1, 3)).run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["model.n_layer"] == "4"
-    assert run.data.params["train.learning_rate"] == "0.003"
+    assert run.data.params["train.learning_rate"] == "0.0015"
     assert run.data.tags["gptpipe.dataset"] == dataset.id
     assert run.data.tags["prefect.flow_run_id"] == "42"
     (given,) = run.inputs.dataset_inputs
