@@ -33,7 +33,8 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, logs on stderr.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with any of the configuration's keys.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One value, e.g. train.steps=200.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One value, e.g. train.steps=200; may be given several times."),
 ]
 Preset = Annotated[str | None, typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}.")]
 Corpora = Annotated[
@@ -65,10 +66,15 @@ def main() -> None:
         _fail(error.as_dict(), str(error), wants_json)
     except UsageError as error:
         code = EXIT_USER_ERROR
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())
+            sys.exit(code)
         message = error.format_message().rstrip(".").replace("\n", " ")
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "gptpipe"
         hint = f"see `{where} --help`"
+        if "unexpected extra argument" in message and "=" in message:
+            hint = "write --set before every key=value"
         _fail({"message": message, "where": where, "hint": hint}, f"{where}: {message} — {hint}", wants_json)
     except Preempted as stopped:
         code = EXIT_RESUMABLE
@@ -251,11 +257,12 @@ def tokenize(
 
     result = make_dataset(options, out)
     dropped = ", ".join(f"{count} left out: {reason}" for reason, count in result.dropped.items())
+    sizes = " + ".join(f"{tokens:,} {split}" for split, tokens in result.splits.items())
     if result.already_done:
         text = f"already done: {result.dataset}"
     else:
         text = (
-            f"{result.documents:,} documents, {result.tokens:,} tokens, {result.shards} shards, "
+            f"{result.documents:,} documents, {result.tokens:,} tokens ({sizes}), {result.shards} shards, "
             f"{result.megabytes_per_second:.1f} MB/s → {result.dataset}"
         )
     _answer(result.as_dict(), as_json, f"{text}\n{dropped}".rstrip())
@@ -275,7 +282,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train on a dataset, followed into MLflow."""
-    options = _configure(config, [*(overrides or []), *([f"train.nproc={nproc}"] if nproc else [])], preset)
+    options = _configure(config, [*(overrides or []), *([f"train.nproc={nproc}"] if nproc is not None else [])], preset)
     if force:
         options = options.model_copy(update={"force": True})
     from gptpipe import storage, tracking

@@ -290,7 +290,7 @@ def parse(kind: type[Section], values: dict[str, Any], *, where: str = "") -> An
         raise UserError(
             f"{message[:1].lower()}{message[1:]}{got}{more}",
             where=place,
-            hint="`gptpipe presets` shows values that work",
+            hint="the README lists the keys",
         ) from None
 
 

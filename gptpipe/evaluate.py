@@ -28,6 +28,7 @@ from gptpipe.settings import settings
 from gptpipe.tokenizer import Tokenizer, get_tokenizer
 
 STAGE_VERSION = 1
+_FEW_TOKENS = 1000
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,15 @@ class Evaluation:
     def sentence(self) -> str:
         """What the number means."""
         vocabulary = round(math.exp(self.uniform))
+        guess = f"cross-entropy {self.cross_entropy:.3f} nats a token: "
+        if self.cross_entropy >= self.uniform:
+            return f"{guess}no better than guessing among all {vocabulary:,} tokens ({self.uniform:.3f})"
+        guess += f"as unsure as choosing among {self.perplexity:,.0f} of {vocabulary:,} tokens"
+        if self.tokens < _FEW_TOKENS:  # the frequencies of so few tokens say nearly which they are
+            return guess
         gain = self.unigram - self.cross_entropy
         side = f"{gain:.2f} nats better than" if gain >= 0 else f"{-gain:.2f} nats worse than"
-        return (
-            f"cross-entropy {self.cross_entropy:.3f} nats a token: as unsure as choosing among "
-            f"{self.perplexity:,.0f} of {vocabulary:,} tokens, {side} knowing the token frequencies alone "
-            f"({self.unigram:.3f})"
-        )
+        return f"{guess}, {side} knowing the token frequencies alone ({self.unigram:.3f})"
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "sentence": self.sentence}
@@ -100,7 +103,7 @@ def evaluate(
         model, url, tokenizer = read.build(), read.url, read.tokenizer
     if (data is None) == (text is None):
         raise UserError("give either a dataset or a text", where="evaluate", hint="--data URL or --text FILE")
-    context = context_length or model.config.context_length
+    context = model.config.context_length if context_length is None else context_length
     if not 1 <= context <= model.config.context_length:
         raise UserError(
             f"a window of {context} tokens, the model's context is {model.config.context_length}",

@@ -93,6 +93,8 @@ def read_weights(weights: str) -> Weights:
         return _read_file(url, load_tensors(_content(url), url))
     if name.endswith((".pth", ".pt", ".bin")):
         return _read_file(url, _unpickle(url))
+    if storage.is_local(url) and storage.local_path(url).is_file():
+        raise UserError("not a file of weights", where=url, hint=f"give {_SUPPORTED}")
     if found := find_checkpoint(url):
         return _read_checkpoint(found)
     if storage.exists(storage.join(url, CONFIG)):
@@ -100,6 +102,9 @@ def read_weights(weights: str) -> Weights:
         if not storage.exists(file):
             raise UserError(f"the folder has no {MODEL}", where=url, hint=f"give {_SUPPORTED}")
         return _read_file(file, load_tensors(_content(file), file))
+    inside = [name for name in storage.list_folders(url) if checkpoints.newest_checkpoint(storage.join(url, name))]
+    if inside:
+        raise UserError("trainings lie there, not weights", where=url, hint=f"give {storage.join(url, inside[-1])}")
     raise UserError("no weights there", where=url, hint=f"give {_SUPPORTED}")
 
 

@@ -380,6 +380,10 @@ def check_writable(url: str) -> None:
         write_bytes(probe, b"probe")
         if read_bytes(probe) != b"probe":
             raise UserError("what was written is not what is read", where=url, hint="check the object store")
+    except OSError as error:
+        raise UserError(
+            f"cannot be written ({error.strerror or error})", where=url, hint="choose another place"
+        ) from None
     finally:
         with suppress(UserError, OSError):
             remove(probe)

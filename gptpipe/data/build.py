@@ -44,6 +44,7 @@ class TokenizeResult:
     megabytes_per_second: float | None  # source text over the whole time; None when already done
     already_done: bool
     dropped: dict[str, int]
+    splits: dict[str, int]  # tokens of each
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -330,4 +331,5 @@ def _result(dataset: Dataset, written: int, speed: float | None) -> TokenizeResu
         megabytes_per_second=round(speed, 2) if speed is not None else None,
         already_done=speed is None,
         dropped=dataset.dropped,
+        splits={split: dataset.total("tokens", split) for split in ("train", "validation") if dataset.index(split)},
     )
