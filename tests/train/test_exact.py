@@ -88,6 +88,7 @@ def test_two_ranks_agree_with_accumulation(new_training: NewTraining) -> None:
         assert found[name] == pytest.approx(found["one"], rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_another_world_size_goes_on_with_the_same_samples(new_training: NewTraining) -> None:
     undisturbed = new_training("undisturbed", train={"steps": 12}, model={"dropout": 0.0})
     undisturbed.finish()
