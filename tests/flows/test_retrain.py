@@ -121,6 +121,7 @@ def test_two_ranks_on_object_storage_do_the_same_as_on_a_folder(
     assert [s["tokens"] for s in remote["samples"]["samples"]] == [s["tokens"] for s in local["samples"]["samples"]]
 
 
+@pytest.mark.slow
 def test_a_preempted_run_goes_on_where_it_was(corpus: Path) -> None:
     (corpus / "new.py").unlink(missing_ok=True)
     process = start(corpus, "--set", "train.steps=100000", "--set", "train.checkpoint_every=0")

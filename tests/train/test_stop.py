@@ -146,6 +146,7 @@ def test_what_cannot_be_trained_is_said_before_a_rank_starts(
     assert not list(training.folder.glob("home/jobs/*/rank-*.pid"))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named(new_training: NewTraining) -> None:
     training = new_training("damaged", train={"steps": 12})
     training.start()
