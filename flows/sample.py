@@ -14,6 +14,7 @@ from gptpipe.config import SampleConfig, Section
 from gptpipe.generate import sample_once
 from gptpipe.settings import settings
 from gptpipe.tracking import resolve_weights
+from gptpipe.wording import counted
 
 log = logging.getLogger("gptpipe.flows")
 
@@ -33,9 +34,9 @@ def sample(parameters: SampleParameters) -> dict[str, Any]:
     found = sample_once(resolve_weights(parameters.weights), parameters.config, out=out)
     python = "" if found.python_lines is None else f", {found.python_lines:.0%} of the lines are Python"
     log.info(
-        "sample: %s%d prompts continued%s",
+        "sample: %s%s continued%s",
         "already done, " if found.already_done else "",
-        len(found.samples),
+        counted(len(found.samples), "prompt"),
         python,
     )
     rows = [{"prompt": s.prompt, "continuation": s.continuation} for s in found.samples]

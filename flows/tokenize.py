@@ -19,6 +19,7 @@ from gptpipe.data.build import batched_by_size, shard_pool, worker_count
 from gptpipe.data.build import tokenize as make_dataset
 from gptpipe.data.shards import ShardReport, ShardTask, make_shard
 from gptpipe.settings import settings
+from gptpipe.wording import counted
 
 log = logging.getLogger("gptpipe.flows")
 WINDOW = 4  # tasks submitted ahead, per worker
@@ -40,10 +41,10 @@ def tokenize(parameters: TokenizeParameters) -> dict[str, Any]:
         log.info("tokenize: already done, %s", result.dataset)
     else:
         log.info(
-            "tokenize: %s documents, %s tokens in %d shards, %.1f MB/s → %s",
-            f"{result.documents:,}",
-            f"{result.tokens:,}",
-            result.shards,
+            "tokenize: %s, %s in %s, %.1f MB/s → %s",
+            counted(result.documents, "document"),
+            counted(result.tokens, "token"),
+            counted(result.shards, "shard"),
             result.megabytes_per_second,
             result.dataset,
         )

@@ -18,6 +18,7 @@ from gptpipe.config import PRESETS, PipelineConfig, load_config, preset_summary,
 from gptpipe.errors import EXIT_FAILED, EXIT_RESUMABLE, EXIT_USER_ERROR, Preempted, UserError
 from gptpipe.progress import show_on_console
 from gptpipe.settings import prepare_environment, reload_settings, settings
+from gptpipe.wording import counted
 
 # the base of what a wrong command line raises; typer carries its own click and exports only the leaves
 UsageError: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -75,6 +76,8 @@ def main() -> None:
         hint = f"see `{where} --help`"
         if "unexpected extra argument" in message and "=" in message:
             hint = "write --set before every key=value"
+        elif where == "gptpipe" and "such option: --" in message:
+            hint = "options come after the command: gptpipe COMMAND --json"
         _fail({"message": message, "where": where, "hint": hint}, f"{where}: {message} — {hint}", wants_json)
     except Preempted as stopped:
         code = EXIT_RESUMABLE
@@ -262,7 +265,8 @@ def tokenize(
         text = f"already done: {result.dataset}"
     else:
         text = (
-            f"{result.documents:,} documents, {result.tokens:,} tokens ({sizes}), {result.shards} shards, "
+            f"{counted(result.documents, 'document')}, {counted(result.tokens, 'token')} ({sizes}), "
+            f"{counted(result.shards, 'shard')}, "
             f"{result.megabytes_per_second:.1f} MB/s → {result.dataset}"
         )
     _answer(result.as_dict(), as_json, f"{text}\n{dropped}".rstrip())
@@ -361,17 +365,19 @@ def generate(
     from gptpipe.generate import generate as continue_prompts
     from gptpipe.tracking import resolve_weights
 
-    options = parse(
-        SampleConfig,
-        {
-            "prompts": prompt,
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "seed": seed,
-        },
-    )
+    given = {
+        "prompts": prompt,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    try:
+        options = parse(SampleConfig, given)
+    except UserError as error:
+        flag = f"--{error.where.replace('_', '-')}"
+        raise UserError(error.message, where=flag, hint="see `gptpipe generate --help`") from None
     made = continue_prompts(resolve_weights(weights), prompt, options)
     values = {"samples": [{"prompt": s.prompt, "text": s.text, "tokens": s.tokens} for s in made]}
     _answer(values, as_json, "\n---\n".join(s.text for s in made))

@@ -369,6 +369,9 @@ def _nearest(name: str, known: Sequence[str]) -> str:
         return f"did you mean {near[0]}?"
     if near := difflib.get_close_matches(leaf, list(leaves), n=1):
         return f"did you mean {leaves[near[0]][0]}?"
+    most = 20
+    if len(known) > most:
+        return f"known sections: {', '.join(sections)}; the README lists the keys"
     return f"known: {', '.join(known)}"
 
 

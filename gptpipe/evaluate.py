@@ -26,6 +26,7 @@ from gptpipe.model import GPT
 from gptpipe.pretrained import Weights, check_vocabulary, read_weights
 from gptpipe.settings import settings
 from gptpipe.tokenizer import Tokenizer, get_tokenizer
+from gptpipe.wording import counted
 
 STAGE_VERSION = 1
 _FEW_TOKENS = 1000
@@ -134,7 +135,7 @@ def _evaluate_split(model: GPT, url: str, data: str, config: EvaluateConfig, con
         tokenizer,
         url,
         f"{config.split} split of dataset {dataset.id}",
-        f"{number} windows of {context} tokens that do not overlap"
+        f"{counted(number, 'window')} of {context} tokens that do not overlap"
         + (", spread evenly over the split" if config.max_tokens else ""),
     )
 
@@ -145,7 +146,9 @@ def _evaluate_text(
     check_vocabulary(model.config, tokenizer.vocab_size, tokenizer.name, url)
     ids = np.array(tokenizer.encode(text), dtype=np.int64)
     if len(ids) < 2:
-        raise UserError(f"{len(ids)} tokens: nothing has a token before it", where="text", hint="give a longer text")
+        raise UserError(
+            f"{counted(len(ids), 'token')}: nothing has a token before it", where="text", hint="give a longer text"
+        )
     windows = evaluation_windows(len(ids), context, config.max_tokens)
     tokens = torch.from_numpy(ids)
     batches = ((tokens[None, a : a + n], tokens[None, a + 1 : a + n + 1]) for a, n in windows)
@@ -156,8 +159,8 @@ def _evaluate_text(
         counts,
         tokenizer,
         url,
-        f"a text of {len(ids)} tokens",
-        f"{len(windows)} windows of {context} tokens that do not overlap",
+        f"a text of {counted(len(ids), 'token')}",
+        f"{counted(len(windows), 'window')} of {context} tokens that do not overlap",
     )
 
 

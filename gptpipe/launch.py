@@ -36,6 +36,7 @@ from gptpipe.pretrained import check_same_shape, model_config_from_hf
 from gptpipe.settings import settings
 from gptpipe.train.job import METRICS, OUTCOME, RANK_LINE, Job, Outcome
 from gptpipe.train.metrics import MetricsFollower, keep_until
+from gptpipe.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ def check_fits(model: ModelConfig, config: TrainConfig, dataset: Dataset) -> Non
         have = torch.cuda.device_count()
         if have < config.nproc:
             raise UserError(
-                f"{config.nproc} ranks want a GPU each, torch sees {have}",
+                f"{counted(config.nproc, 'rank')} on CUDA, a GPU each; torch sees {have}",
                 where="train.nproc" if have else "train.device",
                 hint="use fewer ranks" if have else "set train.device=cpu or auto, or install torch's CUDA build",
             )

@@ -6,6 +6,8 @@ import logging
 import sys
 from typing import Any
 
+from gptpipe.wording import duration
+
 log = logging.getLogger("gptpipe.progress")
 _PLAIN_EVERY = 10.0  # seconds between plain progress lines
 
@@ -32,16 +34,6 @@ class Progress:
             f"step {record['step']:,}/{self._steps:,}  loss {record['train/loss']:.3f}{validation}  "
             f"{speed:,.0f} tokens/s  {duration(left)} left"
         )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: 42 s, 3 min 10 s, 2 h 05 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 class ConsoleHandler(logging.Handler):

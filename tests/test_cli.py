@@ -56,7 +56,7 @@ BAD = {
     "no such model": (["generate", "--weights", "models:/none@champion", "--prompt", "a"], "models:/none@champion"),
     "empty prompt": (["generate", "--weights", "{weights}", "--prompt", ""], "zero tokens"),
     "temperature": (["generate", "--weights", "{weights}", "--prompt", "a", "--temperature", "-1"], "temperature"),
-    "top-p": (["generate", "--weights", "{weights}", "--prompt", "a", "--top-p", "0"], "top_p"),
+    "top-p": (["generate", "--weights", "{weights}", "--prompt", "a", "--top-p", "0"], "--top-p:"),
     "both": (
         ["evaluate", "--weights", "{weights}", "--data", "x", "--text", "{tmp}/two/a.txt"],
         "either a dataset or a text",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import threading
 import time
@@ -23,9 +24,13 @@ from gptpipe.data.plan import BY_POSITION, FORMAT_VERSION, DatasetPlan, make_pla
 from gptpipe.data.shards import ShardFile, ShardReport, ShardTask, existing_shard, make_shard
 from gptpipe.data.sources import Source
 from gptpipe.errors import UserError
+from gptpipe.wording import counted
+
+log = logging.getLogger(__name__)
 
 BATCH_BYTES = 8_000_000
 BATCH_SHARDS = 256
+_FEW = 5  # documents in a validation split
 
 # a way to run `make_shard` over tasks; reports may come in any order
 Runner = Callable[[list[ShardTask], int], Iterable[ShardReport]]
@@ -190,11 +195,14 @@ def commit(plan: DatasetPlan, config: DataConfig, reports: list[ShardReport]) ->
     for split, count in documents.items():
         if not count:
             raise UserError(
-                f"the {split} split would be empty: {sum(documents.values())} documents, "
+                f"the {split} split would be empty: {counted(sum(documents.values()), 'document')}, "
                 f"data.validation={config.validation:g}",
                 where=corpora,
                 hint="give more documents, change data.validation, or set it to 0 to train without one",
             )
+    if plan.options["split"] != BY_POSITION and 0 < documents.get("validation", _FEW) < _FEW:
+        held = counted(documents["validation"], "document")
+        log.warning("the validation split is %s: its numbers will say little about other text", held)
     index = pa.Table.from_pylist([asdict(file) for file in files], schema=_INDEX_SCHEMA)
     sources = [
         {

@@ -19,6 +19,8 @@ from gptpipe.errors import UserError
 # text has no place to cut it.
 PIECE_CHARACTERS = 1_000_000
 
+_SNIFFED = 8192  # bytes in which a NUL says that a file is not text
+
 # Every tiktoken pattern ends a token between an ASCII letter and white space, and what it matches on either
 # side does not depend on the other.
 _SAFE_CUT = re.compile(r"(?<=[A-Za-z])(?=[ \n])")
@@ -60,10 +62,14 @@ def _decode(data: bytes, source: Source, offset: int, dropped: Counter[str], whe
         if source.errors == "skip":
             dropped["not UTF-8"] += 1
             return None
+        if b"\0" in data[:_SNIFFED]:
+            hint = "it looks like a binary file: give text, or leave it out with --set data.errors=skip"
+        else:
+            hint = "--set data.errors=replace puts U+FFFD there, --set data.errors=skip leaves the document out"
         raise UserError(
             f"byte {offset + error.start} is not UTF-8 (0x{data[error.start]:02x})",
             where=where or source.url,
-            hint="set data.errors=replace to put U+FFFD there, or data.errors=skip to leave the document out",
+            hint=hint,
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sysconfig
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from pathlib import Path, PurePosixPath
 from gptpipe import storage
 from gptpipe.config import Corpus, DataConfig
 from gptpipe.errors import UserError
+from gptpipe.wording import counted
+
+log = logging.getLogger(__name__)
 
 TEXT_SUFFIXES = frozenset(
     f".{name}"
@@ -89,8 +93,11 @@ def list_sources(config: DataConfig) -> list[Source]:
 
 def corpus_names(corpora: list[Corpus]) -> list[str]:
     """The names of the corpora: given, of the built-in, or by position, so that a moved folder keeps its id."""
-    names = []
+    names: list[str] = []
+    urls = [storage.normalize(corpus.url) for corpus in corpora]
     for position, corpus in enumerate(corpora, 1):
+        if urls.index(urls[position - 1]) != position - 1:
+            raise UserError("this corpus is given twice", where=corpus.url, hint="name every corpus once")
         built_in = BUILT_IN.get(corpus.url)
         default = built_in.name if built_in else "corpus" if position == 1 else f"corpus-{position}"
         names.append(corpus.name or default)
@@ -117,6 +124,8 @@ def _list_corpus(corpus: Corpus, name: str, config: DataConfig) -> list[Source]:
     if not listed:  # a file named by the user is text whatever its suffix
         kinds = [(entry, kind or "text") for entry, kind in kinds]
     found = [_source(entry, name, kind, config.errors) for entry, kind in kinds if kind]
+    if others := [entry.path for entry, kind in kinds if not kind]:
+        log.info("%s: %s left out, no text by their names (%s)", url, counted(len(others), "file"), _some(others))
     for source in found:
         if not source.path.isprintable() and source.path.encode("utf-8", "replace") != source.path.encode(
             "utf-8", "surrogateescape"
@@ -126,6 +135,10 @@ def _list_corpus(corpus: Corpus, name: str, config: DataConfig) -> list[Source]:
         detail = f"none of its {len(entries)} files is text, .jsonl or .parquet" if entries else "no file matches"
         raise UserError(detail, where=url, hint="give a file, a folder, a glob in quotes, an s3:// URL, or stdlib:")
     return found
+
+
+def _some(paths: list[str]) -> str:
+    return ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
 
 
 def _source(entry: storage.Entry, corpus: str, kind: str, errors: str) -> Source:

@@ -33,6 +33,7 @@ from gptpipe.train.peak import peak_flops
 from gptpipe.train.ranks import Ranks, without_sync
 from gptpipe.train.resume import TrainState
 from gptpipe.train.stop import StopRequest
+from gptpipe.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -145,13 +146,13 @@ class _Training:
         if self.ranks.is_first:
             start = f"going on from step {state.step}" if self.job.resume else "from the beginning"
             log.info(
-                "training %s: %d parameters, %d steps of %d tokens, %d ranks x %d threads, %s on %s",
+                "training %s: %d parameters, %d steps of %d tokens, %s x %s, %s on %s",
                 start,
                 self.model.count_parameters(),
                 config.steps,
                 self.tokens_a_step,
-                self.ranks.world_size,
-                state.threads,
+                counted(self.ranks.world_size, "rank"),
+                counted(state.threads, "thread"),
                 state.precision,
                 self.ranks.device.type,
             )

@@ -6,6 +6,7 @@ import functools
 import http.server
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from gptpipe import storage
 from gptpipe.config import DataConfig
+from gptpipe.data.documents import read_documents
 from gptpipe.data.sources import Source, list_sources
 from gptpipe.errors import UserError
 
@@ -139,13 +141,37 @@ def test_corpora_stand_in_the_order_given_and_are_named_by_position(folder: Path
     ]
 
 
-def test_corpora_can_be_named_but_not_twice(folder: Path) -> None:
-    config = DataConfig(corpus=[{"url": str(folder), "name": "mine"}, str(folder)])  # type: ignore[list-item]
+def test_corpora_can_be_named_but_not_twice(folder: Path, tmp_path: Path) -> None:
+    other = write(tmp_path / "other", "a.txt")
+    config = DataConfig(corpus=[{"url": str(folder), "name": "mine"}, str(other)])  # type: ignore[list-item]
     assert {source.corpus for source in list_sources(config)} == {"mine", "corpus-2"}
-    config = DataConfig(corpus=[str(folder), {"url": str(folder), "name": "corpus"}])  # type: ignore[list-item]
+    config = DataConfig(corpus=[str(folder), {"url": str(other), "name": "corpus"}])  # type: ignore[list-item]
     with pytest.raises(UserError, match="two corpora are called 'corpus'") as caught:
         list_sources(config)
     assert caught.value.where == "data.corpus"
+
+
+def test_a_corpus_is_given_once(folder: Path) -> None:
+    config = DataConfig(corpus=[str(folder), {"url": f"{folder}/", "name": "again"}])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="given twice"):
+        list_sources(config)
+
+
+def test_files_that_are_no_text_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, "a.txt")
+    (tmp_path / "logo.png").write_bytes(b"\x89PNG")
+    with caplog.at_level("INFO", "gptpipe"):
+        sources_of(tmp_path)
+    assert "1 file left out" in caplog.text
+    assert "logo.png" in caplog.text
+
+
+def test_a_binary_file_named_as_a_corpus_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "logo.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+    (source,) = sources_of(tmp_path / "logo.png")
+    with pytest.raises(UserError, match="byte 0 is not UTF-8") as caught:
+        list(read_documents(source, (tmp_path / "logo.png").read_bytes(), "text", Counter()))
+    assert "binary" in caught.value.hint
 
 
 def test_the_version_of_a_file_changes_with_its_content_or_time(tmp_path: Path) -> None:
