@@ -1,5 +1,6 @@
 """Prefect flows, one file each: thin, they call gptpipe and hold no logic of their own."""
 
-from gptpipe.settings import prepare_environment
+from gptpipe.settings import make_home, prepare_environment
 
 prepare_environment()  # a worker imports the flows without passing through the command line
+make_home()

@@ -76,9 +76,11 @@ def reload_settings() -> Settings:
 
 
 # What child processes and libraries must see before they are imported. Nothing reports home.
-QUIET = {
+DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # its in-process server took 14 s to start on two cores that did nothing else; Prefect gives up after 20
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -91,9 +93,20 @@ QUIET = {
 }
 
 
+def make_home() -> None:
+    """Make the local folder: Prefect makes only the last folder of its own path and stays silent without it."""
+    home = settings().home_path
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot be made ({error.strerror})", where=str(home), hint="choose another folder with GPTPIPE_HOME"
+        ) from None
+
+
 def prepare_environment() -> None:
     """Set the environment that Prefect, MLflow and the S3 clients read, unless the user has set it."""
-    for name, value in QUIET.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     here = settings()
     if not os.environ.get("PREFECT_API_URL"):

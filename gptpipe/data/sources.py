@@ -76,15 +76,18 @@ BUILT_IN = {
 }
 
 
-def list_sources(config: DataConfig) -> list[Source]:
-    """All files of all corpora, sorted by corpus (in the order given) and path; empty files left out.
+def list_sources(config: DataConfig, *, quiet: bool = False) -> list[Source]:
+    """All files of all corpora, sorted by corpus (in the order given) and path.
+
+    Args:
+        quiet: say nothing about files that are left out because they are no text.
 
     Raises:
         UserError: a corpus matches no file, or two corpora have the same name.
     """
     sources: list[Source] = []
     for corpus, name in zip(config.corpus, corpus_names(config.corpus), strict=True):
-        found = _list_corpus(corpus, name, config)
+        found = _list_corpus(corpus, name, config, quiet)
         if not any(source.size for source in found):
             raise UserError("every file of it is empty", where=corpus.url, hint="give files with text in them")
         sources += sorted(found, key=lambda source: source.path)
@@ -111,7 +114,7 @@ def corpus_names(corpora: list[Corpus]) -> list[str]:
     return names
 
 
-def _list_corpus(corpus: Corpus, name: str, config: DataConfig) -> list[Source]:
+def _list_corpus(corpus: Corpus, name: str, config: DataConfig, quiet: bool) -> list[Source]:
     url = corpus.url
     if url in BUILT_IN:
         # the library holds a few files in other encodings on purpose: they are left out and counted
@@ -124,7 +127,7 @@ def _list_corpus(corpus: Corpus, name: str, config: DataConfig) -> list[Source]:
     if not listed:  # a file named by the user is text whatever its suffix
         kinds = [(entry, kind or "text") for entry, kind in kinds]
     found = [_source(entry, name, kind, config.errors) for entry, kind in kinds if kind]
-    if others := [entry.path for entry, kind in kinds if not kind]:
+    if not quiet and (others := [entry.path for entry, kind in kinds if not kind]):
         log.info("%s: %s left out, no text by their names (%s)", url, counted(len(others), "file"), _some(others))
     for source in found:
         if not source.path.isprintable() and source.path.encode("utf-8", "replace") != source.path.encode(
