@@ -1,0 +1,18 @@
+"""Numbers as a person says them, in log lines and answers."""
+
+from __future__ import annotations
+
+
+def counted(number: int, noun: str) -> str:
+    """1 rank, 2 ranks, 12,000 files."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 42 s, 3 min 10 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
