@@ -273,7 +273,7 @@ def tokenize(
     from gptpipe.data.build import tokenize as make_dataset
 
     result = make_dataset(options, out)
-    dropped = ", ".join(f"{count} left out: {reason}" for reason, count in result.dropped.items())
+    dropped = ", ".join(f"{count:,} left out: {reason}" for reason, count in result.dropped.items())
     sizes = " + ".join(f"{tokens:,} {split}" for split, tokens in result.splits.items())
     if result.already_done:
         text = f"already done: {result.dataset}"
@@ -284,6 +284,19 @@ def tokenize(
             f"{result.megabytes_per_second:.1f} MB/s → {result.dataset}"
         )
     _answer(result.as_dict(), as_json, f"{text}\n{dropped}".rstrip())
+
+
+@app.command()
+def inspect(
+    dataset: Annotated[str, typer.Argument(help="Dataset, or the folder of datasets (the one made last).")],
+    as_json: Json = False,
+) -> None:
+    """A dataset at a glance: sizes, lengths, corpora, frequent tokens, excerpts."""
+    from gptpipe.data.inspect import describe
+    from gptpipe.data.inspect import inspect as look_at
+
+    found = look_at(dataset)
+    _answer(found.as_dict(), as_json, describe(found))
 
 
 @app.command()

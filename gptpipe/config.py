@@ -121,10 +121,31 @@ class DataConfig(Section):
         "strict",
         "Text that is not UTF-8: stop and name it, replace the bytes, or skip the document and count it",
     )
+    on_error: Literal["stop", "skip"] = result(
+        "stop", "A JSONL line or Parquet row that cannot be read: stop and name it, or skip it and count and list it"
+    )
+    drop_duplicates: bool = result(
+        False, "Leave out exact copies of documents, over all corpora; the smallest document id stays"
+    )
+    min_bytes: int = result(0, "Shortest document kept, UTF-8, before nfc", "bytes", ge=0)
+    max_bytes: int = result(0, "Longest document kept, UTF-8, before nfc; 0 is any", "bytes", ge=0)
+    nfc: bool = result(False, "Bring all text into Unicode's composed normal form, NFC")
     shard_megabytes: int = result(
-        16, "Source text a shard holds, roughly; a file over an eighth of it has one of its own", "MB", ge=1, le=4096
+        16,
+        "Source text a shard holds, roughly; a file over an eighth of it has its own, a larger one is cut into ranges",
+        "MB",
+        ge=1,
+        le=4096,
     )
     workers: int = operational(0, "Processes that tokenize; 0 is one a core", "processes", ge=0, le=4096)
+
+    @model_validator(mode="after")
+    def _lengths_meet(self) -> DataConfig:
+        if self.max_bytes and self.max_bytes < self.min_bytes:
+            raise ValueError(
+                f"max_bytes {self.max_bytes} is less than min_bytes {self.min_bytes}: nothing would be kept"
+            )
+        return self
 
 
 class TrainConfig(Section):
@@ -142,6 +163,18 @@ class TrainConfig(Section):
     beta2: float = result(0.95, "AdamW's decay of the mean of its square", ge=0, lt=1)
     epsilon: float = result(1e-8, "AdamW's epsilon", gt=0, lt=1)
     grad_clip: float = result(1.0, "Largest norm of the whole gradient; 0 is unclipped", ge=0)
+    mixture: dict[str, float] = result(
+        {}, "Weight of each corpus by its name, in tokens drawn; empty draws every token once an epoch"
+    )
+    shuffle: Literal["global", "two-level"] = result(
+        "global",
+        "global: any window anywhere in the epoch, all tokens decoded on the local disk. two-level: blocks of a "
+        "million tokens, then windows within a pool of them, for datasets larger than the disk",
+    )
+    shuffle_blocks: int = result(256, "Blocks in a pool of the two-level shuffle", "blocks", ge=1, le=1 << 20)
+    join_documents: bool = result(
+        True, "Windows run on over the ends of documents; otherwise each lies in one, padded, padding not scored"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = result(
         "auto", "Autocast of the forward pass: bfloat16 where the device has it, or as named"
     )
@@ -167,6 +200,14 @@ class TrainConfig(Section):
     def _warmup_ends(self) -> TrainConfig:
         if self.warmup_steps >= self.steps and self.steps > 1:
             raise ValueError(f"warmup_steps {self.warmup_steps} leaves none of the {self.steps} steps to train")
+        return self
+
+    @model_validator(mode="after")
+    def _order_is_possible(self) -> TrainConfig:
+        if self.mixture and (min(self.mixture.values()) < 0 or not sum(self.mixture.values())):
+            raise ValueError("mixture: weights are 0 or more and must not sum to zero")
+        if self.shuffle == "two-level" and not self.join_documents:
+            raise ValueError("join_documents=false needs shuffle=global: where documents end is seen in decoded tokens")
         return self
 
 

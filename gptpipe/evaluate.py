@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gptpipe import storage
 from gptpipe.config import EvaluateConfig, digest
+from gptpipe.data.cache import TokenCache
 from gptpipe.data.dataset import open_dataset
 from gptpipe.data.loader import Batch, evaluation_batches, evaluation_windows
 from gptpipe.data.tokens import TokenStream
@@ -121,7 +122,7 @@ def _evaluate_split(model: GPT, url: str, data: str, config: EvaluateConfig, con
     dataset = open_dataset(data)
     tokenizer = dataset.load_tokenizer()
     check_vocabulary(model.config, tokenizer.vocab_size, tokenizer.name, url)
-    stream = TokenStream(dataset, config.split, settings().home_path / "cache")
+    stream = TokenStream(dataset, config.split, TokenCache(settings().home_path / "cache", settings().cache_bytes))
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     block = 1 << 24
     for start in range(1, stream.length, block):

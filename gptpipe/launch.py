@@ -27,8 +27,10 @@ import psutil
 from gptpipe import storage
 from gptpipe.checkpoint import CONFIG, newest_checkpoint, open_checkpoint
 from gptpipe.config import ModelConfig, TrainConfig, digest
+from gptpipe.data.cache import TokenCache
 from gptpipe.data.dataset import Dataset, open_dataset
-from gptpipe.data.loader import check_ranks, count_windows
+from gptpipe.data.loader import SampleOrder, check_ranks
+from gptpipe.data.rows import ROW_GROUP_TOKENS
 from gptpipe.data.tokens import TokenStream
 from gptpipe.errors import Preempted, UserError
 from gptpipe.lease import Lease
@@ -128,7 +130,7 @@ def train(
     if ended is not None and ended.status == "finished" and open_checkpoint(ended.checkpoint):
         return _result(identity, training, dataset, ended, already_done=True)
     cache = settings().home_path / "cache"
-    prepare_tokens(model, dataset, cache)
+    prepare_tokens(model, config, dataset, cache)
     with Lease(training):
         start = newest_checkpoint(training) if resume else None
         if not resume:
@@ -221,14 +223,27 @@ def check_fits(model: ModelConfig, config: TrainConfig, dataset: Dataset) -> Non
         )
 
 
-def prepare_tokens(model: ModelConfig, dataset: Dataset, cache: Path) -> None:
-    """Decode the dataset into the local cache; a UserError when a split is shorter than one window."""
-    for split in ("train", "validation"):
-        if dataset.index(split):
-            stream = TokenStream(dataset, split, cache)
-            if split == "train":
-                count_windows(stream, model.context_length)
-            stream.prepare()
+def prepare_tokens(model: ModelConfig, config: TrainConfig, dataset: Dataset, cache: Path) -> None:
+    """Decode the dataset into the local cache, unless it is shuffled in two levels and decoded on the way.
+
+    Raises:
+        UserError: a split is shorter than one window, does not fit into the cache, or has no such corpus.
+    """
+    limit = settings().cache_bytes
+    tokens = TokenCache(cache, limit)
+    if dataset.total("shards", "validation"):
+        TokenStream(dataset, "validation", tokens).prepare()
+    stream = TokenStream(dataset, "train", tokens)
+    if config.shuffle == "global":
+        stream.prepare()
+    elif 4 * config.shuffle_blocks * ROW_GROUP_TOKENS * stream.dtype.itemsize > limit:
+        raise UserError(
+            f"two pools of {config.shuffle_blocks} blocks want {4 * config.shuffle_blocks * 2 / 1000:.1f} GB of "
+            f"cache, there are {limit / 1e9:.1f}",
+            where="train.shuffle_blocks",
+            hint="lower it, or raise GPTPIPE_CACHE_GIGABYTES",
+        )
+    SampleOrder(stream, model.context_length, config)
 
 
 def _prepare_folder(job: Job, step: int) -> None:

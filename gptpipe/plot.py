@@ -1,4 +1,4 @@
-"""The picture of a training: its losses over tokens, beside what guessing by token frequency would cost."""
+"""Pictures: the losses of a training beside what guessing by token frequency costs, and the lengths of documents."""
 
 from __future__ import annotations
 
@@ -8,6 +8,25 @@ from typing import Any
 _TRAIN, _VALIDATION, _BASELINE, _INK = "#2f6fb3", "#c8501e", "#6b6b6b", "#222222"
 
 
+def length_histogram(rows: list[tuple[int, int, int]], title: str = "") -> bytes:
+    """A PNG of how many documents are how long.
+
+    Args:
+        rows: (fewest tokens, most tokens, documents), as `gptpipe.data.inspect` gives them.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.5), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.bar(range(len(rows)), [count for _, _, count in rows], color=_TRAIN, width=0.9)
+    axes.set_xticks(range(len(rows)), [f"{low:,}" for low, _, _ in rows], rotation=45, ha="right", fontsize=8)
+    axes.set_xlabel("tokens a document, from")
+    axes.set_ylabel("documents")
+    axes.set_title(title, color=_INK, fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
 def loss_curve(lines: list[dict[str, Any]], *, unigram: float | None = None, title: str = "") -> bytes:
     """A PNG of training and validation loss (nats a token) over tokens.
 
@@ -15,7 +34,6 @@ def loss_curve(lines: list[dict[str, Any]], *, unigram: float | None = None, tit
         lines: of metrics.jsonl.
         unigram: cross-entropy of the text's own token frequencies, drawn as a line.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
@@ -44,6 +62,12 @@ def loss_curve(lines: list[dict[str, Any]], *, unigram: float | None = None, tit
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     out = io.BytesIO()
     FigureCanvasAgg(figure).print_png(out)  # type: ignore[no-untyped-call]
     return out.getvalue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -28,6 +29,13 @@ class Settings(BaseSettings):
         "by default <storage>/mlflow for SQLite, the server's own otherwise",
     )
     experiment: str = Field("gptpipe", description="MLflow experiment that runs are logged to")
+    cache_gigabytes: float = Field(50.0, description="Most that decoded tokens may take in <home>/cache, in GB", gt=0)
+    task_runner: Literal["processes", "dask", "ray"] = Field(
+        "processes", description="Where the tokenize flow's tasks run: processes of this machine, Dask or Ray"
+    )
+    task_runner_address: str | None = Field(
+        None, description="Scheduler of a Dask or Ray cluster that runs; empty starts one on this machine"
+    )
     s3_endpoint: str | None = Field(None, description="Endpoint of an S3-compatible server; empty is AWS")
     s3_access_key: str | None = Field(None, description="S3 access key; empty uses the usual AWS sources")
     s3_secret_key: SecretStr | None = Field(None, description="S3 secret key")
@@ -37,6 +45,10 @@ class Settings(BaseSettings):
     @property
     def home_path(self) -> Path:
         return self.home.expanduser().absolute()
+
+    @property
+    def cache_bytes(self) -> int:
+        return int(self.cache_gigabytes * 1e9)
 
     @property
     def storage_url(self) -> str:

@@ -84,7 +84,8 @@ def filesystem(url: str) -> tuple[Any, str]:
     try:
         fs, path = fsspec.core.url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
-        raise UserError(str(error), where=url, hint="use a local path or an s3:// URL") from None
+        hint = "pip install 'gptpipe[hf]'" if protocol == "hf" else "use a local path or an s3:// URL"
+        raise UserError(str(error), where=url, hint=hint) from None
     return fs, path
 
 
@@ -175,21 +176,59 @@ def read_json(url: str) -> Any:
         raise UserError(f"not JSON ({error})", where=url, hint="the file is damaged; make it again") from None
 
 
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that says who made it, so that what a killed process left is known."""
+    return path.parent / f".tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place, flushed to disk, when the block ends well."""
     with explained(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
+        temporary = _temporary(path)
         try:
             yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            _take_place(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _flush_folder(path.parent)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well; a power failure may lose it."""
+    with explained(str(path)):
+        temporary = _temporary(path)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _flush_folder(path.parent)
+
+
+@contextmanager
+def scratch_folder(url: str) -> Iterator[Path]:
+    """A local folder, gone at the end, for files that `move_file` puts below a folder URL."""
+    with explained(url, writing=True):
+        folder = _temporary((local_path(url) if is_local(url) else scratch_home()) / "scratch")
+        folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def scratch_home() -> Path:
+    """Where files wait that are on their way to an object store."""
+    return settings().home_path / "scratch"
 
 
 def _flush_folder(folder: Path) -> None:
@@ -224,6 +263,19 @@ def put_file(path: Path, url: str) -> None:
         else:
             fs, remote = filesystem(url)
             fs.put_file(str(path), remote)
+
+
+def move_file(path: Path, url: str) -> None:
+    """Put a local file that is not needed any more in its place, whole or not at all."""
+    with explained(url, writing=True):
+        if is_local(url):
+            target = local_path(url)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _take_place(path, target)
+        else:
+            fs, remote = filesystem(url)
+            fs.put_file(str(path), remote)
+            path.unlink()
 
 
 def get_file(url: str, path: Path) -> None:
@@ -281,7 +333,7 @@ def create_exclusive(url: str, data: bytes) -> bool:
 @contextmanager
 def atomic_link(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, removed at the end."""
-    temporary = path.parent / f".tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
+    temporary = _temporary(path)
     try:
         yield temporary
     finally:
@@ -301,7 +353,7 @@ def list_files(url: str) -> list[Entry]:
         base = root.rstrip("/") + "/"
         protocol = url.split("://", 1)[0]
         entries = [
-            Entry(f"{protocol}://{path}", path.removeprefix(base), int(info["size"]), str(info.get("ETag", "")))
+            Entry(f"{protocol}://{path}", path.removeprefix(base), int(info["size"]), _version_of(info))
             for path, info in found.items()
             if path.startswith(base) and info["type"] == "file"
         ]
@@ -311,7 +363,7 @@ def list_files(url: str) -> list[Entry]:
 def _list_local(root: Path) -> list[Entry]:
     entries = []
     for folder, folders, names in os.walk(root):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not _TEMPORARY.match(name))
         for name in names:
             file = Path(folder) / name
             if _TEMPORARY.match(name) or not file.is_file():
@@ -324,6 +376,29 @@ def entry_of(file: Path, path: str) -> Entry:
     """The listing entry of one local file."""
     state = file.stat()
     return Entry(str(file), path, state.st_size, f"{state.st_mtime_ns}-{state.st_ino}")
+
+
+def describe(url: str) -> Entry:
+    """The listing entry of one file, by its own name. Raises FileNotFoundError."""
+    name = url.split("?", 1)[0].rstrip("/").rsplit("/", 1)[-1]
+    with explained(url):
+        if is_local(url):
+            return entry_of(local_path(url), name)
+        fs, path = filesystem(url)
+        info = fs.info(path)
+    if info.get("type") == "directory":
+        raise FileNotFoundError(url)
+    if info.get("size") is None:
+        raise UserError("the server does not say how large it is", where=url, hint="fetch it and give the local file")
+    return Entry(url, name, int(info["size"]), _version_of(info))
+
+
+def _version_of(info: dict[str, Any]) -> str:
+    """What an object store or web server says that changes with the content."""
+    for key in ("ETag", "etag", "blob_id", "Content-MD5", "LastModified"):
+        if info.get(key):
+            return str(info[key])
+    return ""
 
 
 def list_folders(url: str) -> list[str]:
@@ -360,17 +435,27 @@ def remove_tree(url: str) -> None:
             fs.rm(path, recursive=True)
 
 
+def remove_if_empty(url: str) -> None:
+    """Remove a local folder in which there is nothing; an object store has no such thing."""
+    if is_local(url):
+        with suppress(OSError):
+            local_path(url).rmdir()
+
+
 def sweep_temporaries(url: str, *, below: bool = True) -> None:
     """Remove what processes of this machine that no longer live left half-written in a local folder."""
     if not is_local(url):
         return
     for folder, folders, names in os.walk(local_path(url)):
-        if not below:
-            folders.clear()
-        for name in names:
+        for name in folders + names:
             match = _TEMPORARY.match(name)
             if match and match["host"] == socket.gethostname() and not psutil.pid_exists(int(match["pid"])):
-                (Path(folder) / name).unlink(missing_ok=True)
+                left = Path(folder) / name
+                if name in folders:
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
+        folders[:] = [name for name in folders if below and not _TEMPORARY.match(name)]
 
 
 def check_writable(url: str) -> None:

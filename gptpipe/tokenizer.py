@@ -15,7 +15,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 # The file OpenAI published as vocab.bpe; the digest is the one in tiktoken_ext/openai_public.py.
 _GPT2_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-_GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
 class Tokenizer:
@@ -42,6 +42,11 @@ class Tokenizer:
         for text, rank in sorted(self.encoding._special_tokens.items()):
             state.update(rank.to_bytes(4, "little") + text.encode())
         return state.hexdigest()
+
+    @property
+    def pattern(self) -> str:
+        """The regular expression that splits text before bytes are merged."""
+        return self.encoding._pat_str
 
     @property
     def dtype(self) -> type[np.uint16] | type[np.uint32]:
@@ -88,7 +93,7 @@ def get_tokenizer(name: str = "gpt2") -> Tokenizer:
         return Tokenizer(
             tiktoken.Encoding(
                 "gpt2",
-                pat_str=_GPT2_PATTERN,
+                pat_str=GPT2_PATTERN,
                 mergeable_ranks=ranks,
                 special_tokens={END_OF_TEXT: len(ranks)},
                 explicit_n_vocab=len(ranks) + 1,

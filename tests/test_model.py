@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from gptpipe.config import DataConfig, ModelConfig, PipelineConfig
 from gptpipe.data.build import tokenize
+from gptpipe.data.cache import TokenCache
 from gptpipe.data.dataset import open_dataset
 from gptpipe.data.loader import evaluation_windows, gather
 from gptpipe.data.tokens import TokenStream
@@ -39,10 +40,10 @@ def test_lecture_untrained_losses_on_the_verdict(lecture_text: Path, tmp_path: P
     made = tokenize(DataConfig(corpus=[str(lecture_text)], validation=0.1), str(tmp_path))
     dataset, model = open_dataset(made.dataset), book_model()
     for split, batches, expected in (("train", 9, 10.98758), ("validation", 1, 10.98110)):
-        stream = TokenStream(dataset, split, tmp_path / "cache")
+        stream = TokenStream(dataset, split, TokenCache(tmp_path / "cache", 10**12))
         starts = np.array([start for start, size in evaluation_windows(stream.length, 256) if size == 256])
         assert len(starts) // 2 == batches
-        inputs, targets = gather(stream, starts[: 2 * batches], 256)
+        inputs, targets = gather(stream, starts[: 2 * batches], np.full(2 * batches, 256), 256)
         loss = sum(model(x, y).item() for x, y in zip(inputs.split(2), targets.split(2), strict=True)) / targets.numel()
         assert loss == pytest.approx(expected, abs=1e-4)
 

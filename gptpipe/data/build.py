@@ -9,8 +9,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from multiprocessing import get_context, parent_process
 from typing import Any
 
@@ -19,21 +20,30 @@ import pyarrow.parquet as pq
 
 from gptpipe import storage
 from gptpipe.config import DataConfig, digest
+from gptpipe.data.cuts import safe_places
 from gptpipe.data.dataset import INDEX, LATEST, MANIFEST, SOURCES, Dataset, open_dataset
-from gptpipe.data.plan import BY_POSITION, FORMAT_VERSION, DatasetPlan, make_plan
-from gptpipe.data.shards import ShardFile, ShardReport, ShardTask, existing_shard, make_shard
+from gptpipe.data.documents import ReadOptions, facts_of_range
+from gptpipe.data.duplicates import DigestTask, Duplicates, find_duplicates, write_digests
+from gptpipe.data.fingerprints import Fingerprints, State, hash_file
+from gptpipe.data.index import index_table
+from gptpipe.data.plan import FORMAT_VERSION, ShardPlan, Wanted, finish_plan, identify, plan_buckets
+from gptpipe.data.rows import SPLITS, shard_path
+from gptpipe.data.shards import ShardReport, ShardTask, make_shard
 from gptpipe.data.sources import Source
 from gptpipe.errors import UserError
+from gptpipe.tokenizer import get_tokenizer
 from gptpipe.wording import counted
 
 log = logging.getLogger(__name__)
 
 BATCH_BYTES = 8_000_000
-BATCH_SHARDS = 256
+BATCH_TASKS = 256
+WINDOW = 4  # tasks submitted ahead, per worker
 _FEW = 5  # documents in a validation split
+_SKIPPED = 100  # of what could not be read, named a corpus
 
-# a way to run `make_shard` over tasks; reports may come in any order
-Runner = Callable[[list[ShardTask], int], Iterable[ShardReport]]
+# a way to do some work on every task, on so many workers; results may come in any order
+Runner = Callable[[Callable[[Any], Any], Iterable[Any], int], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,8 @@ class TokenizeResult:
     documents: int
     tokens: int
     shards: int
-    shards_written: int
+    shards_written: int  # made by this run; a shard is up to two files
+    shards_copied: int  # taken from an earlier dataset
     megabytes_per_second: float | None  # source text over the whole time; None when already done
     already_done: bool
     dropped: dict[str, int]
@@ -66,103 +77,154 @@ def tokenize(config: DataConfig, out: str, run: Runner | None = None) -> Tokeniz
         UserError: sources that cannot be used, or a split that would be empty. Nothing is committed.
     """
     began = time.perf_counter()
+    run = run or run_in_processes
     storage.sweep_temporaries(out, below=False)
+    storage.sweep_temporaries(str(storage.scratch_home()))
+    known = Fingerprints(out)
     earlier = _earlier(config, out)
-    plan = make_plan(config, out, lambda source: _known_split(earlier, source, config))
-    storage.sweep_temporaries(plan.url)
-    if storage.exists(storage.join(plan.url, MANIFEST)):
-        dataset = open_dataset(plan.url)
-        _remember(dataset, config, out)
-        return _result(dataset, 0, None)
-    reports: dict[str, ShardReport] = {}
-    missing = []
-    for task in shard_tasks(plan, config, earlier):
-        report = existing_shard(task)
-        if report is not None:
+    wanted = identify(config, out, known, lambda source: _known_split(earlier, source, config))
+    storage.sweep_temporaries(wanted.url)
+    if storage.exists(storage.join(wanted.url, MANIFEST)):
+        dataset = open_dataset(wanted.url)
+        if not _remove_damaged(dataset, known):
+            _remember(dataset, config, out)
+            return _result(dataset, [], None)
+    try:
+        plans = _plan_shards(wanted, config, earlier, run)
+        reports: dict[str, ShardReport] = {}
+        for report in run(make_shard, shard_tasks(plans, wanted, config, earlier), config.workers):
             reports[report.hash] = report
-        else:
-            missing.append(task)
-    for report in (run or run_in_processes)(missing, config.workers):
-        reports[report.hash] = report
-    dataset = commit(plan, config, [reports[shard.hash] for shard in plan.shards])
+        dataset = commit(wanted, plans, config, [reports[plan.hash] for plan in plans])
+    finally:
+        storage.remove_if_empty(wanted.url)
+    known.remember(_states(dataset).values())
     _remember(dataset, config, out)
-    written = sum(not task.is_copy for task in missing)
-    size = sum(shard.size for shard in plan.shards)
-    return _result(dataset, written, size / 1e6 / max(time.perf_counter() - began, 1e-9))
+    size = sum(source.size for source in wanted.sources)
+    speed = size / 1e6 / max(time.perf_counter() - began, 1e-9)
+    return _result(dataset, list(reports.values()), speed)
 
 
-def shard_tasks(plan: DatasetPlan, config: DataConfig, earlier: Dataset | None) -> list[ShardTask]:
-    """One task a shard; what an earlier dataset already holds is to be taken from there."""
-    options: dict[str, Any] = {
-        "tokenizer": config.tokenizer,
-        "text_field": config.text_field,
-        "validation": config.validation,
-        "by_position": plan.options["split"] == BY_POSITION,
-    }
-    if earlier is None or (earlier.options, earlier.tokenizer) != (plan.options, plan.tokenizer):
-        return [ShardTask(shard, plan.url, **options) for shard in plan.shards]
-    holding = earlier.sources()
-    files: dict[str, list[ShardFile]] = {}
-    for file in earlier.index():
-        files.setdefault(file.hash, []).append(file)
-    tasks = []
-    for planned in plan.shards:
+def _plan_shards(wanted: Wanted, config: DataConfig, earlier: Dataset | None, run: Runner) -> list[ShardPlan]:
+    """All shards, once it is known what must be: facts of large texts, and which documents are copies."""
+    options = ReadOptions.of(config, by_position=wanted.by_position)
+    safe = safe_places(get_tokenizer(config.tokenizer))
+    buckets = list(plan_buckets(wanted, config.shard_megabytes))
+    large = {b.sources[0]: None for b in buckets if b.is_range and b.sources[0].kind == "text"}
+    with ThreadPoolExecutor() as pool:
+        examined = pool.map(lambda source: facts_of_range(source, safe, options), large)
+        facts = dict(zip(large, examined, strict=True))
+    known = {bucket.hash: facts.get(bucket.sources[0]) if bucket.is_range else None for bucket in buckets}
+    copies: Duplicates = {}
+    if config.drop_duplicates:
+        place = earlier.url if earlier is not None and earlier.options == wanted.options else ""
+        tasks = [
+            DigestTask(bucket, wanted.url, config.tokenizer, options, known[bucket.hash], place) for bucket in buckets
+        ]
+        documents = sum(report.documents for report in run(write_digests, tasks, config.workers))
+        copies = find_duplicates(buckets, wanted.url, documents)
+    plans = []
+    whole: dict[Source, dict[str, list[int]]] = {}  # what a text's first range says is true of all of it
+    for bucket in buckets:
+        duplicates = copies.get(bucket.hash, {})
+        if bucket.is_range and bucket.sources[0].kind == "text":
+            duplicates = whole.setdefault(bucket.sources[0], duplicates)
+        plans.append(finish_plan(wanted, bucket, duplicates, known[bucket.hash]))
+    return plans
+
+
+def shard_tasks(
+    plans: list[ShardPlan], wanted: Wanted, config: DataConfig, earlier: Dataset | None
+) -> Iterator[ShardTask]:
+    """One task a shard, largest first; what an earlier dataset already holds is to be taken from there."""
+    there = {entry.path for entry in storage.list_files(wanted.url)}
+    options = ReadOptions.of(config, by_position=wanted.by_position)
+    usable = earlier is not None and (earlier.options, earlier.tokenizer) == (wanted.options, wanted.tokenizer)
+    holding = earlier.sources() if earlier is not None and usable else {}
+    files = earlier.index().by_hash() if earlier is not None and usable else {}
+    for plan in sorted(plans, key=lambda plan: -plan.size):
         taken: dict[str, Any] = {}
-        if planned.hash in files:
-            taken = {"earlier": earlier.url, "files": tuple(files[planned.hash]), "is_copy": True}
-        else:
+        if earlier is not None and plan.hash in files:
+            taken = {"earlier": earlier.url, "files": tuple(files[plan.hash]), "is_copy": True}
+        elif earlier is not None and not plan.bucket.is_range:
             known = {
                 source.path: holding[key]
-                for source in planned.sources
+                for source in plan.sources
                 if holding.get(key := (source.corpus, source.path, source.sha256, source.errors)) in files
             }
             used = tuple(file for shard in sorted(set(known.values())) for file in files[shard])
             taken = {"earlier": earlier.url, "files": used, "unchanged": frozenset(known)}
-        tasks.append(ShardTask(planned, plan.url, **options, **taken))
-    return tasks
+        look = any(shard_path(split, plan.hash) in there for split in SPLITS)
+        yield ShardTask(plan, wanted.url, config.tokenizer, options, look, **taken)
 
 
-def run_in_processes(tasks: list[ShardTask], workers: int) -> Iterator[ShardReport]:
-    """Make shards on processes of this machine, largest first so that none is left alone at the end."""
-    count = worker_count(tasks, workers)
-    if count <= 1:
-        yield from map(make_shard, tasks)
+def _states(dataset: Dataset) -> dict[str, tuple[State, str]]:
+    """By path, what the storage says of each shard file that is there, and the SHA-256 its index gives it."""
+    listed = {entry.path: entry for entry in storage.list_files(dataset.url)}
+    index = dataset.index()
+    return {
+        path: ((entry.url, entry.size, entry.version), sha256)
+        for path, size, sha256 in zip(index.paths(), index.sizes, index.digests(), strict=True)
+        if (entry := listed.get(path)) is not None and entry.size == size
+    }
+
+
+def _remove_damaged(dataset: Dataset, known: Fingerprints) -> int:
+    """Name and remove the shard files that are not what the index says; those that did not change are not read."""
+    states = _states(dataset)
+    hashed = dict(zip(states, known.of([state for state, _ in states.values()], hash_file), strict=True))
+    damaged = [path for path in dataset.index().paths() if path not in states or hashed[path] != states[path][1]]
+    for path in damaged:
+        url = storage.join(dataset.url, path)
+        log.warning("%s: %s, made again", url, "damaged" if path in states else "gone or cut off")
+        storage.remove(url)
+    return len(damaged)
+
+
+def run_in_processes(work: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
+    """Do `work` on every task on processes of this machine, a bounded window of them at a time."""
+    tasks = iter(tasks)
+    count = workers or os.cpu_count() or 1
+    first = list(islice(tasks, count))
+    if len(first) <= 1 or count == 1:
+        yield from map(work, chain(first, tasks))
         return
-    with shard_pool(count) as pool:
-        waiting: set[Future[ShardReport]] = set()
+    with process_pool(len(first)) as pool:
         try:
-            for task in sorted(tasks, key=lambda task: -task.plan.size):
-                if len(waiting) >= 4 * count:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-                waiting.add(pool.submit(make_shard, task))
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
+            yield from in_window(lambda task: pool.submit(work, task), chain(first, tasks), WINDOW * count)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def worker_count(tasks: list[ShardTask], workers: int) -> int:
-    """Processes that are worth starting: as asked, or one a core, and no more than there are shards."""
-    return min(workers or os.cpu_count() or 1, len(tasks))
+def in_window(submit: Callable[[Any], Future[Any]], tasks: Iterable[Any], width: int) -> Iterator[Any]:
+    """Results in the order they come, with at most `width` tasks submitted and not done."""
+    waiting: set[Future[Any]] = set()
+    for task in tasks:
+        if len(waiting) >= width:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+        waiting.add(submit(task))
+    while waiting:
+        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+        yield from (future.result() for future in done)
 
 
-def batched_by_size(tasks: list[ShardTask]) -> Iterator[list[ShardTask]]:
-    """Tasks in groups of about `BATCH_BYTES` of source text, so that small shards share a Prefect task."""
-    batch: list[ShardTask] = []
-    for task in sorted(tasks, key=lambda task: -task.plan.size):
-        if batch and (sum(t.plan.size for t in batch) + task.plan.size > BATCH_BYTES or len(batch) == BATCH_SHARDS):
+def batched_by_size(tasks: Iterable[Any]) -> Iterator[list[Any]]:
+    """Tasks, largest first, in groups of about `BATCH_BYTES` to read, so that small ones share a submission."""
+    batch: list[Any] = []
+    size = 0
+    for task in tasks:
+        if batch and (size + task.size > BATCH_BYTES or len(batch) == BATCH_TASKS):
             yield batch
-            batch = []
+            batch, size = [], 0
         batch.append(task)
+        size += task.size
     if batch:
         yield batch
 
 
-def shard_pool(workers: int) -> ProcessPoolExecutor:
-    """Processes that make shards. Forked ones could inherit a lock that an S3 client or the logger holds."""
+def process_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes that do tasks. Forked ones could inherit a lock that an S3 client or the logger holds."""
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
 
 
@@ -178,8 +240,11 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
-def commit(plan: DatasetPlan, config: DataConfig, reports: list[ShardReport]) -> Dataset:
+def commit(wanted: Wanted, plans: list[ShardPlan], config: DataConfig, reports: list[ShardReport]) -> Dataset:
     """Write the index and then the manifest.
+
+    Args:
+        reports: of the shards in `plans`, in the same order.
 
     Raises:
         UserError: there is no text at all, or a split that was asked for would be empty.
@@ -187,8 +252,8 @@ def commit(plan: DatasetPlan, config: DataConfig, reports: list[ShardReport]) ->
     files = [
         file for split in ("train", "validation") for report in reports for file in report.files if file.split == split
     ]
-    wanted = ["train", *(["validation"] if config.validation else [])]
-    documents = {split: sum(file.rows for file in files if file.split == split) for split in wanted}
+    splits = ["train", *(["validation"] if config.validation else [])]
+    documents = {split: sum(file.rows for file in files if file.split == split) for split in splits}
     corpora = ", ".join(corpus.url for corpus in config.corpus)
     if not files:
         raise UserError("no document with text in it", where=corpora, hint="check data.errors and data.text_field")
@@ -200,83 +265,55 @@ def commit(plan: DatasetPlan, config: DataConfig, reports: list[ShardReport]) ->
                 where=corpora,
                 hint="give more documents, change data.validation, or set it to 0 to train without one",
             )
-    if plan.options["split"] != BY_POSITION and 0 < documents.get("validation", _FEW) < _FEW:
+    if not wanted.by_position and 0 < documents.get("validation", _FEW) < _FEW:
         held = counted(documents["validation"], "document")
         log.warning("the validation split is %s: its numbers will say little about other text", held)
-    index = pa.Table.from_pylist([asdict(file) for file in files], schema=_INDEX_SCHEMA)
-    sources = [
-        {
-            "corpus": s.corpus,
-            "path": s.path,
-            "size": s.size,
-            "sha256": s.sha256,
-            "errors": s.errors,
-            "hash": shard.hash,
-        }
-        for shard in plan.shards
-        for s in shard.sources
-    ]
-    index_bytes = _parquet_bytes(index)
-    source_bytes = _parquet_bytes(pa.Table.from_pylist(sources))
-    storage.write_bytes(storage.join(plan.url, SOURCES), source_bytes)
-    storage.write_bytes(storage.join(plan.url, INDEX), index_bytes)
+    index_bytes = index_table(files)
+    source_bytes = _sources_table(plans)
+    storage.write_bytes(storage.join(wanted.url, SOURCES), source_bytes)
+    storage.write_bytes(storage.join(wanted.url, INDEX), index_bytes)
     manifest = {
         "format": FORMAT_VERSION,
-        "id": plan.id,
-        "tokenizer": plan.tokenizer,
-        "options": plan.options,
-        "corpora": _totals(plan, reports),
+        "id": wanted.id,
+        "tokenizer": wanted.tokenizer,
+        "options": wanted.options,
+        "corpora": _totals(wanted, plans, reports),
         "index_sha256": _sha256(index_bytes),
         "sources_sha256": _sha256(source_bytes),
     }
-    storage.write_json(storage.join(plan.url, MANIFEST), manifest)
-    return open_dataset(plan.url)
+    storage.write_json(storage.join(wanted.url, MANIFEST), manifest)
+    return open_dataset(wanted.url)
 
 
-_INDEX_SCHEMA = pa.schema(
-    [
-        ("corpus", pa.string()),
-        ("split", pa.string()),
-        ("path", pa.string()),
-        ("rows", pa.int64()),
-        ("documents", pa.int64()),
-        ("tokens", pa.int64()),
-        ("bytes", pa.int64()),
-        ("row_group_offsets", pa.list_(pa.int64())),
-        ("hash", pa.string()),
-        ("size", pa.int64()),
-        ("sha256", pa.string()),
-    ]
-)
+def _sources_table(plans: list[ShardPlan]) -> bytes:
+    """Every source, and the shard that holds it; the first of them where it has several."""
+    rows = [(source, plan.hash) for plan in plans if plan.bucket.start == 0 for source in plan.sources]
+    columns = {
+        name: [getattr(source, name) for source, _ in rows] for name in ("corpus", "path", "size", "sha256", "errors")
+    }
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({**columns, "hash": [shard for _, shard in rows]}), sink, compression="zstd")
+    return bytes(sink.getvalue().to_pybytes())
 
 
-def _totals(plan: DatasetPlan, reports: list[ShardReport]) -> dict[str, Any]:
-    """Per corpus: totals per split, number of sources, and what was dropped and why."""
+def _totals(wanted: Wanted, plans: list[ShardPlan], reports: list[ShardReport]) -> dict[str, Any]:
+    """Per corpus: totals per split, number of sources, what was dropped and why, and what could not be read."""
     totals: dict[str, Any] = {}
-    for shard, report in zip(plan.shards, reports, strict=True):
-        corpus = totals.setdefault(shard.corpus, {"sources": 0, "dropped": Counter(), "splits": {}})
-        corpus["sources"] += len(shard.sources)
-        for counts in report.dropped.values():
-            corpus["dropped"].update(counts)
+    for plan, report in zip(plans, reports, strict=True):
+        corpus = totals.setdefault(plan.corpus, {"sources": 0, "dropped": Counter(), "skipped": [], "splits": {}})
+        corpus["sources"] += len(plan.sources) if plan.bucket.start == 0 else 0
+        for left_out in report.left_out.values():
+            corpus["dropped"].update(left_out.counts)
+            corpus["skipped"] += left_out.places[: _SKIPPED - len(corpus["skipped"])]
         for file in report.files:
             split = corpus["splits"].setdefault(file.split, {"documents": 0, "tokens": 0, "bytes": 0, "shards": 0})
-            for key, value in (
-                ("documents", file.documents),
-                ("tokens", file.tokens),
-                ("bytes", file.bytes),
-                ("shards", 1),
-            ):
-                split[key] += value
-    for name, count in plan.empty_sources.items():
+            for key in ("documents", "tokens", "bytes"):
+                split[key] += getattr(file, key)
+            split["shards"] += 1
+    for name, count in wanted.empty_sources.items():
         totals[name]["sources"] += count
         totals[name]["dropped"]["empty"] += count
     return totals
-
-
-def _parquet_bytes(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return bytes(sink.getvalue().to_pybytes())
 
 
 def _sha256(data: bytes) -> str:
@@ -328,16 +365,17 @@ def _known_split(earlier: Dataset | None, source: Source, config: DataConfig) ->
     return str(earlier.options["split"]) if held == [key] else ""
 
 
-def _result(dataset: Dataset, written: int, speed: float | None) -> TokenizeResult:
+def _result(dataset: Dataset, reports: list[ShardReport], speed: float | None) -> TokenizeResult:
     return TokenizeResult(
         dataset=dataset.url,
         id=dataset.id,
         documents=dataset.total("documents"),
         tokens=dataset.total("tokens"),
         shards=dataset.total("shards"),
-        shards_written=written,
+        shards_written=sum(report.how == "made" for report in reports),
+        shards_copied=sum(report.how == "copied" for report in reports),
         megabytes_per_second=round(speed, 2) if speed is not None else None,
         already_done=speed is None,
         dropped=dataset.dropped,
-        splits={split: dataset.total("tokens", split) for split in ("train", "validation") if dataset.index(split)},
+        splits={split: dataset.total("tokens", split) for split in SPLITS if dataset.total("shards", split)},
     )

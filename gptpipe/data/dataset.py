@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gptpipe import storage
+from gptpipe.data.index import ShardIndex
 from gptpipe.data.plan import FORMAT_VERSION
-from gptpipe.data.shards import ShardFile
 from gptpipe.errors import UserError
 from gptpipe.tokenizer import Tokenizer, get_tokenizer
 
@@ -60,20 +60,20 @@ class Dataset:
         )
 
     @cached_property
-    def _index(self) -> list[ShardFile]:
-        table = self._read_table(INDEX, "index_sha256")
-        return [ShardFile(**row) for row in table.to_pylist()]
+    def _index(self) -> ShardIndex:
+        return ShardIndex.read(self._read_verified(INDEX, "index_sha256"))
 
-    def index(self, split: str | None = None) -> list[ShardFile]:
+    def index(self, split: str | None = None) -> ShardIndex:
         """The shards' files in their order, of one split or of all."""
-        return [file for file in self._index if split in (None, file.split)]
+        return self._index if split is None else self._index.select(split)
 
     def sources(self) -> dict[tuple[str, str, str, str], str]:
         """(corpus, path, SHA-256, treatment of errors) of every source → the hash of the shard that holds it."""
-        rows = self._read_table(SOURCES, "sources_sha256").to_pylist()
+        content = self._read_verified(SOURCES, "sources_sha256")
+        rows = pq.read_table(pa.BufferReader(content)).to_pylist()
         return {(row["corpus"], row["path"], row["sha256"], row["errors"]): row["hash"] for row in rows}
 
-    def _read_table(self, name: str, digest_key: str) -> pa.Table:
+    def _read_verified(self, name: str, digest_key: str) -> bytes:
         url = storage.join(self.url, name)
         try:
             content = storage.read_bytes(url)
@@ -85,7 +85,7 @@ class Dataset:
                 where=url,
                 hint="the file is damaged: remove the dataset's folder and tokenize again",
             )
-        return pq.read_table(pa.BufferReader(content))
+        return content
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer that made the dataset; a UserError when the one of that name here is another."""

@@ -1,66 +1,217 @@
-"""Documents out of source files, and the places where a document may be cut without changing a token."""
+"""Documents out of source files, cleaned: the one text of a text file in pieces, the records of JSONL and Parquet."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
+import unicodedata
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gptpipe import storage
+from gptpipe.config import DataConfig
+from gptpipe.data.cuts import CELL, Piece, cut, first_byte
+from gptpipe.data.readers import check_version, gone, open_range, open_whole
 from gptpipe.data.sources import Source
 from gptpipe.errors import UserError
 
-# Text is tokenized in pieces of at most about this many characters. A piece may be longer only where the
-# text has no place to cut it.
-PIECE_CHARACTERS = 1_000_000
-
 _SNIFFED = 8192  # bytes in which a NUL says that a file is not text
-
-# Every tiktoken pattern ends a token between an ASCII letter and white space, and what it matches on either
-# side does not depend on the other.
-_SAFE_CUT = re.compile(r"(?<=[A-Za-z])(?=[ \n])")
+_HELD = 32_000_000  # a text up to this size is read once, a longer one as often as it takes
+_PLACES = 100  # of what was skipped, named a source
+_BATCH_ROWS = 512
+_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
-class Document:
-    """One text. `id` is the path of its file and the position in it: `part/of/file.txt#0`."""
+class ReadOptions:
+    """What decides which documents there are and what they say; the fields are `DataConfig`'s."""
 
-    id: str
-    text: str
+    text_field: str = "text"
+    on_error: str = "stop"
+    nfc: bool = False
+    min_bytes: int = 0
+    max_bytes: int = 0
+    validation: float = 0.0
+    by_position: bool = False
+
+    @classmethod
+    def of(cls, config: DataConfig, *, by_position: bool = False) -> ReadOptions:
+        return cls(
+            text_field=config.text_field,
+            on_error=config.on_error,
+            nfc=config.nfc,
+            min_bytes=config.min_bytes,
+            max_bytes=config.max_bytes,
+            validation=config.validation,
+            by_position=by_position,
+        )
+
+    def clean(self, text: str) -> str:
+        """`text` as it is tokenized. Cleaning the pieces of a text gives the pieces of the clean text."""
+        return unicodedata.normalize("NFC", text) if self.nfc and not text.isascii() else text
+
+    def wrong_length(self, size: int) -> str:
+        """Why a document of `size` UTF-8 bytes, not cleaned yet, is left out; empty when it is not."""
+        if size < self.min_bytes:
+            return "too short"
+        return "too long" if self.max_bytes and size > self.max_bytes else ""
 
 
-def read_documents(source: Source, content: bytes, text_field: str, dropped: Counter[str]) -> Iterator[Document]:
-    """The documents of one file's content, in order; what is left out is counted in `dropped` by reason.
+@dataclass
+class LeftOut:
+    """The documents of one source that are not in the dataset.
 
-    The position in the id is the byte offset of a line in JSONL, the row in Parquet, 0 for a text file.
-
-    Raises:
-        UserError: bytes that are not UTF-8, a line or column that has no text; the place is named.
+    Attributes:
+        counts: reason → documents.
+        places: the first records that could not be read, with the reason.
+        duplicates: positions of the copies of documents that are elsewhere.
     """
-    reader = {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet}[source.kind]
-    for position, text in reader(source, content, text_field, dropped):
-        if text:
-            yield Document(f"{source.path}#{position}", text)
-        else:
-            dropped["empty"] += 1
+
+    counts: Counter[str] = field(default_factory=Counter)
+    places: list[str] = field(default_factory=list)
+    duplicates: list[int] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def add(self, reason: str, place: str = "") -> None:
+        self.counts[reason] += 1
+        if place and len(self.places) < _PLACES:
+            self.places.append(f"{place}: {reason}")
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"counts": dict(sorted(self.counts.items())), "places": self.places, "duplicates": self.duplicates}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LeftOut:
+        return cls(Counter(values["counts"]), list(values["places"]), list(values["duplicates"]))
 
 
-def _decode(data: bytes, source: Source, offset: int, dropped: Counter[str], where: str = "") -> str | None:
-    """`data` as text, or None when it is not UTF-8 and such documents are skipped."""
-    if offset == 0 and data.startswith(b"\xef\xbb\xbf"):
-        data, offset = data[3:], 3
+# ---- text files: one document each
+
+
+@dataclass(frozen=True)
+class TextFacts:
+    """What must be known of the whole text before a part of it can be written.
+
+    Attributes:
+        sha256: of the clean text.
+        left_out: why it is not in the dataset; empty when it is.
+        cut: where the validation part begins, in bytes of the file, when the one document is split by position.
+    """
+
+    sha256: str
+    left_out: str = ""
+    cut: int = 0
+
+
+def text_pieces(source: Source, safe: re.Pattern[bytes], start: int = 0, stop: int | None = None) -> Iterator[Piece]:
+    """The pieces of a text file, or of the range of it that begins in [start, stop)."""
+    ranged = start > 0 or stop is not None
+    with open_range(source, first_byte(start)) if ranged else open_whole(source) as stream:
+        yield from cut(stream, safe, start, stop)
+
+
+def read_text(source: Source, safe: re.Pattern[bytes], options: ReadOptions) -> tuple[TextFacts, Iterable[Piece]]:
+    """A whole text file: what is to be known of it, and its pieces. A long one is read again for each."""
+    held: list[Piece] = []
+    size = 0
+    pieces = text_pieces(source, safe)
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece.data)
+        if size > _HELD:
+            break
+    else:
+        return examine_text(source, held, options), held
+    pieces.close()  # type: ignore[attr-defined]
+    return examine_text(source, _Again(source, safe), options), _Again(source, safe)
+
+
+@dataclass(frozen=True)
+class _Again:
+    """The pieces of a source, from the beginning whenever they are asked for."""
+
+    source: Source
+    safe: re.Pattern[bytes]
+
+    def __iter__(self) -> Iterator[Piece]:
+        return text_pieces(self.source, self.safe)
+
+
+def examine_text(source: Source, pieces: Iterable[Piece], options: ReadOptions) -> TextFacts:
+    """Read a whole text for its facts."""
+    state = hashlib.sha256()
+    characters: list[int] = []
+    size = 0
+    for piece in pieces:
+        text = decode_piece(piece, source)
+        if text is None:
+            return TextFacts("", "not UTF-8")
+        size += len(_without_bom(piece))
+        characters.append(len(text))
+        state.update(options.clean(text).encode())
+    left_out = options.wrong_length(size) if size else "empty"
+    if left_out or not options.by_position:
+        return TextFacts(state.hexdigest(), left_out)
+    wanted = int((1 - options.validation) * sum(characters))
+    for piece, count in zip(pieces, characters, strict=True):
+        if wanted <= count:
+            return TextFacts(state.hexdigest(), cut=piece.start + _bytes_of(piece, source, wanted))
+        wanted -= count
+    raise AssertionError("the characters of the pieces do not add up")
+
+
+def needs_reading(source: Source, options: ReadOptions) -> bool:
+    """Whether the facts of a text are more than what its file says by itself."""
+    if options.by_position or options.nfc or source.errors != "strict":
+        return True
+    with open_range(source, 0) as stream:
+        return stream.read(len(_BOM)) == _BOM
+
+
+def facts_of_range(source: Source, safe: re.Pattern[bytes], options: ReadOptions) -> TextFacts:
+    """The facts of a text that is read in ranges, from its file's SHA-256 where that is all there is to it."""
+    if needs_reading(source, options):
+        return examine_text(source, _Again(source, safe), options)
+    return TextFacts(source.sha256, options.wrong_length(source.size))
+
+
+def _bytes_of(piece: Piece, source: Source, characters: int) -> int:
+    """How many bytes of a piece its first characters are, a byte order mark included."""
+    mark = len(piece.data) - len(_without_bom(piece))
+    data = piece.data[mark:]
+    if source.errors == "replace":
+        return mark + bisect_left(range(len(data)), characters, key=lambda n: len(data[:n].decode(errors="replace")))
+    return mark + len(data.decode()[:characters].encode())
+
+
+def _without_bom(piece: Piece) -> bytes:
+    return piece.data.removeprefix(_BOM) if piece.start == 0 else piece.data
+
+
+def decode_piece(piece: Piece, source: Source) -> str | None:
+    """A piece as text, not cleaned; None when it is not UTF-8 and such documents are skipped."""
+    data = _without_bom(piece)
+    return _decode(data, source, piece.start + len(piece.data) - len(data))
+
+
+def _decode(data: bytes, source: Source, offset: int, where: str = "") -> str | None:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         if source.errors == "replace":
             return data.decode("utf-8", errors="replace")
         if source.errors == "skip":
-            dropped["not UTF-8"] += 1
             return None
         if b"\0" in data[:_SNIFFED]:
             hint = "it looks like a binary file: give text, or leave it out with --set data.errors=skip"
@@ -73,70 +224,199 @@ def _decode(data: bytes, source: Source, offset: int, dropped: Counter[str], whe
         ) from None
 
 
-def _read_text(source: Source, content: bytes, _: str, dropped: Counter[str]) -> Iterator[tuple[int, str]]:
-    text = _decode(content, source, 0, dropped)
-    if text is not None:
-        yield 0, text
+def pieces_of(text: str, safe: re.Pattern[bytes]) -> list[Piece]:
+    """A text that is in memory, as pieces."""
+    data = text.encode()
+    return [Piece(0, data, True)] if len(data) <= CELL else list(cut(io.BytesIO(data), safe))
 
 
-def _read_jsonl(source: Source, content: bytes, field: str, dropped: Counter[str]) -> Iterator[tuple[int, str]]:
-    offset = 0
-    for number, line in enumerate(io.BytesIO(content), 1):
-        start, offset = offset, offset + len(line)
+# ---- records: JSONL lines and Parquet rows
+
+
+@dataclass(frozen=True)
+class Record:
+    """One document of a file that holds many. `position`: byte offset of a JSONL line, number of a Parquet row."""
+
+    position: int
+    text: str  # clean
+
+
+def read_records(
+    source: Source, options: ReadOptions, left_out: LeftOut, start: int = 0, stop: int | None = None
+) -> Iterator[Record]:
+    """The documents of a JSONL or Parquet file, or of a range of it.
+
+    Args:
+        start, stop: bytes in which a JSONL line begins, or row groups of Parquet; `stop` None is the end.
+
+    Raises:
+        UserError: a record that cannot be read and is not skipped; file and line are named.
+    """
+    reader = _read_jsonl if source.kind == "jsonl" else _read_parquet
+    for position, text in reader(source, options, left_out, start, stop):
+        size = len(text) if text.isascii() else len(text.encode())
+        if not text:
+            left_out.add("empty")
+        elif reason := options.wrong_length(size):
+            left_out.add(reason)
+        else:
+            yield Record(position, options.clean(text))
+
+
+class _Unreadable(Exception):
+    """A record that cannot be read: what is wrong with it, and what to do."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def _read_jsonl(
+    source: Source, options: ReadOptions, left_out: LeftOut, start: int, stop: int | None
+) -> Iterator[tuple[int, str]]:
+    for offset, line in _lines(source, start, stop):
         if not line.strip():
             continue
-        text = _decode(line, source, start, dropped)
-        if text is None:
-            continue
-        where = f"{source.url}, line {number}"
         try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"not JSON ({error})", where=where, hint="mend or remove the line") from None
-        value = row.get(field) if isinstance(row, dict) else None
-        if not isinstance(value, str):
-            have = f"it has {', '.join(map(repr, row))}" if isinstance(row, dict) and row else "it has no fields"
-            problem = "is not text" if value is not None else "is missing"
-            raise UserError(f"field {field!r} {problem}", where=where, hint=f"{have}; choose one with data.text_field")
-        clean = _without_surrogates(value, where, source, dropped)
-        if clean is not None:
-            yield start, clean
+            text = _text_of_line(line, offset, source, options.text_field)
+        except (_Unreadable, UserError) as error:
+            if options.on_error == "skip":
+                left_out.add(getattr(error, "message", str(error)), f"{source.path}#{offset}")
+                continue
+            where = f"{source.url}, line {_line_number(source, offset)}"
+            if isinstance(error, UserError):
+                raise UserError(error.message, where=where, hint=error.hint) from None
+            raise UserError(str(error), where=where, hint=error.hint) from None
+        if text is None:
+            left_out.add("not UTF-8")
+        else:
+            yield offset, text
 
 
-def _read_parquet(source: Source, content: bytes, column: str, dropped: Counter[str]) -> Iterator[tuple[int, str]]:
+def _lines(source: Source, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+    """(byte offset, line) of the lines that begin in [start, stop)."""
+    ranged = start > 0 or stop is not None
+    with open_range(source, max(0, start - 1)) if ranged else open_whole(source) as stream:
+        # a line that began earlier belongs to the range before
+        offset = start - 1 + len(stream.readline()) if start else 0
+        while stop is None or offset < stop:
+            line = stream.readline()
+            if not line:
+                return
+            yield offset, line if offset else line.removeprefix(_BOM)
+            offset += len(line)
+
+
+def _text_of_line(line: bytes, offset: int, source: Source, field_name: str) -> str | None:
+    text = _decode(line, source, offset)
+    if text is None:
+        return None
     try:
-        file = pq.ParquetFile(pa.BufferReader(content))
-        names = file.schema_arrow.names
-        kind = file.schema_arrow.field(column).type if column in names else None
-    except _PARQUET_ERRORS as error:
-        raise _damaged_parquet(source, error) from None
-    if kind is None:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _Unreadable(
+            f"not JSON ({error})", "mend or remove the line, or --set data.on_error=skip leaves such lines out"
+        ) from None
+    value = row.get(field_name) if isinstance(row, dict) else None
+    if not isinstance(value, str):
+        have = f"it has {', '.join(map(repr, row))}" if isinstance(row, dict) and row else "it has no fields"
+        problem = "is not text" if value is not None else "is missing"
+        raise _Unreadable(
+            f"field {field_name!r} {problem}", f"{have}; choose one with data.text_field, or data.on_error=skip"
+        )
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can write half a surrogate pair, which no UTF-8 text holds
+        if source.errors == "strict":
+            raise _Unreadable(
+                f"half a surrogate pair at character {error.start}", "--set data.errors=replace or skip"
+            ) from None
+        if source.errors == "skip":
+            return None
+        return value.encode("utf-8", errors="surrogatepass").decode("utf-8", errors="replace")
+    return value
+
+
+def _line_number(source: Source, offset: int) -> int:
+    """The number of the line that begins at a byte, counted only when there is something to say about it."""
+    number, left = 1, offset
+    with open_whole(source) as stream:
+        while left and (block := stream.read(min(left, 1 << 20))):
+            number += block.count(b"\n")
+            left -= len(block)
+    return number
+
+
+def _read_parquet(
+    source: Source, options: ReadOptions, left_out: LeftOut, start: int, stop: int | None
+) -> Iterator[tuple[int, str]]:
+    with open_parquet(source) as file:
+        binary = _text_column(source, file, options.text_field)
+        groups = range(start, file.num_row_groups if stop is None else stop)
+        row = sum(file.metadata.row_group(group).num_rows for group in range(start)) - 1
+        for values in _parquet_batches(source, file, options.text_field, groups, binary):
+            for data in values:  # bytes: nothing promises that they are UTF-8
+                row += 1
+                try:
+                    text = _decode(data or b"", source, 0, f"{source.url}, row {row}")
+                except UserError as error:
+                    if options.on_error != "skip":
+                        raise
+                    left_out.add(error.message, f"{source.path}#{row}")
+                    continue
+                if text is None:
+                    left_out.add("not UTF-8")
+                else:
+                    yield row, text
+
+
+@contextmanager
+def open_parquet(source: Source) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, read where it lies; it must stay as it was planned."""
+    try:
+        stream: IO[bytes] = storage.open_read(source.url)
+    except FileNotFoundError:
+        raise gone(source) from None
+    with stream:
+        check_version(source)
+        try:
+            file = pq.ParquetFile(stream, pre_buffer=False)
+        except _PARQUET_ERRORS as error:
+            raise _damaged_parquet(source, error) from None
+        yield file
+        check_version(source)
+
+
+def _text_column(source: Source, file: pq.ParquetFile, column: str) -> pa.DataType:
+    """The binary type in which a text column can be looked at."""
+    names = file.schema_arrow.names
+    if column not in names:
         raise UserError(
             f"no column {column!r}",
             where=source.url,
             hint=f"it has {', '.join(map(repr, names))}; choose one with data.text_field",
         )
+    kind = file.schema_arrow.field(column).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise UserError(
             f"column {column!r} holds {kind}, not text", where=source.url, hint="choose another with data.text_field"
         )
-    row = -1
-    for values in _parquet_batches(source, file, column):
-        for data in values:  # bytes: nothing promises that they are UTF-8
-            row += 1
-            text = _decode(data or b"", source, 0, dropped, f"{source.url}, row {row}")
-            if text is not None:
-                yield row, text
+    return pa.large_binary() if pa.types.is_large_string(kind) else pa.binary()
 
 
 _PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError)
 
 
-def _parquet_batches(source: Source, file: pq.ParquetFile, column: str) -> Iterator[list[bytes | None]]:
+def _parquet_batches(
+    source: Source, file: pq.ParquetFile, column: str, groups: Iterable[int], binary: pa.DataType
+) -> Iterator[list[bytes | None]]:
     try:
-        for batch in file.iter_batches(columns=[column]):
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=list(groups), columns=[column]):
             array = batch.column(0)
-            binary = pa.large_binary() if pa.types.is_large_string(array.type) else pa.binary()
+            if pa.types.is_dictionary(array.type):
+                array = array.dictionary_decode()
             yield array.view(binary).to_pylist()
     except _PARQUET_ERRORS as error:
         raise _damaged_parquet(source, error) from None
@@ -146,43 +426,3 @@ def _damaged_parquet(source: Source, error: Exception) -> UserError:
     return UserError(
         f"not a Parquet file, or not a whole one ({error})", where=source.url, hint="mend or remove the file"
     )
-
-
-def _without_surrogates(text: str, where: str, source: Source, dropped: Counter[str]) -> str | None:
-    """JSON can write half a surrogate pair, which no UTF-8 text holds."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        if source.errors == "strict":
-            raise UserError(
-                f"half a surrogate pair at character {error.start}", where=where, hint="set data.errors=replace or skip"
-            ) from None
-        if source.errors == "skip":
-            dropped["not UTF-8"] += 1
-            return None
-        return text.encode("utf-8", errors="surrogatepass").decode("utf-8", errors="replace")
-    return text
-
-
-def cut_text(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
-    """Pieces of `text`, cut only where tokenizing them apart gives the tokens of the whole.
-
-    A piece holds at most `limit` characters, unless there is no safe place in it: then it goes on to the next.
-    """
-    start = 0
-    while len(text) - start > limit:
-        window = text[start : start + limit + 1]
-        cut = None
-        for back in (1 << 12, limit):  # the last safe place is nearly always close to the end
-            found = [match.start() for match in _SAFE_CUT.finditer(window, max(1, len(window) - back))]
-            if found:
-                cut = start + found[-1]
-                break
-        if cut is None:
-            later = _SAFE_CUT.search(text, start + limit)
-            if later is None:
-                break
-            cut = later.start()
-        yield text[start:cut]
-        start = cut
-    yield text[start:]

@@ -13,6 +13,7 @@ again until it falls inside. It needs no array of n entries. The round function 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -72,3 +73,87 @@ def windows_of(samples: np.ndarray, windows: int, dataset_id: str, seed: int, co
         here = epochs == epoch
         found[here] = permute(places[here], windows, epoch_keys(dataset_id, seed, configuration, int(epoch)))
     return found
+
+
+@dataclass(frozen=True)
+class TwoLevels:
+    """A shuffle that touches little at a time: blocks of neighbouring windows, then windows within a pool of blocks.
+
+    The blocks of an epoch are permuted; so many after one another are a pool, whose windows are permuted among
+    themselves. Windows after the last whole block belong to the last pool.
+
+    Attributes:
+        block: windows of a block.
+        pool: blocks of a pool.
+    """
+
+    block: int
+    pool: int
+
+    def pools(self, windows: int) -> int:
+        return max(1, -(-(windows // self.block) // self.pool))
+
+    def windows_of(
+        self, samples: np.ndarray, windows: int, dataset_id: str, seed: int, configuration: str
+    ) -> np.ndarray:
+        """s(i) for every i in `samples`, as the function of that name does for one level."""
+        samples = np.asarray(samples, dtype=np.int64)
+        found = np.empty_like(samples)
+        span, last = self.block * self.pool, self.pools(windows) - 1
+        epochs, places = samples // windows, samples % windows
+        pools = np.minimum(places // span, last)
+        for epoch, pool in {(int(e), int(p)) for e, p in zip(epochs, pools, strict=True)}:
+            here = (epochs == epoch) & (pools == pool)
+            first = pool * span
+            size = windows - first if pool == last else span
+            keys = epoch_keys(dataset_id, seed, f"{configuration},pool={pool}", epoch)
+            places_in_pool = permute(places[here] - first, size, keys)
+            blocks = self.blocks_of(epoch, pool, windows, dataset_id, seed, configuration)
+            inside = places_in_pool < len(blocks) * self.block
+            tail = windows // self.block * self.block + places_in_pool - len(blocks) * self.block
+            number = np.minimum(places_in_pool // self.block, max(0, len(blocks) - 1))
+            begin = blocks[number] * self.block if len(blocks) else np.zeros_like(tail)
+            found[here] = np.where(inside, begin + places_in_pool % self.block, tail)
+        return found
+
+    def blocks_of(
+        self, epoch: int, pool: int, windows: int, dataset_id: str, seed: int, configuration: str
+    ) -> np.ndarray:
+        """The blocks of a pool, shape (n,), int64, n being `self.pool` or less."""
+        blocks = windows // self.block
+        places = np.arange(pool * self.pool, min(blocks, (pool + 1) * self.pool), dtype=np.int64)
+        if not len(places):
+            return places
+        return permute(places, blocks, epoch_keys(dataset_id, seed, f"{configuration},blocks", epoch))
+
+
+class Mixture:
+    """Which corpus a sample comes from, and which one of that corpus it is: shares by weight, exact in every cycle.
+
+    A cycle of `CYCLE` samples holds so many of each corpus as its weight asks for, in an order that is permuted
+    anew. A sample's place in that order also says which sample of its corpus it is, so nothing is counted.
+    """
+
+    CYCLE = 8192
+
+    def __init__(self, weights: list[float]) -> None:
+        total = sum(weights)
+        exact = [weight / total * self.CYCLE for weight in weights]
+        counts = [max(int(share), 1 if share else 0) for share in exact]
+        by_rest = sorted(range(len(weights)), key=lambda c: (int(exact[c]) - exact[c], c))
+        while (missing := self.CYCLE - sum(counts)) > 0:
+            for c in by_rest[:missing]:
+                counts[c] += 1 if weights[c] else 0
+        while sum(counts) > self.CYCLE:
+            counts[int(np.argmax(counts))] -= 1
+        self.counts = np.array(counts, dtype=np.int64)
+        self._starts = np.concatenate([[0], np.cumsum(self.counts)])
+
+    def split(
+        self, samples: np.ndarray, dataset_id: str, seed: int, configuration: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The corpus of every sample and its number among that corpus's samples, each shape (k,), int64."""
+        samples = np.asarray(samples, dtype=np.int64)
+        places = windows_of(samples, self.CYCLE, dataset_id, seed, f"{configuration},mixture")
+        corpora = np.searchsorted(self._starts, places, side="right") - 1
+        return corpora, samples // self.CYCLE * self.counts[corpora] + places - self._starts[corpora]

@@ -1,67 +1,112 @@
 """Which shard holds what, and so the dataset's id, before a token is made.
 
-Everything here is a pure function of the options and of every source's relative path, size and SHA-256.
+Everything here is a pure function of the options and of every source's relative path, size and content.
 Small files of a corpus are put into buckets by the leading bits of a hash of their path; a bucket with too much
-text is split by one more bit. So one file added changes one bucket (or splits one in two) and no other.
+text is split by one more bit. So one file added changes one bucket (or splits one in two) and no other. A larger
+file has shards of its own: one a range of bytes, or of Parquet's row groups.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from itertools import groupby, islice
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gptpipe import storage
 from gptpipe.config import DataConfig, digest
-from gptpipe.data.documents import PIECE_CHARACTERS, read_documents
+from gptpipe.data.cuts import CELL, PIECE_TOKENS
+from gptpipe.data.documents import LeftOut, ReadOptions, TextFacts, open_parquet, read_records
+from gptpipe.data.fingerprints import Fingerprints, fingerprint
 from gptpipe.data.sources import Source, list_sources
-from gptpipe.errors import UserError
 from gptpipe.tokenizer import Tokenizer, get_tokenizer
 
 FORMAT_VERSION = 1
-PART_TOKENS = 1_000_000  # a row of a shard holds at most this many tokens
 BY_POSITION, BY_HASH = "position", "hash of text"
-_FINGERPRINTS = ".fingerprints.parquet"
-_HASH_BLOCK = 1 << 20
-_READERS = 8  # threads that hash files: SHA-256 releases the interpreter lock
 
 
 @dataclass(frozen=True)
-class ShardPlan:
-    """One bucket: the sources it holds and its logical hash, which names its files.
+class Bucket:
+    """The sources that go into one shard, or the range of one large source.
 
-    A bucket makes up to two files, `train/<hash>.parquet` and `validation/<hash>.parquet`.
+    Attributes:
+        hash: of the sources' paths and contents, the range, and the options that decide what a document is.
+        start, stop: bytes of a text or JSONL file, row groups of a Parquet file; `stop` None is the end.
     """
 
     corpus: str
     hash: str
     sources: tuple[Source, ...]
+    start: int = 0
+    stop: int | None = None
 
     @property
     def size(self) -> int:
-        return sum(source.size for source in self.sources)
+        """Bytes to read, roughly: what a task is weighed by."""
+        whole = sum(source.size for source in self.sources)
+        if not self.is_range or self.sources[0].kind == "parquet":
+            return whole
+        return (whole if self.stop is None else self.stop) - self.start
+
+    @property
+    def is_range(self) -> bool:
+        return self.start > 0 or self.stop is not None
 
 
 @dataclass(frozen=True)
-class DatasetPlan:
-    """A dataset that is wanted: its id, its place and its shards."""
+class ShardPlan:
+    """A bucket and what is left out of it because it is elsewhere. The hash names the shard's files.
+
+    A shard makes up to two files, `train/<hash>.parquet` and `validation/<hash>.parquet`.
+
+    Attributes:
+        duplicates: path → positions of the documents that are copies of others.
+        facts: of a text that is read in ranges.
+    """
+
+    bucket: Bucket
+    hash: str
+    duplicates: dict[str, list[int]] = field(default_factory=dict)
+    facts: TextFacts | None = None
+
+    @property
+    def corpus(self) -> str:
+        return self.bucket.corpus
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return self.bucket.sources
+
+    @property
+    def size(self) -> int:
+        return self.bucket.size
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A dataset that is wanted: its id, its place, and all its sources."""
 
     id: str
     url: str
     options: dict[str, object]
     tokenizer: dict[str, object]
-    shards: tuple[ShardPlan, ...]
+    sources: tuple[Source, ...]
     empty_sources: dict[str, int]  # a corpus's name → files of it that hold nothing
 
+    @property
+    def by_position(self) -> bool:
+        return self.options["split"] == BY_POSITION
 
-def make_plan(config: DataConfig, out: str, known_split: Callable[[Source], str] = lambda source: "") -> DatasetPlan:
-    """List the sources, hash what changed since the last time, and decide shards and id.
+    @property
+    def base(self) -> dict[str, object]:
+        """What every shard's hash begins with."""
+        return {"format": FORMAT_VERSION, "tokenizer": self.tokenizer, "options": self.options}
+
+
+def identify(
+    config: DataConfig, out: str, known: Fingerprints, known_split: Callable[[Source], str] = lambda source: ""
+) -> Wanted:
+    """List the sources, hash what changed since the last time, and give the dataset its id.
 
     Args:
         out: folder or URL below which the dataset's own folder `<id>/` lies.
@@ -73,20 +118,14 @@ def make_plan(config: DataConfig, out: str, known_split: Callable[[Source], str]
     tokenizer = get_tokenizer(config.tokenizer)
     listed = list_sources(config)
     empty = {name: sum(1 for _ in group) for name, group in groupby((s for s in listed if not s.size), key=_corpus)}
-    sources = fingerprint([source for source in listed if source.size], out)
+    sources = fingerprint([source for source in listed if source.size], known)
     options = content_options(config, _split_rule(config, sources, known_split))
     described = describe_tokenizer(tokenizer)
-    base = {"format": FORMAT_VERSION, "tokenizer": described, "options": options}
-    shards = []
-    for corpus, group in groupby(sources, key=_corpus):
-        for bucket in split_into_buckets(list(group), config.shard_megabytes * 1_000_000):
-            members = [[source.path, source.sha256, source.errors] for source in bucket]
-            shards.append(ShardPlan(corpus, digest({**base, "corpus": corpus, "sources": members}), tuple(bucket)))
     everything = [[source.corpus, source.path, source.sha256, source.errors] for source in sources]
+    base = {"format": FORMAT_VERSION, "tokenizer": described, "options": options}
     identity = digest({**base, "sources": everything, "empty": empty})
-    return DatasetPlan(
-        identity, storage.join(storage.normalize(out), identity), options, described, tuple(shards), empty
-    )
+    url = storage.join(storage.normalize(out), identity)
+    return Wanted(identity, url, options, described, tuple(sources), empty)
 
 
 def _corpus(source: Source) -> str:
@@ -98,14 +137,20 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, object]:
 
 
 def content_options(config: DataConfig, split: str) -> dict[str, object]:
-    """The options that decide what the dataset holds."""
+    """The options that decide what the dataset holds. Cleaning is named only where it is asked for."""
+    cleaning = {
+        name: getattr(config, name)
+        for name in ("on_error", "drop_duplicates", "min_bytes", "max_bytes", "nfc")
+        if getattr(config, name) != DataConfig.model_fields[name].default
+    }
     return {
         "validation": config.validation,
         "split": split,
         "text_field": config.text_field,
         "shard_megabytes": config.shard_megabytes,
-        "piece_characters": PIECE_CHARACTERS,
-        "part_tokens": PART_TOKENS,
+        "cell_bytes": CELL,
+        "part_tokens": PIECE_TOKENS,
+        **cleaning,
     }
 
 
@@ -118,8 +163,52 @@ def _split_rule(config: DataConfig, sources: list[Source], known_split: Callable
         return BY_POSITION
     if known := known_split(source):
         return known
-    documents = read_documents(source, read_source(source), config.text_field, Counter())
-    return BY_POSITION if len(list(islice(documents, 2))) == 1 else BY_HASH
+    records = read_records(source, ReadOptions.of(config), LeftOut())
+    return BY_POSITION if len(list(islice(records, 2))) == 1 else BY_HASH
+
+
+def plan_buckets(wanted: Wanted, shard_megabytes: int) -> Iterator[Bucket]:
+    """All buckets, in the order of the dataset."""
+    limit = shard_megabytes * 1_000_000
+    for corpus, group in groupby(wanted.sources, key=_corpus):
+        for sources in split_into_buckets(list(group), limit):
+            members = [[source.path, source.sha256, source.errors] for source in sources]
+            described = {**wanted.base, "corpus": corpus, "sources": members}
+            ranges = list(_ranges(sources[0], limit, wanted.by_position)) if len(sources) == 1 else []
+            if len(ranges) < 2:
+                yield Bucket(corpus, digest(described), tuple(sources))
+                continue
+            for start, stop in ranges:
+                yield Bucket(corpus, digest({**described, "range": [start, stop]}), tuple(sources), start, stop)
+
+
+def _ranges(source: Source, limit: int, by_position: bool) -> Iterator[tuple[int, int | None]]:
+    """The ranges in which a large source is read; one or none when it is read whole."""
+    if source.size <= limit or not source.can_be_cut or (by_position and source.kind != "text"):
+        return
+    if source.kind != "parquet":
+        step = max(1, limit // CELL) * CELL
+        for start in range(0, source.size, step):
+            yield start, start + step if start + step < source.size else None
+        return
+    with open_parquet(source) as file:
+        first, size = 0, 0
+        for group in range(file.num_row_groups):
+            size += file.metadata.row_group(group).total_byte_size
+            if size >= limit:
+                yield first, group + 1
+                first, size = group + 1, 0
+        if first < file.num_row_groups:
+            yield first, file.num_row_groups
+
+
+def finish_plan(
+    wanted: Wanted, bucket: Bucket, duplicates: dict[str, list[int]], facts: TextFacts | None = None
+) -> ShardPlan:
+    """A bucket's shard, now that it is known which of its documents are copies."""
+    if not duplicates:
+        return ShardPlan(bucket, bucket.hash, {}, facts)
+    return ShardPlan(bucket, digest({**wanted.base, "bucket": bucket.hash, "without": duplicates}), duplicates, facts)
 
 
 def split_into_buckets(sources: list[Source], limit: int) -> Iterator[list[Source]]:
@@ -151,71 +240,3 @@ def split_into_buckets(sources: list[Source], limit: int) -> Iterator[list[Sourc
 
     yield from visit(keyed, 0)
     yield from ([source] for source in sorted(sources, key=lambda source: source.path) if source.size > small)
-
-
-def read_source(source: Source) -> bytes:
-    """The content of a source; a UserError when it is gone or is not what was planned."""
-    try:
-        content = storage.read_bytes(source.url)
-    except FileNotFoundError:
-        raise UserError(
-            "the file is gone", where=source.url, hint="it was there when the run began; run again"
-        ) from None
-    if source.sha256 and hashlib.sha256(content).hexdigest() != source.sha256:
-        raise UserError("the file changed while it was read", where=source.url, hint="run again when it is at rest")
-    return content
-
-
-def fingerprint(sources: list[Source], out: str) -> list[Source]:
-    """The sources with their SHA-256, hashing only those that are new or changed since the last time here."""
-    where = storage.join(storage.normalize(out), _FINGERPRINTS)
-    known = _read_fingerprints(where)
-    with ThreadPoolExecutor(_READERS) as pool:
-        hashed = list(pool.map(lambda source: known.get(_state(source)) or _hash_source(source), sources))
-    found = {_state(source): sha256 for source, sha256 in zip(sources, hashed, strict=True)}
-    if not found.keys() <= known.keys():
-        _write_fingerprints(where, {**known, **found})
-    return [replace(source, sha256=sha256) for source, sha256 in zip(sources, hashed, strict=True)]
-
-
-def _state(source: Source) -> tuple[str, int, str]:
-    return source.url, source.size, source.version
-
-
-def _hash_source(source: Source) -> str:
-    state = hashlib.sha256()
-    size = 0
-    try:
-        with storage.open_read(source.url) as stream:
-            while block := stream.read(_HASH_BLOCK):
-                size += len(block)
-                state.update(block)
-    except FileNotFoundError:
-        raise UserError(
-            "the file is gone", where=source.url, hint="it was there when the run began; run again"
-        ) from None
-    except PermissionError:
-        raise UserError("the file may not be read", where=source.url, hint="check its permissions") from None
-    if size != source.size:
-        raise UserError("the file changed while it was read", where=source.url, hint="run again when it is at rest")
-    return state.hexdigest()
-
-
-def _read_fingerprints(url: str) -> dict[tuple[str, int, str], str]:
-    try:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(url)), page_checksum_verification=True)
-        rows = zip(*(table.column(name).to_pylist() for name in ("url", "size", "version", "sha256")), strict=True)
-        return {(url, size, version): sha256 for url, size, version, sha256 in rows if version}
-    except (OSError, pa.ArrowException, KeyError, ValueError):
-        return {}  # it only spares work: a missing or damaged one costs a second hashing
-
-
-def _write_fingerprints(url: str, known: dict[tuple[str, int, str], str]) -> None:
-    newest = {key[0]: (key, sha256) for key, sha256 in known.items()}  # one state a file, the last one
-    rows = [(*key, sha256) for key, sha256 in newest.values()]
-    columns = list(zip(*rows, strict=True))
-    table = pa.table(dict(zip(("url", "size", "version", "sha256"), map(list, columns), strict=True)))
-    sink = pa.BufferOutputStream()
-    # a flipped byte of a digest would pass for a file that changed
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    storage.write_bytes(url, sink.getvalue().to_pybytes())

@@ -1,4 +1,4 @@
-"""Which files a corpus has: files, folders, globs, `s3://` URLs and the built-in `stdlib:`."""
+"""Which files a corpus has: files, folders, globs, URLs and the built-in `stdlib:`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import re
 import sysconfig
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -27,6 +28,7 @@ TEXT_SUFFIXES = frozenset(
 )
 JSONL_SUFFIXES = frozenset([".jsonl", ".ndjson"])
 PARQUET_SUFFIXES = frozenset([".parquet", ".pq"])
+PACKINGS = {".gz": "gzip", ".zst": "zstd"}
 _IGNORED_FOLDERS = frozenset(["__pycache__", "node_modules"])
 
 
@@ -38,6 +40,7 @@ class Source:
         corpus: name of the corpus.
         path: relative to the corpus root, forward slashes.
         kind: text, jsonl or parquet.
+        packing: gzip, zstd, or empty.
         version: changes whenever the content may have changed; spares hashing an unchanged file again.
         errors: what happens to text that is not UTF-8 (strict, replace, skip).
         sha256: of the content; empty until it was read.
@@ -50,7 +53,13 @@ class Source:
     kind: str
     version: str
     errors: str
+    packing: str = ""
     sha256: str = ""
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether a range of it can be read without the rest."""
+        return not self.packing and not self.url.startswith(("http://", "https://"))
 
 
 @dataclass(frozen=True)
@@ -119,15 +128,15 @@ def _list_corpus(corpus: Corpus, name: str, config: DataConfig, quiet: bool) -> 
     if url in BUILT_IN:
         # the library holds a few files in other encodings on purpose: they are left out and counted
         errors = "skip" if config.errors == "strict" else config.errors
-        return [_source(entry, name, "text", errors) for entry in BUILT_IN[url].files()]
+        return [_source(entry, name, "text", "", errors) for entry in BUILT_IN[url].files()]
     if ":" in url and "/" not in url and not storage.local_path(url).exists():
         raise UserError("no built-in corpus is called that", where=url, hint=f"known: {', '.join(BUILT_IN)}")
     entries, listed = _find(url)
-    kinds = [(entry, _kind(entry.path)) for entry in entries]
+    kinds = [(entry, *_kind(entry.path)) for entry in entries]
     if not listed:  # a file named by the user is text whatever its suffix
-        kinds = [(entry, kind or "text") for entry, kind in kinds]
-    found = [_source(entry, name, kind, config.errors) for entry, kind in kinds if kind]
-    if not quiet and (others := [entry.path for entry, kind in kinds if not kind]):
+        kinds = [(entry, kind or "text", packing) for entry, kind, packing in kinds]
+    found = [_source(entry, name, kind, packing, config.errors) for entry, kind, packing in kinds if kind]
+    if not quiet and (others := [entry.path for entry, kind, _ in kinds if not kind]):
         log.info("%s: %s left out, no text by their names (%s)", url, counted(len(others), "file"), _some(others))
     for source in found:
         if not source.path.isprintable() and source.path.encode("utf-8", "replace") != source.path.encode(
@@ -144,17 +153,20 @@ def _some(paths: list[str]) -> str:
     return ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
 
 
-def _source(entry: storage.Entry, corpus: str, kind: str, errors: str) -> Source:
-    return Source(corpus, entry.path, entry.url, entry.size, kind, entry.version, errors)
+def _source(entry: storage.Entry, corpus: str, kind: str, packing: str, errors: str) -> Source:
+    return Source(corpus, entry.path, entry.url, entry.size, kind, entry.version, errors, packing)
 
 
-def _kind(path: str) -> str | None:
-    suffix = PurePosixPath(path).suffix.lower()
+def _kind(path: str) -> tuple[str, str]:
+    """What a file's name says it holds (text, jsonl, parquet or nothing known), and how it is packed."""
+    name = PurePosixPath(path)
+    packing = PACKINGS.get(name.suffix.lower(), "")
+    suffix = (name.with_suffix("") if packing else name).suffix.lower()
     if suffix in JSONL_SUFFIXES:
-        return "jsonl"
-    if suffix in PARQUET_SUFFIXES:
-        return "parquet"
-    return "text" if suffix in TEXT_SUFFIXES else None
+        return "jsonl", packing
+    if suffix in PARQUET_SUFFIXES and not packing:  # Parquet packs its pages itself
+        return "parquet", ""
+    return "text" if suffix in TEXT_SUFFIXES else "", packing
 
 
 def _find(url: str) -> tuple[list[storage.Entry], bool]:
@@ -167,19 +179,15 @@ def _find(url: str) -> tuple[list[storage.Entry], bool]:
         return _glob(url), True
     if storage.is_local(url):
         return [entry for entry in storage.list_files(url) if _visible(entry.path)], True
-    try:
-        entries = [entry for entry in storage.list_files(url) if _visible(entry.path)]
-        if entries:
-            return entries, True
-        with storage.explained(url):
-            fs, path_in = storage.filesystem(url)
-            if not fs.isfile(path_in):
-                return [], True
-            info = fs.info(path_in)
-        name = url.rsplit("/", 1)[-1]
-        return [storage.Entry(url, name, int(info["size"]), str(info.get("ETag", "")))], False
-    except FileNotFoundError:
+    if url.startswith(("http://", "https://")):  # there are no folders there
+        with suppress(FileNotFoundError):
+            return [storage.describe(url)], False
         return [], True
+    if entries := [entry for entry in storage.list_files(url) if _visible(entry.path)]:
+        return entries, True
+    with suppress(FileNotFoundError):
+        return [storage.describe(url)], False
+    return [], True
 
 
 def _glob(url: str) -> list[storage.Entry]:

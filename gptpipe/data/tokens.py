@@ -1,89 +1,112 @@
-"""A split as one stream of tokens, decoded once into flat files on the local disk and memory-mapped."""
+"""A split, or one corpus of it, as one stream of tokens on the local disk."""
 
 from __future__ import annotations
 
-import hashlib
+import os
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from gptpipe import storage
+from gptpipe.data.cache import PartialShard, TokenCache
 from gptpipe.data.dataset import Dataset
-from gptpipe.data.shards import ShardFile, read_rows
 from gptpipe.errors import UserError
+
+_OPEN = 4096  # shards mapped at once; a process may have 65,530 mappings
 
 
 class TokenStream:
     """All tokens of a split in the order of the index, `<|endoftext|>` after every document.
 
-    A shard is decoded into `<cache>/tokens/<sha256>.bin` when it is first needed there. The files are written
-    whole or not at all and named by content, so ranks and runs of a host share them.
+    Shards are decoded into the local cache when they are first needed there, whole by `prepare`, otherwise a row
+    group at a time.
 
     Attributes:
         length: tokens in the stream, separators counted.
         bytes: UTF-8 bytes of the text it holds.
+        corpora: names of the corpora in it, in their order.
+        corpus_starts: where each one's tokens begin, and the end, shape (corpora + 1,), int64.
     """
 
-    def __init__(self, dataset: Dataset, split: str, cache: Path) -> None:
+    def __init__(self, dataset: Dataset, split: str, cache: TokenCache) -> None:
         self.dataset = dataset
         self.split = split
-        self.files = dataset.index(split)
-        if not self.files:
-            have = sorted({file.split for file in dataset.index()})
+        self.index = dataset.index(split)
+        if not len(self.index):
+            have = dataset.index().splits()
             raise UserError(f"the dataset has no {split} split", where=dataset.url, hint=f"it has {', '.join(have)}")
         tokenizer = dataset.load_tokenizer()
         self.end_of_text = tokenizer.end_of_text
         self.dtype = np.dtype(tokenizer.dtype)
-        self._cache = cache / "tokens"
-        self._starts = np.cumsum([0, *(file.tokens + file.documents for file in self.files)])
-        self._maps: dict[int, np.ndarray] = {}
-        self.length = int(self._starts[-1])
-        self.bytes = sum(file.bytes for file in self.files)
+        self.starts = np.concatenate([[0], np.cumsum(self.index.stream_lengths)])
+        self.length = int(self.starts[-1])
+        self.bytes = self.index.bytes
+        self.corpora = self.index.corpora()
+        changes = np.flatnonzero(np.diff(self.index.corpus_codes())) + 1
+        self.corpus_starts = self.starts[np.concatenate([[0], changes, [len(self.index)]])]
+        self._cache = cache
+        self._open: OrderedDict[int, np.ndarray | PartialShard] = OrderedDict()
 
     def prepare(self) -> None:
-        """Decode every shard that is not in the cache yet, so that training never waits for one."""
-        for file in self.files:
-            self._decoded(file)
+        """Decode every shard that is not in the cache yet, so that nothing waits for one later.
+
+        Raises:
+            UserError: the stream is larger than the cache may be, or a shard is damaged.
+        """
+        size = self.length * self.dtype.itemsize
+        if size > self._cache.limit:
+            raise UserError(
+                f"the {self.split} split is {size / 1e9:.1f} GB decoded, the local cache may hold "
+                f"{self._cache.limit / 1e9:.1f}",
+                where=self.dataset.url,
+                hint="raise GPTPIPE_CACHE_GIGABYTES, or shuffle in two levels: train.shuffle=two-level",
+            )
+        with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+            for _ in pool.map(self._whole, range(len(self.index))):
+                pass
+
+    def shard(self, number: int) -> np.ndarray:
+        """All tokens of one file of the index."""
+        return self.read(int(self.starts[number]), int(self.starts[number + 1]))
+
+    def window_table(self, number: int, context_length: int) -> Path:
+        """Where the table of a shard's windows is kept, beside its tokens."""
+        return self._cache.folder / f"{self.index.digest(number)}-{context_length}.windows"
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens `start` to `stop` (exclusive), shape (stop - start,)."""
         pieces = []
-        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
+        shard = int(self.starts.searchsorted(start, side="right")) - 1
         while start < stop:
-            base, end = int(self._starts[shard]), min(stop, int(self._starts[shard + 1]))
-            pieces.append(self._map(shard)[start - base : end - base])
+            base, end = int(self.starts[shard]), min(stop, int(self.starts[shard + 1]))
+            held = self._open.get(shard)
+            if held is None:
+                held = self._hold(shard)
+            if isinstance(held, PartialShard):
+                pieces.append(held.have(start - base, end - base))
+            else:
+                pieces.append(held[start - base : end - base])
             start, shard = end, shard + 1
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.empty(0, self.dtype)])
 
-    def _map(self, shard: int) -> np.ndarray:
-        if shard not in self._maps:
-            self._maps[shard] = np.memmap(self._decoded(self.files[shard]), dtype=self.dtype, mode="r")
-        return self._maps[shard]
-
-    def _decoded(self, file: ShardFile) -> Path:
-        path = self._cache / f"{file.sha256}.bin"
-        size = (file.tokens + file.documents) * self.dtype.itemsize
-        if path.exists() and path.stat().st_size == size:
-            return path
-        url = storage.join(self.dataset.url, file.path)
+    def _hold(self, shard: int) -> np.ndarray | PartialShard:
+        """Map a shard: whole if it is there as a whole, otherwise as far as it is asked for."""
+        for number, other in list(self._open.items()):
+            if isinstance(other, PartialShard) and other.is_gone:
+                del self._open[number]
+        while len(self._open) >= _OPEN:
+            self._open.popitem(last=False)
+        file, length = self.index[shard], int(self.starts[shard + 1] - self.starts[shard])
+        path = self._cache.folder / f"{file.sha256}.bin"
+        held: np.ndarray | PartialShard
         try:
-            content = storage.read_bytes(url)
-        except FileNotFoundError:
-            raise UserError(
-                "a shard is missing", where=url, hint="remove the dataset's folder and tokenize again"
-            ) from None
-        if hashlib.sha256(content).hexdigest() != file.sha256:
-            raise UserError(
-                "a shard is damaged: its SHA-256 is not the one in the index",
-                where=url,
-                hint="remove the dataset's folder and tokenize again",
-            )
-        separator = np.array([self.end_of_text], dtype=self.dtype)
-        pieces: list[np.ndarray] = []
-        for row in read_rows(content):
-            pieces.append(row.tokens)
-            if row.last:
-                pieces.append(separator)
-        with storage.atomic_file(path) as temporary:
-            np.concatenate(pieces).tofile(temporary)
-        return path
+            held = np.asarray(np.memmap(path, dtype=self.dtype, mode="r", shape=(length,)))
+        except (FileNotFoundError, ValueError):  # not decoded as a whole, or cut off by somebody
+            held = PartialShard(self._cache, file, self.dataset.url, length, self.dtype, self.end_of_text)
+        self._open[shard] = held
+        return held
+
+    def _whole(self, shard: int) -> None:
+        length = int(self.starts[shard + 1] - self.starts[shard])
+        self._cache.whole(self.index[shard], self.dataset.url, length, self.dtype, self.end_of_text)

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from gptpipe import storage
 from gptpipe.checkpoint import open_checkpoint, step_name
 from gptpipe.config import TrainConfig
+from gptpipe.data.cache import TokenCache
 from gptpipe.data.dataset import open_dataset
 from gptpipe.data.loader import TrainLoader, evaluation_batches
 from gptpipe.data.tokens import TokenStream
 from gptpipe.model import GPT
+from gptpipe.settings import settings
 from gptpipe.tokenizer import Tokenizer
 from gptpipe.train import resume
 from gptpipe.train.job import METRICS, Job, Outcome
@@ -86,6 +88,22 @@ def train(job: Job, stop: StopRequest) -> Outcome:
         ranks.leave()
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step.
+
+    Attributes:
+        loss: this rank's summed loss, in nats.
+        tokens: targets of the global batch.
+        grad_norm: of the whole gradient, before clipping.
+    """
+
+    loss: Tensor
+    tokens: int
+    grad_norm: Tensor
+    learning_rate: float
+
+
 class _Training:
     """One rank's training: the objects that live through it."""
 
@@ -102,17 +120,20 @@ class _Training:
         dataset = open_dataset(job.dataset)
         self.tokenizer: Tokenizer = dataset.load_tokenizer()
         self.byte_lengths = torch.from_numpy(self.tokenizer.byte_lengths)
-        self.stream = TokenStream(dataset, "train", job.cache)
-        self.validation = TokenStream(dataset, "validation", job.cache) if dataset.index("validation") else None
+        cache = TokenCache(job.cache, settings().cache_bytes)
+        held_out = bool(dataset.total("shards", "validation"))
+        self.validation = TokenStream(dataset, "validation", cache) if held_out else None
         self.loader = TrainLoader(
-            self.stream,
+            TokenStream(dataset, "train", cache),
             context_length=job.model.context_length,
-            batch_size=config.batch_size,
-            seed=config.seed,
+            config=config,
             rank=ranks.rank,
             world_size=ranks.world_size,
+            local_rank=ranks.local_rank,
+            local_world_size=ranks.local_world_size,
         )
-        self.loader.samples_seen = self.state.samples_seen
+        self.loader.seek(self.state.samples_seen)
+        self.drawn = np.zeros(len(self.loader.order.names))
         self.model: GPT = resume.initial_model(job).to(ranks.device)
         self.optimizer = make_optimizer(self.model, config)
         if job.resume:
@@ -157,21 +178,21 @@ class _Training:
                 self.ranks.device.type,
             )
         reason = ""
-        window_seconds, window_steps, earlier_seconds = 0.0, 0, state.training_seconds
+        window_seconds, window_tokens, earlier_seconds = 0.0, 0, state.training_seconds
         while state.step < config.steps:
             if self.ranks.any(self.stop.asked()):
                 reason = self.stop.reason or "another rank was asked to stop"
                 break
             step_began = time.perf_counter()
-            loss, norm, rate = self._step()
+            done = self._step()
             window_seconds += time.perf_counter() - step_began
-            window_steps += 1
+            window_tokens += done.tokens
             state.training_seconds = earlier_seconds + time.perf_counter() - began
             last = state.step == config.steps
             line: dict[str, float] = {}
             if state.step % config.log_every == 0 or last or state.step == 1:
-                line |= self._measure(loss, norm, rate, window_seconds, window_steps)
-                window_seconds, window_steps = 0.0, 0
+                line |= self._measure(done, window_seconds, window_tokens)
+                window_seconds, window_tokens = 0.0, 0
             saving = last or bool(config.checkpoint_every and state.step % config.checkpoint_every == 0)
             if self.validation and (last or (config.validate_every and state.step % config.validate_every == 0)):
                 line |= self._validate(saving)
@@ -183,16 +204,17 @@ class _Training:
             self._save()
         return self._outcome("preempted" if reason else "finished", reason)
 
-    def _step(self) -> tuple[Tensor, Tensor, float]:
-        """One optimizer step. Returns this rank's summed loss, the gradient's norm and the learning rate."""
+    def _step(self) -> StepResult:
+        """One optimizer step."""
         config, state = self.config, self.state
         rate = learning_rate(state.step, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        inputs, targets = self.loader.next_batch()
+        inputs, targets, tokens, drawn = self.loader.next_batch()
+        self.drawn += drawn
         total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         # DDP takes the mean over ranks of what each hands in; the loss is the mean over all target tokens
-        scale = self.ranks.world_size / self.tokens_a_step
+        scale = self.ranks.world_size / tokens
         starts = range(0, len(inputs), state.micro_batch)
         for micro, start in enumerate(starts):
             part = slice(start, start + state.micro_batch)
@@ -210,22 +232,26 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.samples_seen = self.loader.samples_seen
-        state.tokens_seen = state.step * self.tokens_a_step
-        return total, norm, rate
+        state.tokens_seen += tokens
+        return StepResult(total, tokens, norm, rate)
 
-    def _measure(self, loss: Tensor, norm: Tensor, rate: float, seconds: float, steps: int) -> dict[str, float]:
-        """The numbers of a logged step; means are over all ranks."""
-        total, slowest, waited, memory = self.ranks.sum(
-            loss.item(), seconds, self.loader.seconds_waited, memory_megabytes()
+    def _measure(self, done: StepResult, seconds: float, tokens: int) -> dict[str, float]:
+        """The numbers of a logged step; means are over all ranks. `tokens` were trained on in `seconds`."""
+        total, slowest, waited, memory, *drawn = self.ranks.sum(
+            done.loss.item(), seconds, self.loader.seconds_waited, memory_megabytes(), *self.drawn
         )
         world = self.ranks.world_size
         self.loader.seconds_waited = 0.0
-        self.state.train_loss = total / self.tokens_a_step
-        speed = steps * self.tokens_a_step / (slowest / world)
+        self.drawn[:] = 0
+        self.state.train_loss = total / done.tokens
+        speed = tokens / (slowest / world)
+        names = self.loader.order.names
+        shares = {f"data/{name}": n / sum(drawn) for name, n in zip(names, drawn, strict=True)}
         return {
+            **(shares if len(names) > 1 else {}),
             "train/loss": self.state.train_loss,
-            "train/learning_rate": rate,
-            "train/grad_norm": float(norm),
+            "train/learning_rate": done.learning_rate,
+            "train/grad_norm": float(done.grad_norm),
             "train/tokens_per_second": speed,
             "train/mfu": speed * self.model.flops_per_token() / (self.peak * world),
             "train/data_wait": waited / slowest,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -11,11 +12,12 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import pyarrow as pa
@@ -28,10 +30,11 @@ from hypothesis import strategies as st
 
 from gptpipe import storage
 from gptpipe.config import DataConfig
+from gptpipe.data import cuts
 from gptpipe.data.build import TokenizeResult, run_in_processes, tokenize
+from gptpipe.data.cache import TokenCache
 from gptpipe.data.dataset import open_dataset
-from gptpipe.data.documents import cut_text
-from gptpipe.data.shards import ShardReport, ShardTask, split_by_position, split_of
+from gptpipe.data.shards import split_by_position, split_of
 from gptpipe.data.tokens import TokenStream
 from gptpipe.errors import UserError
 from gptpipe.settings import reload_settings
@@ -227,7 +230,7 @@ def test_a_larger_vocabulary_is_stored_in_wider_tokens(tmp_path: Path, monkeypat
     folder = write(tmp_path / "corpus", {"a.txt": "zzyzx two", "b.txt": some_text(1)})
     try:
         result = build(tmp_path / "out", folder, tokenizer="wide", validation=0)
-        stream = TokenStream(open_dataset(result.dataset), "train", tmp_path / "cache")
+        stream = TokenStream(open_dataset(result.dataset), "train", TokenCache(tmp_path / "cache", 10**12))
         tokens = stream.read(0, stream.length).tolist()
     finally:
         get_tokenizer.cache_clear()
@@ -313,7 +316,7 @@ def test_large_documents_are_cut_into_parts_of_at_most_a_million_tokens(large: B
 
 
 def test_row_groups_hold_about_a_million_tokens_and_the_index_finds_them(large: Built, tmp_path: Path) -> None:
-    stream = TokenStream(open_dataset(large.result.dataset), "train", tmp_path)
+    stream = TokenStream(open_dataset(large.result.dataset), "train", TokenCache(tmp_path, 10**12))
     base = 0
     for entry in pq.read_table(f"{large.result.dataset}/shards.parquet").to_pylist():
         file = pq.ParquetFile(f"{large.result.dataset}/{entry['path']}")
@@ -351,12 +354,22 @@ def encoding(request: pytest.FixtureRequest) -> tiktoken.Encoding:
     )
 
 
+def pieces_of(text: str, cell: int, safe: Any) -> list[str]:
+    """The pieces of a text cut at cells of that many bytes."""
+    with mock.patch.object(cuts, "CELL", cell):
+        return [piece.data.decode() for piece in cuts.cut(io.BytesIO(text.encode()), safe)]
+
+
+def digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 @given(text=nasty, limit=st.integers(1, 40))
 @settings(max_examples=400, deadline=None)
 def test_pieces_have_the_tokens_of_the_whole_wherever_it_is_cut(
     encoding: tiktoken.Encoding, text: str, limit: int
 ) -> None:
-    pieces = list(cut_text(text, limit))
+    pieces = pieces_of(text, limit, cuts.SAFE_IN_GPT2 if encoding.name == "gpt2" else cuts.SAFE_ANYWHERE)
     assert "".join(pieces) == text
     words = list(itertools.chain(*(regex.findall(encoding._pat_str, piece) for piece in pieces)))
     assert words == regex.findall(encoding._pat_str, text)  # whatever the ranks then merge
@@ -366,17 +379,33 @@ def test_pieces_have_the_tokens_of_the_whole_wherever_it_is_cut(
 
 @given(words=st.lists(st.text("abcXYZ", min_size=1, max_size=9), min_size=1, max_size=60), limit=st.integers(12, 40))
 @settings(deadline=None)
-def test_ordinary_text_is_cut_into_pieces_as_long_as_the_limit_allows(words: list[str], limit: int) -> None:
-    pieces = list(cut_text(" ".join(words), limit))
-    assert max(map(len, pieces)) <= limit
-    assert all(len(piece) > limit - 11 for piece in pieces[:-1])
-    assert all(pieces)
+def test_ordinary_text_is_cut_at_the_first_safe_place_of_every_cell(words: list[str], limit: int) -> None:
+    text = " ".join(words)
+    pieces = pieces_of(text, limit, cuts.SAFE_ANYWHERE)
+    places = list(itertools.accumulate(map(len, pieces)))[:-1]
+    wanted = {text.find(" ", n) for n in range(limit, len(text), limit)} - {-1}
+    assert places == sorted(wanted)
+
+
+@given(text=nasty, limit=st.integers(1, 20), step=st.integers(1, 5))
+@settings(max_examples=300, deadline=None)
+def test_ranges_read_apart_hold_the_pieces_of_the_whole(text: str, limit: int, step: int) -> None:
+    data = text.encode()
+    with mock.patch.object(cuts, "CELL", limit):
+        whole = list(cuts.cut(io.BytesIO(data), cuts.SAFE_ANYWHERE))
+        found: list[cuts.Piece] = []
+        for start in range(0, len(data), step * limit):
+            stream = io.BytesIO(data)
+            stream.seek(cuts.first_byte(start))
+            stop = start + step * limit if start + step * limit < len(data) else None
+            found += cuts.cut(stream, cuts.SAFE_ANYWHERE, start, stop)
+    assert found == whole
 
 
 def test_text_without_a_place_to_cut_stays_whole() -> None:
-    assert list(cut_text("1 " * 500, 10)) == ["1 " * 500]
-    assert list(cut_text("", 10)) == [""]
-    assert list(cut_text("1" * 50 + "word and", 10)) == ["1" * 50 + "word", " and"]
+    assert pieces_of("1" * 500, 10, cuts.SAFE_ANYWHERE) == ["1" * 500]
+    assert pieces_of("", 10, cuts.SAFE_ANYWHERE) == []
+    assert pieces_of("1" * 50 + "word and", 10, cuts.SAFE_ANYWHERE) == ["1" * 50, "word and"]
 
 
 # --- the splits ----------------------------------------------------------------------------------------------
@@ -434,10 +463,10 @@ def test_copies_of_a_text_are_on_one_side_and_later_texts_move_none(tmp_path: Pa
 
 def test_a_larger_share_of_validation_only_adds_to_it() -> None:
     texts = [some_text(i, 30) for i in range(300)]
-    small = {text for text in texts if split_of(text, 0.1) == "validation"}
-    large = {text for text in texts if split_of(text, 0.3) == "validation"}
+    small = {text for text in texts if split_of(digest_of(text), 0.1) == "validation"}
+    large = {text for text in texts if split_of(digest_of(text), 0.3) == "validation"}
     assert small < large
-    assert {split_of(text, 0.0) for text in texts} == {"train"}
+    assert {split_of(digest_of(text), 0.0) for text in texts} == {"train"}
 
 
 # --- the id and the bytes depend on content only -------------------------------------------------------------
@@ -467,7 +496,7 @@ def test_several_processes_give_the_bytes_of_one(tmp_path: Path) -> None:
 
 def test_the_id_of_a_fixed_corpus_is_pinned(tmp_path: Path) -> None:
     folder = write(tmp_path / "corpus", {"a.txt": "one two three", "sub/b.txt": "four five six", "c.txt": ""})
-    assert build(tmp_path / "out", folder, validation=0).id == "fad24504bf62eefe3bdf88c159638938"
+    assert build(tmp_path / "out", folder, validation=0).id == "d965c55c5c98bd46669fc293c80d4995"
 
 
 def test_everything_that_decides_the_content_decides_the_id(tmp_path: Path) -> None:
@@ -862,8 +891,8 @@ import sys
 from gptpipe.config import DataConfig
 from gptpipe.data.build import run_in_processes, tokenize
 
-def stall(tasks, workers):
-    for number, report in enumerate(run_in_processes(tasks, workers), 1):
+def stall(work, tasks, workers):
+    for number, report in enumerate(run_in_processes(work, tasks, workers), 1):
         if number == 2:
             print("in the middle", flush=True)
             sys.stdin.read()
@@ -919,7 +948,7 @@ def refused(out: Path, *corpus: object, **options: Any) -> UserError:
         ("bad.txt", b"good\nand \xe9 bad", "bad.txt", "byte 9 is not UTF-8"),
         ("bad.txt", b"\xef\xbb\xbfgood \xff", "bad.txt", "byte 8 is not UTF-8"),
         ("bad.txt", "utf-16".encode("utf-16"), "bad.txt", "byte 0 is not UTF-8"),
-        ("bad.jsonl", b'{"text": "ok"}\n{"text": "\xe9"}\n', "bad.jsonl", "byte 25 is not UTF-8"),
+        ("bad.jsonl", b'{"text": "ok"}\n{"text": "\xe9"}\n', "bad.jsonl, line 2", "byte 25 is not UTF-8"),
         ("bad.jsonl", b'{"text": "ok"}\n\n{"body": "no text"}\n', "bad.jsonl, line 3", "field 'text' is missing"),
         ("bad.jsonl", b'{"text": "ok"}\n{"text": 3}\n', "bad.jsonl, line 2", "field 'text' is not text"),
         ("bad.jsonl", b'{"text": "ok"}\n{"text": "br\n', "bad.jsonl, line 2", "not JSON"),
@@ -1057,9 +1086,9 @@ def test_a_file_that_changes_while_it_is_read_is_refused_by_name(tmp_path: Path,
     folder = write(tmp_path / "corpus", {f"{i}.txt": some_text(i) for i in range(20)})
     file = folder / "7.txt"
 
-    def disturb(tasks: list[ShardTask], workers: int) -> Iterator[ShardReport]:
+    def disturb(work: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
         file.unlink() if act == "remove" else file.write_text(some_text(99))
-        yield from run_in_processes(tasks, workers)
+        yield from run_in_processes(work, tasks, workers)
 
     with pytest.raises(UserError, match=message) as caught:
         tokenize(config(folder), str(tmp_path / "out"), disturb)
@@ -1214,16 +1243,16 @@ def test_a_stream_reads_from_object_storage_and_names_a_damaged_object(s3_storag
     folder = write(tmp_path / "corpus", {f"{i}.txt": some_text(i) for i in range(20)})
     made, here = build(s3_storage, folder), build(tmp_path / "out", folder)
     streams = [
-        TokenStream(open_dataset(result.dataset), "train", tmp_path / f"cache-{i}")
+        TokenStream(open_dataset(result.dataset), "train", TokenCache(tmp_path / f"cache-{i}", 10**12))
         for i, result in enumerate((made, here))
     ]
     assert streams[0].read(0, streams[0].length).tolist() == streams[1].read(0, streams[1].length).tolist()
-    shard = f"{made.dataset}/{streams[0].files[0].path}"
+    shard = f"{made.dataset}/{streams[0].index[0].path}"
     content = bytearray(storage.read_bytes(shard))
     content[len(content) // 2] ^= 1
     storage.write_bytes(shard, bytes(content))
     with pytest.raises(UserError, match="damaged") as caught:
-        TokenStream(open_dataset(made.dataset), "train", tmp_path / "cache").read(0, 1)
+        TokenStream(open_dataset(made.dataset), "train", TokenCache(tmp_path / "cache", 10**12)).read(0, 1)
     assert caught.value.where == shard
 
 

@@ -15,8 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptpipe.config import DataConfig
+from gptpipe.config import DataConfig, TrainConfig
 from gptpipe.data.build import tokenize
+from gptpipe.data.cache import TokenCache
 from gptpipe.data.dataset import Dataset, open_dataset
 from gptpipe.data.loader import (
     Batch,
@@ -49,7 +50,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture
 def stream(dataset: Dataset, tmp_path: Path) -> TokenStream:
-    return TokenStream(dataset, "train", tmp_path)
+    return TokenStream(dataset, "train", TokenCache(tmp_path, 10**12))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,17 @@ def stream_of(dataset: Dataset, split: str) -> np.ndarray:
 
 
 def loader(stream: TokenStream, batch_size: int = 6, **options: Any) -> TrainLoader:
-    return TrainLoader(stream, **{"context_length": CONTEXT, "batch_size": batch_size, "seed": 1, **options})
+    ranks = {name: options.pop(name) for name in ("rank", "world_size") if name in options}
+    context = options.pop("context_length", CONTEXT)
+    config = TrainConfig(**{"batch_size": batch_size, "seed": 1, **options})
+    return TrainLoader(stream, context_length=context, config=config, **ranks)
+
+
+def sample_windows(loading: TrainLoader, start: int, stop: int) -> np.ndarray:
+    """The windows of samples `start` to `stop`, by number."""
+    places, lengths = loading.order.places(np.arange(start, stop))
+    assert (lengths == CONTEXT).all()
+    return places // CONTEXT
 
 
 def window_numbers(batch: Batch, expected: np.ndarray) -> list[list[int]]:
@@ -88,8 +99,8 @@ def window_numbers(batch: Batch, expected: np.ndarray) -> list[list[int]]:
 def test_the_stream_is_every_document_in_the_index_s_order_each_with_its_separator(
     dataset: Dataset, split: str, tmp_path: Path
 ) -> None:
-    stream = TokenStream(dataset, split, tmp_path)
-    assert len(stream.files) >= 4
+    stream = TokenStream(dataset, split, TokenCache(tmp_path, 10**12))
+    assert len(stream.index) >= 4
     assert stream.read(0, stream.length).tolist() == stream_of(dataset, split).tolist()
     assert stream.length == dataset.total("tokens", split) + dataset.total("documents", split)
     assert stream.bytes == dataset.total("bytes", split)
@@ -101,7 +112,7 @@ def test_the_stream_is_every_document_in_the_index_s_order_each_with_its_separat
 def test_any_part_of_the_stream_can_be_read(
     dataset: Dataset, expected: np.ndarray, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    stream = TokenStream(dataset, "train", tmp_path_factory.getbasetemp() / "cache-of-parts")
+    stream = TokenStream(dataset, "train", TokenCache(tmp_path_factory.getbasetemp() / "cache-of-parts", 10**12))
     start = data.draw(st.integers(0, len(expected)))
     stop = data.draw(st.integers(start, len(expected)))
     assert stream.read(start, stop).tolist() == expected[start:stop].tolist()
@@ -109,7 +120,7 @@ def test_any_part_of_the_stream_can_be_read(
 
 def test_a_split_that_is_not_there_is_refused_by_name(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no test split") as caught:
-        TokenStream(dataset, "test", tmp_path)
+        TokenStream(dataset, "test", TokenCache(tmp_path, 10**12))
     assert "train" in caught.value.hint
 
 
@@ -118,7 +129,7 @@ def test_prepared_shards_need_the_dataset_no_more(dataset: Dataset, expected: np
 
     moved = tmp_path / "moved"
     shutil.copytree(dataset.url, moved)
-    stream = TokenStream(open_dataset(str(moved)), "train", tmp_path / "cache")
+    stream = TokenStream(open_dataset(str(moved)), "train", TokenCache(tmp_path / "cache", 10**12))
     stream.prepare()
     shutil.rmtree(moved)
     assert stream.read(0, stream.length).tolist() == expected.tolist()
@@ -127,12 +138,12 @@ def test_prepared_shards_need_the_dataset_no_more(dataset: Dataset, expected: np
 def test_a_cached_shard_of_the_wrong_size_is_decoded_again(
     dataset: Dataset, expected: np.ndarray, tmp_path: Path
 ) -> None:
-    TokenStream(dataset, "train", tmp_path).prepare()
+    TokenStream(dataset, "train", TokenCache(tmp_path, 10**12)).prepare()
     cached = sorted(tmp_path.rglob("*.bin"))
     assert len(cached) >= 4
     for file in cached:
         file.write_bytes(file.read_bytes()[:-2])
-    stream = TokenStream(dataset, "train", tmp_path)
+    stream = TokenStream(dataset, "train", TokenCache(tmp_path, 10**12))
     assert stream.read(0, stream.length).tolist() == expected.tolist()
 
 
@@ -140,7 +151,7 @@ def test_a_cached_shard_of_the_wrong_size_is_decoded_again(
 
 
 def test_a_batch_has_its_shape_and_targets_one_to_the_right(stream: TokenStream, expected: np.ndarray) -> None:
-    inputs, targets = loader(stream).next_batch()
+    inputs, targets, *_ = loader(stream).next_batch()
     for tensor in (inputs, targets):
         assert tensor.shape == (6, CONTEXT)
         assert tensor.dtype == torch.int64
@@ -151,12 +162,12 @@ def test_a_batch_has_its_shape_and_targets_one_to_the_right(stream: TokenStream,
 def test_an_epoch_reads_every_window_once_in_the_promised_order(stream: TokenStream, expected: np.ndarray) -> None:
     loading = loader(stream, batch_size=7)
     count = (len(expected) - 1) // CONTEXT
-    assert loading.windows == count
+    assert loading.order.count == count
     steps = -(-3 * count // 7)
-    numbers = np.concatenate([loading.sample_windows(7 * k, 7 * k + 7) for k in range(steps)])
+    numbers = np.concatenate([sample_windows(loading, 7 * k, 7 * k + 7) for k in range(steps)])
     for epoch in range(3):
         assert sorted(numbers[epoch * count : (epoch + 1) * count].tolist()) == list(range(count))
-    rows = [row for _ in range(steps) for row in window_numbers(loading.next_batch(), expected)]
+    rows = [row for _ in range(steps) for row in window_numbers(loading.next_batch()[:2], expected)]
     assert loading.samples_seen == 7 * steps
     assert all(number in row for number, row in zip(numbers.tolist(), rows, strict=True))
 
@@ -164,15 +175,15 @@ def test_an_epoch_reads_every_window_once_in_the_promised_order(stream: TokenStr
 def test_the_order_is_the_pure_function_of_the_dataset_s_id_and_the_seed(stream: TokenStream) -> None:
     configuration = f"context={CONTEXT},join=documents,shuffle=global"
     for seed in (1, 2):
-        promised = windows_of(np.arange(50), loader(stream).windows, stream.dataset.id, seed, configuration)
-        assert loader(stream, seed=seed).sample_windows(0, 50).tolist() == promised.tolist()
+        promised = windows_of(np.arange(50), loader(stream).order.count, stream.dataset.id, seed, configuration)
+        assert sample_windows(loader(stream, seed=seed), 0, 50).tolist() == promised.tolist()
 
 
 @pytest.mark.parametrize("seen", [0, 1, 6, 100, 1234, 10**9, 10**12 + 1])
 def test_reading_goes_on_from_any_number_of_samples(stream: TokenStream, seen: int) -> None:
     resumed = loader(stream)
-    resumed.samples_seen = seen
-    numbers = loader(stream).sample_windows(seen, seen + 12)
+    resumed.seek(seen)
+    numbers = sample_windows(loader(stream), seen, seen + 12)
     inputs = torch.cat([resumed.next_batch()[0] for _ in range(2)])
     direct = [stream.read(n * CONTEXT, n * CONTEXT + CONTEXT).tolist() for n in numbers.tolist()]
     assert inputs.tolist() == direct
@@ -184,8 +195,8 @@ def test_a_run_that_was_stopped_reads_what_it_would_have_read(stream: TokenStrea
     batches = [whole.next_batch() for _ in range(20)]
     for stop in (0, 1, 13, 19):
         again = loader(stream)
-        again.samples_seen = 6 * stop
-        for inputs, targets in batches[stop:]:
+        again.seek(6 * stop)
+        for inputs, targets, *_ in batches[stop:]:
             found = again.next_batch()
             assert torch.equal(found[0], inputs)
             assert torch.equal(found[1], targets)
@@ -198,9 +209,9 @@ def test_the_ranks_batches_put_together_are_the_global_batch(
 ) -> None:
     alone = loader(stream, batch_size)
     ranks = [loader(stream, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
-    for _ in range(2 * alone.windows // batch_size):  # across an epoch's end
+    for _ in range(2 * alone.order.count // batch_size):  # across an epoch's end
         parts = [rank.next_batch() for rank in ranks]
-        inputs, targets = alone.next_batch()
+        inputs, targets, *_ = alone.next_batch()
         assert torch.equal(torch.cat([part[0] for part in parts]), inputs)
         assert torch.equal(torch.cat([part[1] for part in parts]), targets)
         assert {rank.samples_seen for rank in ranks} == {alone.samples_seen}
@@ -216,9 +227,9 @@ def test_another_batch_size_reads_the_same_sequence(stream: TokenStream) -> None
 
 
 def test_a_batch_can_be_larger_than_the_data(stream: TokenStream) -> None:
-    count = loader(stream).windows
-    numbers = loader(stream).sample_windows(0, 2 * count + 5)
-    inputs, _ = loader(stream, 2 * count + 5).next_batch()
+    count = loader(stream).order.count
+    numbers = sample_windows(loader(stream), 0, 2 * count + 5)
+    inputs, _, *_ = loader(stream, 2 * count + 5).next_batch()
     assert inputs.tolist() == [stream.read(n * CONTEXT, (n + 1) * CONTEXT).tolist() for n in numbers.tolist()]
 
 
@@ -226,7 +237,7 @@ def test_the_longest_possible_context_gives_one_window_and_a_longer_one_is_refus
     stream: TokenStream, expected: np.ndarray
 ) -> None:
     longest = len(expected) - 1
-    inputs, targets = loader(stream, 2, context_length=longest).next_batch()
+    inputs, targets, *_ = loader(stream, 2, context_length=longest).next_batch()
     assert inputs.tolist() == [expected[:-1].tolist()] * 2
     assert targets.tolist() == [expected[1:].tolist()] * 2
     with pytest.raises(UserError, match=f"{longest + 1} tokens") as caught:
@@ -324,21 +335,21 @@ def damaged(dataset: Dataset, tmp_path: Path) -> Dataset:
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "emptied", "removed"])
 def test_a_damaged_shard_is_named_when_it_is_read(damaged: Dataset, tmp_path: Path, damage: str) -> None:
-    stream = TokenStream(damaged, "train", tmp_path / "cache")
-    shard = Path(damaged.url) / stream.files[1].path
+    stream = TokenStream(damaged, "train", TokenCache(tmp_path / "cache", 10**12))
+    shard = Path(damaged.url) / stream.index[1].path
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     if damage == "removed":
         shard.unlink()
     else:
         shard.write_bytes({"flipped": content, "cut": content[: len(content) // 2], "emptied": b""}[damage])
-    first = stream.files[0].tokens + stream.files[0].documents
+    first = stream.index[0].tokens + stream.index[0].documents
     stream.read(0, first)  # the others are still read
     with pytest.raises(UserError) as caught:
         stream.read(first, first + 1)
     assert caught.value.where == str(shard)
     assert "tokenize again" in caught.value.hint
-    with pytest.raises(UserError, match=stream.files[1].hash):
+    with pytest.raises(UserError, match=stream.index[1].hash):
         stream.prepare()
 
 
@@ -374,7 +385,11 @@ def test_a_dataset_of_another_tokenizer_of_that_name_is_refused(damaged: Dataset
     assert damaged.load_tokenizer() is get_tokenizer("gpt2")
     other = {**damaged.tokenizer, "sha256": hashlib.sha256(b"other").hexdigest()}
     with pytest.raises(UserError, match="another tokenizer"):
-        TokenStream(Dataset(damaged.url, {**damaged.manifest, "tokenizer": other}), "train", tmp_path / "cache")
+        TokenStream(
+            Dataset(damaged.url, {**damaged.manifest, "tokenizer": other}),
+            "train",
+            TokenCache(tmp_path / "cache", 10**12),
+        )
 
 
 def test_a_dataset_of_a_newer_format_is_refused(damaged: Dataset) -> None:

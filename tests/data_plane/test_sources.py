@@ -6,7 +6,6 @@ import functools
 import http.server
 import os
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import pytest
 
 from gptpipe import storage
 from gptpipe.config import DataConfig
-from gptpipe.data.documents import read_documents
+from gptpipe.data import cuts
+from gptpipe.data.documents import ReadOptions, read_text
 from gptpipe.data.sources import Source, list_sources
 from gptpipe.errors import UserError
 
@@ -170,7 +170,7 @@ def test_a_binary_file_named_as_a_corpus_is_called_one(tmp_path: Path) -> None:
     (tmp_path / "logo.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
     (source,) = sources_of(tmp_path / "logo.png")
     with pytest.raises(UserError, match="byte 0 is not UTF-8") as caught:
-        list(read_documents(source, (tmp_path / "logo.png").read_bytes(), "text", Counter()))
+        read_text(source, cuts.SAFE_ANYWHERE, ReadOptions())
     assert "binary" in caught.value.hint
 
 

@@ -1,0 +1,91 @@
+"""SHA-256 of files that did not change since they were hashed last: remembered beside the datasets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gptpipe import storage
+from gptpipe.data.readers import changed, gone
+from gptpipe.data.sources import Source
+from gptpipe.errors import UserError
+
+FINGERPRINTS = ".fingerprints.parquet"
+_HASH_BLOCK = 1 << 20
+_READERS = 8  # threads that hash files: SHA-256 releases the interpreter lock
+_COLUMNS = ("url", "size", "version", "sha256")
+
+State = tuple[str, int, str]  # URL, size and version: while these stay, so does the content
+
+
+class Fingerprints:
+    """What is known of files, by URL, size and version."""
+
+    def __init__(self, out: str) -> None:
+        self._url = storage.join(storage.normalize(out), FINGERPRINTS)
+        self._known = self._read()
+
+    def of(self, states: list[State], hash_file: Callable[[State], str]) -> list[str]:
+        """The SHA-256 of each; those that are not known are hashed now and remembered."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            hashed = list(pool.map(lambda state: self._known.get(state) or hash_file(state), states))
+        self.remember(zip(states, hashed, strict=True))
+        return hashed
+
+    def get(self, state: State) -> str | None:
+        return self._known.get(state)
+
+    def remember(self, found: Iterable[tuple[State, str]]) -> None:
+        new = {state: sha256 for state, sha256 in found if self._known.get(state) != sha256}
+        if not new:
+            return
+        merged = {state[0]: (state, sha256) for state, sha256 in (self._known | new).items()}  # one state a file
+        self._known = dict(merged.values())
+        self._write()
+
+    def _read(self) -> dict[State, str]:
+        try:
+            table = pq.read_table(pa.BufferReader(storage.read_bytes(self._url)), page_checksum_verification=True)
+            rows = zip(*(table.column(name).to_pylist() for name in _COLUMNS), strict=True)
+            return {(url, size, version): sha256 for url, size, version, sha256 in rows if version}
+        except (OSError, pa.ArrowException, KeyError, ValueError):
+            return {}  # it only spares work: a missing or damaged one costs a second hashing
+
+    def _write(self) -> None:
+        columns = list(zip(*((*state, sha256) for state, sha256 in self._known.items()), strict=True))
+        table = pa.table(dict(zip(_COLUMNS, map(list, columns), strict=True)))
+        sink = pa.BufferOutputStream()
+        # a flipped byte of a digest would pass for a file that changed
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+        storage.write_bytes(self._url, sink.getvalue().to_pybytes())
+
+
+def fingerprint(sources: list[Source], known: Fingerprints) -> list[Source]:
+    """The sources with their SHA-256, hashing only those that are new or changed since the last time here."""
+    hashed = known.of([(source.url, source.size, source.version) for source in sources], hash_file)
+    return [replace(source, sha256=sha256) for source, sha256 in zip(sources, hashed, strict=True)]
+
+
+def hash_file(state: State) -> str:
+    """The SHA-256 of one file; a UserError when it is not there as it was listed."""
+    url, size, _ = state
+    digest = hashlib.sha256()
+    read = 0
+    source = Source("", url, url, size, "", "", "")
+    try:
+        with storage.open_read(url) as stream, storage.explained(url):
+            while block := stream.read(_HASH_BLOCK):
+                read += len(block)
+                digest.update(block)
+    except FileNotFoundError:
+        raise gone(source) from None
+    except PermissionError:
+        raise UserError("the file may not be read", where=url, hint="check its permissions") from None
+    if read != size:
+        raise changed(source)
+    return digest.hexdigest()
