@@ -361,21 +361,31 @@ def list_files(url: str) -> list[Entry]:
 
 
 def _list_local(root: Path) -> list[Entry]:
-    entries = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not _TEMPORARY.match(name))
-        for name in names:
-            file = Path(folder) / name
-            if _TEMPORARY.match(name) or not file.is_file():
-                continue
-            entries.append(entry_of(file, file.relative_to(root).as_posix()))
+    entries: list[Entry] = []
+    folders = [(str(root), "")]
+    while folders:  # a path object a file would take longer than the listing
+        folder, prefix = folders.pop()
+        try:
+            with os.scandir(folder) as found:
+                for each in found:
+                    if _TEMPORARY.match(each.name):
+                        continue
+                    if each.is_dir(follow_symlinks=False):
+                        folders.append((each.path, f"{prefix}{each.name}/"))
+                    elif each.is_file():
+                        entries.append(_entry(each.path, prefix + each.name, each.stat()))
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue
     return sorted(entries, key=lambda entry: entry.path)
+
+
+def _entry(url: str, path: str, state: os.stat_result) -> Entry:
+    return Entry(url, path, state.st_size, f"{state.st_mtime_ns}-{state.st_ino}")
 
 
 def entry_of(file: Path, path: str) -> Entry:
     """The listing entry of one local file."""
-    state = file.stat()
-    return Entry(str(file), path, state.st_size, f"{state.st_mtime_ns}-{state.st_ino}")
+    return _entry(str(file), path, file.stat())
 
 
 def describe(url: str) -> Entry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import cached_property, lru_cache
 from importlib import resources
 
@@ -16,6 +17,15 @@ END_OF_TEXT = "<|endoftext|>"
 # The file OpenAI published as vocab.bpe; the digest is the one in tiktoken_ext/openai_public.py.
 _GPT2_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+
+# the same words where no white space is to be left to the next word
+_GREEDY_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"""
+_MARK = "\x01"
+_MARK_BYTE = _MARK.encode()
+_OTHER_SPACE = re.compile(  # white space that is not ASCII
+    rb"\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80"
+)
 
 
 class Tokenizer:
@@ -74,7 +84,41 @@ class Tokenizer:
 
     def encode_array(self, text: str) -> np.ndarray:
         """Ids of `text` as plain text, shape (n,), in `dtype`, without a Python list in between."""
-        return self.encoding.encode_to_numpy(text, disallowed_special=()).astype(self.dtype)
+        ids = self._encode_without_looking_ahead(text) if self.pattern == GPT2_PATTERN else None
+        if ids is None:
+            ids = self.encoding.encode_to_numpy(text, disallowed_special=())
+        return ids.astype(self.dtype)
+
+    def _encode_without_looking_ahead(self, text: str) -> np.ndarray | None:
+        """The same ids sooner, or None where this cannot be done.
+
+        GPT-2's pattern looks ahead in one place: white space before a word leaves its last character to the word.
+        That takes a backtracking matcher. Here such white space is marked before its last character with a byte
+        that the text has not, as a special token, at which tiktoken splits first; then a pattern that an automaton
+        can match says the same.
+        """
+        data = text.encode()
+        if _MARK_BYTE in data or (len(data) != len(text) and _OTHER_SPACE.search(data)):
+            return None
+        content = np.frombuffer(data, dtype=np.uint8)
+        space = (content == 0x20) | (content - np.uint8(9) < np.uint8(5))  # space, and \t to \r
+        last = np.flatnonzero(space[:-2] & space[1:-1] & ~space[2:]) + 1
+        if len(last):
+            marked = np.insert(content, last, _MARK_BYTE[0])
+            text = marked.tobytes().decode()
+        ids = self._marked.encode_to_numpy(text, allowed_special={_MARK}, disallowed_special=())
+        kept: np.ndarray = ids[ids != self.encoding.n_vocab] if len(last) else ids
+        return kept
+
+    @cached_property
+    def _marked(self) -> tiktoken.Encoding:
+        """These ranks with a pattern that does not look ahead, and the mark as a special token."""
+        return tiktoken.Encoding(
+            f"{self.name}-marked",
+            pat_str=_GREEDY_PATTERN,
+            mergeable_ranks=self.encoding._mergeable_ranks,
+            special_tokens={_MARK: self.encoding.n_vocab},
+        )
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD, ids without a token become nothing."""

@@ -46,7 +46,8 @@ def test_every_setting_is_described() -> None:
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_the_environment_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    value = "DEBUG" if name == "GPTPIPE_LOG_LEVEL" else "some-value"
+    chosen = {"GPTPIPE_LOG_LEVEL": "DEBUG", "GPTPIPE_CACHE_GIGABYTES": "1.5", "GPTPIPE_TASK_RUNNER": "dask"}
+    value = chosen.get(name, "some-value")
     monkeypatch.setenv(name, value)
     found = getattr(reload_settings(), name.removeprefix("GPTPIPE_").lower())
     assert (found.get_secret_value() if name == "GPTPIPE_S3_SECRET_KEY" else str(found)) == value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sysconfig
 from collections.abc import Iterator
 from functools import cache
 from importlib import resources
@@ -219,3 +220,36 @@ def test_an_unknown_encoding_is_refused_with_those_that_are_known() -> None:
         get_tokenizer("gpt-two")
     assert caught.value.where == "data.tokenizer"
     assert "cl100k_base" in caught.value.hint
+
+
+spaces = st.lists(
+    st.sampled_from(" \n\t\r\x0b\x0c\x1c\x1f\x01\u00a0\u0085\u2003\u2028\u3000\u200b")
+    | st.sampled_from(["a", "é", "漢", "1", "'s", "'", "—", "(", "  ", "\n\n    ", "word"]),
+    max_size=40,
+).map("".join)
+
+
+@given(text=spaces | nasty_text)
+def test_an_array_holds_tiktoken_s_own_ids_whatever_white_space_there_is(text: str) -> None:
+    gpt2 = get_tokenizer("gpt2")
+    assert gpt2.encode_array(text).tolist() == gpt2.encoding.encode_ordinary(text)
+
+
+def test_arrays_of_the_standard_library_hold_tiktoken_s_own_ids() -> None:
+    gpt2, seen = get_tokenizer("gpt2"), 0
+    for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        text = file.read_text("utf-8", errors="replace")
+        assert gpt2.encode_array(text).tolist() == gpt2.encoding.encode_ordinary(text), file
+        seen += len(text)
+    assert seen > 1_000_000
+
+
+def test_another_encoding_with_gpt2_s_pattern_keeps_its_own_ranks() -> None:
+    gpt2 = get_tokenizer("gpt2").encoding
+    ranks = {**gpt2._mergeable_ranks, b"  ": 50_257}
+    other = tiktoken.Encoding(
+        "other", pat_str=gpt2._pat_str, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 50_256}
+    )
+    text = "def f():\n    return  1\n" * 3
+    assert Tokenizer(other).encode_array(text).tolist() == other.encode_ordinary(text)
+    assert 50_257 in Tokenizer(other).encode_array(text)

@@ -29,7 +29,7 @@ from gptpipe.data.index import index_table
 from gptpipe.data.plan import FORMAT_VERSION, ShardPlan, Wanted, finish_plan, identify, plan_buckets
 from gptpipe.data.rows import SPLITS, shard_path
 from gptpipe.data.shards import ShardReport, ShardTask, make_shard
-from gptpipe.data.sources import Source
+from gptpipe.data.sources import Source, list_sources
 from gptpipe.errors import UserError
 from gptpipe.tokenizer import get_tokenizer
 from gptpipe.wording import counted
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 BATCH_BYTES = 8_000_000
 BATCH_TASKS = 256
 WINDOW = 4  # tasks submitted ahead, per worker
+_MUCH = 16_000_000  # bytes of new text for which processes are started while it is hashed
 _FEW = 5  # documents in a validation split
 _SKIPPED = 100  # of what could not be read, named a corpus
 
@@ -77,12 +78,21 @@ def tokenize(config: DataConfig, out: str, run: Runner | None = None) -> Tokeniz
         UserError: sources that cannot be used, or a split that would be empty. Nothing is committed.
     """
     began = time.perf_counter()
-    run = run or run_in_processes
+    with Processes(config.workers) as processes:
+        known = Fingerprints(out)
+        listed = list_sources(config)
+        if run is None and sum(source.size for source in listed if not known.knows(source)) > _MUCH:
+            processes.start()
+        return _tokenize(config, out, listed, known, run or processes.run, began)
+
+
+def _tokenize(
+    config: DataConfig, out: str, listed: list[Source], known: Fingerprints, run: Runner, began: float
+) -> TokenizeResult:
     storage.sweep_temporaries(out, below=False)
     storage.sweep_temporaries(str(storage.scratch_home()))
-    known = Fingerprints(out)
     earlier = _earlier(config, out)
-    wanted = identify(config, out, known, lambda source: _known_split(earlier, source, config))
+    wanted = identify(config, out, listed, known, lambda source: _known_split(earlier, source, config))
     storage.sweep_temporaries(wanted.url)
     if storage.exists(storage.join(wanted.url, MANIFEST)):
         dataset = open_dataset(wanted.url)
@@ -182,18 +192,42 @@ def _remove_damaged(dataset: Dataset, known: Fingerprints) -> int:
 
 def run_in_processes(work: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
     """Do `work` on every task on processes of this machine, a bounded window of them at a time."""
-    tasks = iter(tasks)
-    count = workers or os.cpu_count() or 1
-    first = list(islice(tasks, count))
-    if len(first) <= 1 or count == 1:
-        yield from map(work, chain(first, tasks))
-        return
-    with process_pool(len(first)) as pool:
-        try:
-            yield from in_window(lambda task: pool.submit(work, task), chain(first, tasks), WINDOW * count)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with Processes(workers) as processes:
+        yield from processes.run(work, tasks, workers)
+
+
+class Processes:
+    """Processes of this machine, started when they are first needed, or ahead of that."""
+
+    def __init__(self, workers: int) -> None:
+        self._count = workers or os.cpu_count() or 1
+        self._pool: ProcessPoolExecutor | None = None
+
+    def start(self) -> None:
+        """Let them start and load what they need while something else is done."""
+        if self._count > 1 and self._pool is None:
+            self._pool = process_pool(self._count)
+            for _ in range(self._count):
+                self._pool.submit(get_tokenizer)
+
+    def run(self, work: Callable[[Any], Any], tasks: Iterable[Any], _: int) -> Iterator[Any]:
+        """A `Runner`: results in the order they come."""
+        tasks = iter(tasks)
+        first = list(islice(tasks, 2))
+        if len(first) < 2 or self._count == 1:
+            yield from map(work, chain(first, tasks))
+            return
+        self.start()
+        assert self._pool is not None
+        pool = self._pool
+        yield from in_window(lambda task: pool.submit(work, task), chain(first, tasks), WINDOW * self._count)
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def in_window(submit: Callable[[Any], Future[Any]], tasks: Iterable[Any], width: int) -> Iterator[Any]:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from gptpipe import storage
 from gptpipe.config import DataConfig
 from gptpipe.data.cuts import CELL, Piece, cut, first_byte
-from gptpipe.data.readers import check_version, gone, open_range, open_whole
+from gptpipe.data.readers import check_version, gone, open_range, open_whole, read_small
 from gptpipe.data.sources import Source
 from gptpipe.errors import UserError
 
@@ -123,6 +123,9 @@ def text_pieces(source: Source, safe: re.Pattern[bytes], start: int = 0, stop: i
 
 def read_text(source: Source, safe: re.Pattern[bytes], options: ReadOptions) -> tuple[TextFacts, Iterable[Piece]]:
     """A whole text file: what is to be known of it, and its pieces. A long one is read again for each."""
+    if source.size <= CELL and not source.packing:
+        piece = Piece(0, read_small(source), True)
+        return examine_text(source, [piece], options), [piece]
     held: list[Piece] = []
     size = 0
     pieces = text_pieces(source, safe)

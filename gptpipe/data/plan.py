@@ -18,7 +18,7 @@ from gptpipe.config import DataConfig, digest
 from gptpipe.data.cuts import CELL, PIECE_TOKENS
 from gptpipe.data.documents import LeftOut, ReadOptions, TextFacts, open_parquet, read_records
 from gptpipe.data.fingerprints import Fingerprints, fingerprint
-from gptpipe.data.sources import Source, list_sources
+from gptpipe.data.sources import Source
 from gptpipe.tokenizer import Tokenizer, get_tokenizer
 
 FORMAT_VERSION = 1
@@ -104,19 +104,22 @@ class Wanted:
 
 
 def identify(
-    config: DataConfig, out: str, known: Fingerprints, known_split: Callable[[Source], str] = lambda source: ""
+    config: DataConfig,
+    out: str,
+    listed: list[Source],
+    known: Fingerprints,
+    known_split: Callable[[Source], str] = lambda source: "",
 ) -> Wanted:
-    """List the sources, hash what changed since the last time, and give the dataset its id.
+    """Hash the sources that changed since the last time, and give the dataset its id.
 
     Args:
         out: folder or URL below which the dataset's own folder `<id>/` lies.
         known_split: how an earlier dataset split the only source there is; empty if none did.
 
     Raises:
-        UserError: no file matches, a corpus is empty, a source cannot be read.
+        UserError: a source cannot be read.
     """
     tokenizer = get_tokenizer(config.tokenizer)
-    listed = list_sources(config)
     empty = {name: sum(1 for _ in group) for name, group in groupby((s for s in listed if not s.size), key=_corpus)}
     sources = fingerprint([source for source in listed if source.size], known)
     options = content_options(config, _split_rule(config, sources, known_split))

@@ -51,6 +51,19 @@ def open_whole(source: Source) -> Iterator[IO[bytes]]:
             raise changed(source)
 
 
+def read_small(source: Source) -> bytes:
+    """The content of a source that is not packed and fits into memory, as it was planned."""
+    try:
+        content = storage.read_bytes(source.url)
+    except FileNotFoundError:
+        raise gone(source) from None
+    except PermissionError:
+        raise UserError("the file may not be read", where=source.url, hint="check its permissions") from None
+    if source.sha256 and hashlib.sha256(content).hexdigest() != source.sha256:
+        raise changed(source)
+    return content
+
+
 @contextmanager
 def open_range(source: Source, start: int) -> Iterator[IO[bytes]]:
     """The content of a source that is not packed, from a byte on. The file must stay as it was planned.

@@ -161,6 +161,7 @@ class _SplitWriter:
                 use_dictionary=False,
                 write_statistics=False,
                 write_page_checksum=True,
+                write_batch_size=ROW_GROUP_TOKENS,
             )
         except DAMAGED:  # its first bytes may find the disk full
             self._sink.close()
