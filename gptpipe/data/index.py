@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +27,8 @@ _SCHEMA = pa.schema(
     ]
 )
 _REPEATING = ["corpus", "split"]
+_OFFSETS = "row_group_offsets"
+_ROWS = 8192  # of a row group of the index: what is decoded to look at one file's row groups
 
 
 def index_table(files: list[ShardFile]) -> bytes:
@@ -45,29 +46,68 @@ def index_table(files: list[ShardFile]) -> bytes:
         pa.table([columns[field.name] for field in _SCHEMA], _SCHEMA),
         sink,
         compression="zstd",
+        row_group_size=_ROWS,
         use_dictionary=_REPEATING,
         column_encoding={"row_group_offsets.list.element": "DELTA_BINARY_PACKED"},
     )
     return bytes(sink.getvalue().to_pybytes())
 
 
+class _Pieces:
+    """The index file, decoded a row group at a time: whole, its texts and lists are large and seldom wanted."""
+
+    def __init__(self, content: bytes) -> None:
+        self._file = pq.ParquetFile(pa.BufferReader(content), read_dictionary=_REPEATING)
+        self._last: tuple[int, pa.Table] | None = None
+
+    def column(self, name: str) -> pa.Array:
+        """One whole column: reading several together holds more at once."""
+        found = self._file.read([name], use_threads=False).unify_dictionaries().combine_chunks()[0]
+        return found.chunk(0) if found.num_chunks else pa.array([], found.type)
+
+    def row(self, number: int) -> dict[str, pa.Scalar]:
+        group = number // _ROWS
+        if self._last is None or self._last[0] != group:
+            self._last = group, self._file.read_row_group(group, use_threads=False)
+        return {name: self._last[1].column(name)[number % _ROWS] for name in _SCHEMA.names}
+
+
 @dataclass(frozen=True)
 class ShardIndex:
-    """Shard files in their order; a row is made into a `ShardFile` only when it is looked at."""
+    """Shard files in their order; a row is made into a `ShardFile` only when it is looked at.
 
-    table: pa.Table
+    Attributes:
+        pieces: the whole index.
+        rows: where each of these files is in it, shape (files,).
+        splits_of, corpora_of: the split and the corpus of each file, dictionary-encoded.
+        sizes: bytes of each file. bytes_of: UTF-8 bytes of the text in it, shape (files,).
+        stream_lengths: tokens of each file in the stream, separators counted, shape (files,).
+    """
+
+    pieces: _Pieces
+    rows: np.ndarray
+    splits_of: pa.DictionaryArray
+    corpora_of: pa.DictionaryArray
+    sizes: np.ndarray
+    bytes_of: np.ndarray
+    stream_lengths: np.ndarray
 
     @classmethod
     def read(cls, content: bytes) -> ShardIndex:
-        return cls(pq.read_table(pa.BufferReader(content), read_dictionary=_REPEATING).combine_chunks())
+        pieces = _Pieces(content)
+        tokens, documents, size, text = (
+            pieces.column(name).to_numpy() for name in ("tokens", "documents", "size", "bytes")
+        )
+        split, corpus = pieces.column("split"), pieces.column("corpus")
+        return cls(pieces, np.arange(len(tokens)), split, corpus, size, text, tokens + documents)
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return len(self.rows)
 
     def __getitem__(self, number: int) -> ShardFile:
-        values = {name: self.table.column(name)[number] for name in self.table.column_names}
-        offsets = values.pop("row_group_offsets").values.to_numpy()
-        return ShardFile(row_group_offsets=offsets, **{name: value.as_py() for name, value in values.items()})
+        row = self.pieces.row(int(self.rows[number]))
+        offsets = row.pop(_OFFSETS).values.to_numpy()
+        return ShardFile(row_group_offsets=offsets, **{name: value.as_py() for name, value in row.items()})
 
     def __iter__(self) -> Iterator[ShardFile]:
         return (self[number] for number in range(len(self)))
@@ -75,10 +115,22 @@ class ShardIndex:
     def select(self, split: str | None = None, corpus: str | None = None) -> ShardIndex:
         """The shards of a split and of a corpus, in their order."""
         keep = np.ones(len(self), dtype=bool)
-        for name, wanted in (("split", split), ("corpus", corpus)):
+        for column, wanted in ((self.splits_of, split), (self.corpora_of, corpus)):
             if wanted is not None:
-                keep &= self._codes(name) == self._names(name).get(wanted, -1)
-        return self if keep.all() else ShardIndex(self.table.filter(pa.array(keep)).combine_chunks())
+                names = column.dictionary.to_pylist()
+                keep &= _codes(column) == (names.index(wanted) if wanted in names else -1)
+        if keep.all():
+            return self
+        mask = pa.array(keep)
+        return ShardIndex(
+            self.pieces,
+            self.rows[keep],
+            self.splits_of.filter(mask),
+            self.corpora_of.filter(mask),
+            self.sizes[keep],
+            self.bytes_of[keep],
+            self.stream_lengths[keep],
+        )
 
     def by_hash(self) -> dict[str, list[ShardFile]]:
         """The files of every shard, by its hash."""
@@ -88,55 +140,30 @@ class ShardIndex:
         return found
 
     def splits(self) -> list[str]:
-        return sorted(self.table.column("split").unique().to_pylist())
+        return sorted(str(name) for name in self.splits_of.unique().to_pylist())
 
     def corpora(self) -> list[str]:
         """Names in the order of the dataset."""
-        return [str(name) for name in self.table.column("corpus").unique().to_pylist()]
+        return [str(name) for name in self.corpora_of.unique().to_pylist()]
 
     def paths(self) -> list[str]:
-        return [str(path) for path in self.table.column("path").to_pylist()]
-
-    def digest(self, number: int) -> str:
-        return str(self.table.column("sha256")[number].as_py())
+        return [str(path) for path in self.pieces.column("path").take(pa.array(self.rows)).to_pylist()]
 
     def digests(self) -> list[str]:
-        return [str(sha256) for sha256 in self.table.column("sha256").to_pylist()]
-
-    @cached_property
-    def sizes(self) -> np.ndarray:
-        sizes: np.ndarray = self.table.column("size").to_numpy()
-        return sizes
-
-    @cached_property
-    def stream_lengths(self) -> np.ndarray:
-        """Tokens of each file in the stream, separators counted, shape (files,), int64."""
-        lengths: np.ndarray = self.table.column("tokens").to_numpy() + self.table.column("documents").to_numpy()
-        return lengths
+        return [str(sha256) for sha256 in self.pieces.column("sha256").take(pa.array(self.rows)).to_pylist()]
 
     @property
     def bytes(self) -> int:
-        return int(self.table.column("bytes").to_numpy().sum())
-
-    def row_group_offsets(self, number: int) -> np.ndarray:
-        """Where each row group of a file begins in its stream, shape (row groups,), int64."""
-        offsets: np.ndarray = self.table.column("row_group_offsets")[number].values.to_numpy()
-        return offsets
+        return int(self.bytes_of.sum())
 
     def corpus_codes(self) -> np.ndarray:
         """The number of each file's corpus in `corpora()`, shape (files,)."""
-        names = {name: number for number, name in enumerate(self.corpora())}
-        of_code = np.array([names[name] for name in self._names("corpus")], dtype=np.int64)
-        codes: np.ndarray = of_code[self._codes("corpus")]
+        numbers = {name: number for number, name in enumerate(self.corpora())}
+        of_code = np.array([numbers.get(name, -1) for name in self.corpora_of.dictionary.to_pylist()], dtype=np.int64)
+        codes: np.ndarray = of_code[_codes(self.corpora_of)]
         return codes
 
-    def _codes(self, name: str) -> np.ndarray:
-        column = self.table.column(name)
-        chunk = column.chunk(0) if column.num_chunks else pa.array([], column.type)
-        codes: np.ndarray = chunk.indices.to_numpy(zero_copy_only=False)
-        return codes
 
-    def _names(self, name: str) -> dict[str, int]:
-        column = self.table.column(name)
-        chunk = column.chunk(0) if column.num_chunks else pa.array([], column.type)
-        return {str(value): number for number, value in enumerate(chunk.dictionary.to_pylist())}
+def _codes(column: pa.DictionaryArray) -> np.ndarray:
+    codes: np.ndarray = column.indices.to_numpy(zero_copy_only=False)
+    return codes

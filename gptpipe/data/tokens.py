@@ -72,7 +72,7 @@ class TokenStream:
 
     def window_table(self, number: int, context_length: int) -> Path:
         """Where the table of a shard's windows is kept, beside its tokens."""
-        return self._cache.folder / f"{self.index.digest(number)}-{context_length}.windows"
+        return self._cache.folder / f"{self.index[number].sha256}-{context_length}.windows"
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens `start` to `stop` (exclusive), shape (stop - start,)."""

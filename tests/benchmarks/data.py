@@ -18,6 +18,7 @@ open      opening a dataset whose index lists 300,000 shards, to the first batch
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -33,6 +34,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+SHARDS = 300_000
 
 
 def main() -> None:
@@ -276,8 +279,11 @@ def bench_loader(options: argparse.Namespace) -> None:
         mine.append(timed(ours))
         other.append(timed(reference))
     report("2,000 batches of (8, 1024) against random windows of a memmap", mine, other)
-    resident = Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]
-    print(f"anonymous memory of the process, torch included: {int(resident) / 1024:.0f} MB")
+
+
+def resident(kind: str) -> float:
+    """Memory of this process in MB: VmHWM is the most there was, RssAnon what is its own now."""
+    return int(Path("/proc/self/status").read_text().split(f"{kind}:")[1].split()[0]) / 1024
 
 
 def bench_cold(options: argparse.Namespace) -> None:
@@ -358,45 +364,35 @@ def bench_open(options: argparse.Namespace) -> None:
     shutil.copytree(made["dataset"], root)
     dataset = open_dataset(str(root))
     real = max(dataset.index("train"), key=lambda file: file.tokens)
+    names = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(2 * SHARDS)]
+    offsets = np.arange(50) * 1_000_000
+    simulated = replace(real, row_group_offsets=offsets, tokens=50_000_000, documents=40_000)
     files = [
-        replace(
-            real,
-            hash=f"{n:064x}",
-            path=f"train/{n}.parquet",
-            sha256=f"{n:064x}",
-            row_group_offsets=np.arange(50) * 1_000_000,
-            tokens=50_000_000,
-            documents=40_000,
-        )
-        for n in range(300_000)
+        replace(simulated, hash=names[n], path=f"train/{names[n]}.parquet", sha256=names[SHARDS + n])
+        for n in range(SHARDS)
     ]
-    for n in range(300_000):
-        if n % 300 == 0:
-            files[n] = replace(real, path=real.path)
+    files[SHARDS // 2] = real
     content = index_table(files)
     (root / INDEX).write_bytes(content)
-    import hashlib
-
     manifest = storage.read_json(str(root / MANIFEST))
     manifest["index_sha256"] = hashlib.sha256(content).hexdigest()
     storage.write_json(str(root / MANIFEST), manifest)
     code = (
-        "import resource, sys, time, json\n"
-        "import torch, numpy as np\n"
+        "import sys, time, torch\n"
         "sys.path.insert(0, sys.argv[3])\n"
-        "from data import loader_of\n"
+        "import numpy as np\n"
         "from pathlib import Path\n"
-        "base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "from data import SHARDS, loader_of, resident\n"
+        "import gptpipe.data.loader\n"
+        "before = resident('VmHWM')\n"
         "began = time.perf_counter()\n"
         "stream, loader = loader_of(sys.argv[1], Path(sys.argv[2]), shuffle='two-level')\n"
         "opened = time.perf_counter() - began\n"
-        "there = int(stream.starts[300]) // 1024 + 1\n"
-        "x = stream.read(there * 1024, there * 1024 + 8 * 1024)\n"
         "loader.order.places(np.arange(8))\n"
-        "total = time.perf_counter() - began\n"
-        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
-        "print(f'{stream.length:,} tokens, index opened in {opened:.2f} s, first windows at {total:.2f} s, '\n"
-        "      f'peak {peak:.0f} MB of which imports {base:.0f}')\n"
+        "first = int(stream.starts[SHARDS // 2])\n"
+        "windows = [stream.read(first + i * 1024, first + (i + 1) * 1024 + 1) for i in range(8)]\n"
+        "print(f'{stream.length:,} tokens, index opened in {opened:.2f} s, first batch read at '\n"
+        "      f'{time.perf_counter() - began:.2f} s, {resident(\"VmHWM\"):.0f} MB at most, {before:.0f} before')\n"
     )
     script = options.work / "open.py"
     script.write_text(code)
