@@ -156,7 +156,9 @@ def open_read(url: str) -> IO[bytes]:
         if is_local(url):
             return local_path(url).open("rb")
         fs, path = filesystem(url)
-        return cast(IO[bytes], fs.open(path, "rb"))
+        # a web server need not know ranges: without blocks the answer is read as it comes
+        blocks = {"block_size": 0} if url.startswith(("http://", "https://")) else {}
+        return cast(IO[bytes], fs.open(path, "rb", **blocks))
 
 
 def read_bytes(url: str) -> bytes:

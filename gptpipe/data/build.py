@@ -27,6 +27,7 @@ from gptpipe.data.duplicates import DigestTask, Duplicates, find_duplicates, wri
 from gptpipe.data.fingerprints import Fingerprints, State, hash_file
 from gptpipe.data.index import index_table
 from gptpipe.data.plan import FORMAT_VERSION, ShardPlan, Wanted, finish_plan, identify, plan_buckets
+from gptpipe.data.readers import remove_copies
 from gptpipe.data.rows import SPLITS, shard_path
 from gptpipe.data.shards import ShardReport, ShardTask, make_shard
 from gptpipe.data.sources import Source, list_sources
@@ -106,6 +107,7 @@ def _tokenize(
             reports[report.hash] = report
         dataset = commit(wanted, plans, config, [reports[plan.hash] for plan in plans])
     finally:
+        remove_copies()
         storage.remove_if_empty(wanted.url)
     known.remember(_states(dataset).values())
     _remember(dataset, config, out)
@@ -389,7 +391,10 @@ def _earlier(config: DataConfig, out: str) -> Dataset | None:
 
 def _known_split(earlier: Dataset | None, source: Source, config: DataConfig) -> str:
     """How an earlier dataset split this one source, which then need not be read to count its documents."""
-    if earlier is None or earlier.options.get("text_field") != config.text_field:
+    if earlier is None:
+        return ""
+    deciding = ("text_field", "on_error", "min_bytes", "max_bytes")
+    if any(earlier.options.get(n, DataConfig.model_fields[n].default) != getattr(config, n) for n in deciding):
         return ""
     try:
         held = list(earlier.sources())

@@ -43,23 +43,31 @@ class TokenCache:
                 shutil.rmtree(other, ignore_errors=True) if other.is_dir() else other.unlink(missing_ok=True)
         storage.sweep_temporaries(str(self.folder))
 
-    def whole(self, file: ShardFile, dataset: str, length: int, dtype: np.dtype, separator: int) -> Path:
-        """The flat file of a whole shard, decoded now if it is not there."""
-        path = self.folder / f"{file.sha256}.bin"
-        size = length * dtype.itemsize
-        if _size(path) == size:
-            os.utime(path)
-            return path
+    def has_whole(self, file: ShardFile, size: int) -> bool:
+        """Whether a shard's flat file is there; if so it counts as used now."""
+        path = self.whole_path(file)
+        with suppress(FileNotFoundError):
+            if path.stat().st_size == size:
+                os.utime(path)
+                return True
+        return False
+
+    def whole_path(self, file: ShardFile) -> Path:
+        return self.folder / f"{file.sha256}.bin"
+
+    def decode_whole(self, file: ShardFile, dataset: str, separator: int) -> None:
+        """Write a shard's flat file; the caller has made room for it."""
         reader = ShardReader(read_shard(dataset, file))
-        self.make_room(size)
+        path = self.whole_path(file)
         with storage.new_file(path) as temporary, temporary.open("wb") as out:
             for group in range(reader.row_groups):
                 reader.stream(group, separator).tofile(out)
-        return path
+        with self.locked():
+            _remove_partial(path.with_suffix(".part"))
 
     def make_room(self, size: int) -> list[Path]:
         """Remove the files that were used least recently until `size` more bytes fit; those that went."""
-        with self._locked():
+        with self.locked():
             files = []
             for path in self.folder.glob("*.[bp]*"):
                 with suppress(FileNotFoundError):
@@ -70,17 +78,21 @@ class TokenCache:
             for _, used, path in sorted(files):
                 if taken + size <= self.limit:
                     break
-                path.with_suffix(".groups").unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
+                _remove_partial(path) if path.suffix == ".part" else path.unlink(missing_ok=True)
                 taken -= used
                 gone.append(path)
             return gone
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Only one process and thread at a time makes or removes files whose two parts belong together."""
         with (self.folder / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+class Evicted(Exception):
+    """The cache has removed this shard: it must be opened anew before more of it is decoded."""
 
 
 class PartialShard:
@@ -92,33 +104,59 @@ class PartialShard:
         self._cache, self._file, self._dataset, self._separator = cache, file, dataset, separator
         self.path = cache.folder / f"{file.sha256}.part"
         self._starts = np.append(file.row_group_offsets, length)
-        self.tokens = _mapped(self.path, (length,), dtype)
-        self._there = _mapped(self.path.with_suffix(".groups"), (len(self._starts) - 1,), np.dtype(np.uint8))
+        with cache.locked():
+            self.tokens = _mapped(self.path, (length,), dtype)
+            self._there = _mapped(self.path.with_suffix(".groups"), (len(self._starts) - 1,), np.dtype(np.uint8))
+            os.utime(self.path)
+            self._inode = self.path.stat().st_ino
         self._lock = threading.Lock()
-        os.utime(self.path)
 
     @property
     def is_gone(self) -> bool:
         """Whether the cache removed it: what is mapped stays, but takes disk until it is let go."""
-        return not self.path.exists()
+        try:
+            return self.path.stat().st_ino != self._inode
+        except FileNotFoundError:
+            return True
 
-    def have(self, start: int, stop: int) -> np.ndarray:
-        """Tokens `start` to `stop` of the shard's stream, decoded if they are not there."""
-        first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        last = int(np.searchsorted(self._starts, stop - 1, side="right")) - 1
-        if not self._there[first : last + 1].all():
-            self._decode([group for group in range(first, last + 1) if not self._there[group]])
+    def get(self, start: int, stop: int) -> np.ndarray | None:
+        """Tokens `start` to `stop` of the shard's stream, or None when they are not decoded yet."""
+        first, last = self._groups(start, stop)
+        return self.tokens[start:stop] if self._there[first : last + 1].all() else None
+
+    def decode(self, start: int, stop: int) -> np.ndarray:
+        """The same, decoded now.
+
+        Raises:
+            Evicted: the cache has removed the shard.
+        """
+        first, last = self._groups(start, stop)
+        with self._lock:
+            missing = [group for group in range(first, last + 1) if not self._there[group]]
+            room = sum(int(self._starts[group + 1] - self._starts[group]) for group in missing)
+            self._cache.make_room(room * self.tokens.itemsize)
+            if self.is_gone:
+                raise Evicted
+            reader = ShardReader(read_shard(self._dataset, self._file)) if missing else None
+            for group in missing:
+                assert reader is not None
+                self.tokens[int(self._starts[group]) : int(self._starts[group + 1])] = reader.stream(
+                    group, self._separator
+                )
+                self._there[group] = 1
+            with suppress(FileNotFoundError):
+                os.utime(self.path)
         part: np.ndarray = self.tokens[start:stop]
         return part
 
-    def _decode(self, groups: list[int]) -> None:
-        with self._lock:
-            reader = ShardReader(read_shard(self._dataset, self._file))
-            for group in groups:
-                begin, end = int(self._starts[group]), int(self._starts[group + 1])
-                self._cache.make_room((end - begin) * self.tokens.itemsize)
-                self.tokens[begin:end] = reader.stream(group, self._separator)
-                self._there[group] = 1
+    def _groups(self, start: int, stop: int) -> tuple[int, int]:
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        return first, int(np.searchsorted(self._starts, stop - 1, side="right")) - 1
+
+
+def _remove_partial(path: Path) -> None:
+    path.with_suffix(".groups").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def read_shard(dataset: str, file: ShardFile) -> bytes:
@@ -139,13 +177,6 @@ def read_shard(dataset: str, file: ShardFile) -> bytes:
             hint="tokenize again: it is made again",
         )
     return content
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return -1
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -7,20 +7,19 @@ import io
 import json
 import re
 import unicodedata
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gptpipe import storage
 from gptpipe.config import DataConfig
 from gptpipe.data.cuts import CELL, Piece, cut, first_byte
-from gptpipe.data.readers import check_version, gone, open_range, open_whole, read_small
+from gptpipe.data.readers import open_range, open_whole, read_small
 from gptpipe.data.sources import Source
 from gptpipe.errors import UserError
 
@@ -86,7 +85,7 @@ class LeftOut:
     def add(self, reason: str, place: str = "") -> None:
         self.counts[reason] += 1
         if place and len(self.places) < _PLACES:
-            self.places.append(f"{place}: {reason}")
+            self.places.append(place)
 
     def as_dict(self) -> dict[str, Any]:
         return {"counts": dict(sorted(self.counts.items())), "places": self.places, "duplicates": self.duplicates}
@@ -194,7 +193,9 @@ def _bytes_of(piece: Piece, source: Source, characters: int) -> int:
     mark = len(piece.data) - len(_without_bom(piece))
     data = piece.data[mark:]
     if source.errors == "replace":
-        return mark + bisect_left(range(len(data)), characters, key=lambda n: len(data[:n].decode(errors="replace")))
+        # the longest beginning with so many characters: one that ends inside a character counts it already
+        count = bisect_right(range(len(data) + 1), characters, key=lambda n: len(data[:n].decode(errors="replace")))
+        return mark + count - 1
     return mark + len(data.decode()[:characters].encode())
 
 
@@ -267,11 +268,11 @@ def read_records(
 
 
 class _Unreadable(Exception):
-    """A record that cannot be read: what is wrong with it, and what to do."""
+    """A record that cannot be read: in a word what is wrong, what exactly, and what to do."""
 
-    def __init__(self, message: str, hint: str) -> None:
+    def __init__(self, kind: str, message: str, hint: str) -> None:
         super().__init__(message)
-        self.hint = hint
+        self.kind, self.message, self.hint = kind, message, hint
 
 
 def _read_jsonl(
@@ -284,12 +285,10 @@ def _read_jsonl(
             text = _text_of_line(line, offset, source, options.text_field)
         except (_Unreadable, UserError) as error:
             if options.on_error == "skip":
-                left_out.add(getattr(error, "message", str(error)), f"{source.path}#{offset}")
+                left_out.add(getattr(error, "kind", "not UTF-8"), f"{source.path}#{offset}: {error.message}")
                 continue
             where = f"{source.url}, line {_line_number(source, offset)}"
-            if isinstance(error, UserError):
-                raise UserError(error.message, where=where, hint=error.hint) from None
-            raise UserError(str(error), where=where, hint=error.hint) from None
+            raise UserError(error.message, where=where, hint=error.hint) from None
         if text is None:
             left_out.add("not UTF-8")
         else:
@@ -306,11 +305,13 @@ def _lines(source: Source, start: int, stop: int | None) -> Iterator[tuple[int, 
             line = stream.readline()
             if not line:
                 return
-            yield offset, line if offset else line.removeprefix(_BOM)
+            yield offset, line
             offset += len(line)
 
 
 def _text_of_line(line: bytes, offset: int, source: Source, field_name: str) -> str | None:
+    if offset == 0 and line.startswith(_BOM):
+        line, offset = line[len(_BOM) :], len(_BOM)
     text = _decode(line, source, offset)
     if text is None:
         return None
@@ -318,21 +319,27 @@ def _text_of_line(line: bytes, offset: int, source: Source, field_name: str) -> 
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _Unreadable(
-            f"not JSON ({error})", "mend or remove the line, or --set data.on_error=skip leaves such lines out"
+            "not JSON",
+            f"not JSON ({error})",
+            "mend or remove the line, or --set data.on_error=skip leaves such lines out",
         ) from None
     value = row.get(field_name) if isinstance(row, dict) else None
     if not isinstance(value, str):
         have = f"it has {', '.join(map(repr, row))}" if isinstance(row, dict) and row else "it has no fields"
         problem = "is not text" if value is not None else "is missing"
         raise _Unreadable(
-            f"field {field_name!r} {problem}", f"{have}; choose one with data.text_field, or data.on_error=skip"
+            "no text field",
+            f"field {field_name!r} {problem}",
+            f"{have}; choose one with data.text_field, or data.on_error=skip",
         )
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:  # JSON can write half a surrogate pair, which no UTF-8 text holds
         if source.errors == "strict":
             raise _Unreadable(
-                f"half a surrogate pair at character {error.start}", "--set data.errors=replace or skip"
+                "half a surrogate pair",
+                f"half a surrogate pair at character {error.start}",
+                "--set data.errors=replace or skip",
             ) from None
         if source.errors == "skip":
             return None
@@ -365,7 +372,7 @@ def _read_parquet(
                 except UserError as error:
                     if options.on_error != "skip":
                         raise
-                    left_out.add(error.message, f"{source.path}#{row}")
+                    left_out.add("not UTF-8", f"{source.path}#{row}: {error.message}")
                     continue
                 if text is None:
                     left_out.add("not UTF-8")
@@ -376,18 +383,12 @@ def _read_parquet(
 @contextmanager
 def open_parquet(source: Source) -> Iterator[pq.ParquetFile]:
     """A Parquet file, read where it lies; it must stay as it was planned."""
-    try:
-        stream: IO[bytes] = storage.open_read(source.url)
-    except FileNotFoundError:
-        raise gone(source) from None
-    with stream:
-        check_version(source)
+    with open_range(source, 0) as stream:
         try:
             file = pq.ParquetFile(stream, pre_buffer=False)
         except _PARQUET_ERRORS as error:
             raise _damaged_parquet(source, error) from None
         yield file
-        check_version(source)
 
 
 def _text_column(source: Source, file: pq.ParquetFile, column: str) -> pa.DataType:

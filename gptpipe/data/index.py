@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -59,17 +60,21 @@ class _Pieces:
     def __init__(self, content: bytes) -> None:
         self._file = pq.ParquetFile(pa.BufferReader(content), read_dictionary=_REPEATING)
         self._last: tuple[int, pa.Table] | None = None
+        self._lock = threading.Lock()
 
     def column(self, name: str) -> pa.Array:
         """One whole column: reading several together holds more at once."""
-        found = self._file.read([name], use_threads=False).unify_dictionaries().combine_chunks()[0]
+        with self._lock:
+            found = self._file.read([name], use_threads=False).unify_dictionaries().combine_chunks()[0]
         return found.chunk(0) if found.num_chunks else pa.array([], found.type)
 
     def row(self, number: int) -> dict[str, pa.Scalar]:
         group = number // _ROWS
-        if self._last is None or self._last[0] != group:
-            self._last = group, self._file.read_row_group(group, use_threads=False)
-        return {name: self._last[1].column(name)[number % _ROWS] for name in _SCHEMA.names}
+        with self._lock:
+            if self._last is None or self._last[0] != group:
+                self._last = group, self._file.read_row_group(group, use_threads=False)
+            table = self._last[1]
+        return {name: table.column(name)[number % _ROWS] for name in _SCHEMA.names}
 
 
 @dataclass(frozen=True)

@@ -100,19 +100,23 @@ def _read(dataset: Dataset, vocab_size: int) -> tuple[np.ndarray, np.ndarray, li
     counts = np.zeros(vocab_size, dtype=np.int64)
     lengths: list[int] = []
     firsts: list[tuple[str, list[int]]] = []
+    document, length = ("", ""), 0  # a large document goes on in the next shard
     for number in range(wanted):
         file = index[number * len(index) // wanted]
-        length = 0
         for position, row in enumerate(ShardReader(read_shard(dataset.url, file)).rows()):
             if position == 0:
                 firsts.append((row.document_id, row.tokens[:_EXCERPT].tolist()))
             counts += np.bincount(row.tokens, minlength=vocab_size)
+            if (file.corpus, row.document_id) != document and length:
+                lengths.append(length)
+                length = 0
+            document = file.corpus, row.document_id
             length += len(row.tokens)
             if row.last:
                 lengths.append(length)
                 length = 0
-        if length:
-            lengths.append(length)
+    if length:
+        lengths.append(length)
     return np.array(lengths, dtype=np.int64), counts, firsts
 
 

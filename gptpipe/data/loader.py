@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ from gptpipe.loss import IGNORED
 Batch = tuple[torch.Tensor, torch.Tensor]
 _CHUNK_WINDOWS = 256  # prepared at once in the background
 _AHEAD = 2  # chunks prepared ahead
+_PATIENCE = 0.05  # seconds after which a waiting thread looks whether it is still wanted
 
 
 class TrainBatch(NamedTuple):
@@ -34,7 +35,7 @@ class TrainBatch(NamedTuple):
 
     Attributes:
         tokens: targets of the whole global batch that are scored.
-        corpora: of this rank's windows, how many targets come from each corpus, shape (corpora,).
+        corpora: how many targets this rank's windows have, by the corpus in which a window begins, shape (corpora,).
     """
 
     inputs: torch.Tensor
@@ -68,7 +69,6 @@ class SampleOrder:
         self._part_names = [""]
         if config.mixture:
             weights = _weights(config.mixture, stream)
-            self._mixture = Mixture(list(weights.values()))
             self._part_names = list(weights)
             numbers = [stream.corpora.index(name) for name in weights]
             stretches = [(int(stream.corpus_starts[c]), int(stream.corpus_starts[c + 1])) for c in numbers]
@@ -81,6 +81,13 @@ class SampleOrder:
         ]
         for windows in self._windows:
             check_count(windows, stream, context_length)
+        if config.mixture:  # weights are of tokens, and a window inside a document may have few
+            self._mixture = Mixture(
+                [
+                    weight * windows.count * context_length / windows.targets
+                    for weight, windows in zip(weights.values(), self._windows, strict=True)
+                ]
+            )
         self._context = context_length
         self.count = sum(windows.count for windows in self._windows)
 
@@ -100,9 +107,11 @@ class SampleOrder:
         if self._levels is None:
             return []
         found = []
-        for part, _, within in self._split(np.array([sample])):
-            windows = self._windows[part]
-            epoch, place = divmod(int(within[0]), windows.count)
+        for part, windows in enumerate(self._windows):
+            number = sample
+            if self._mixture is not None:
+                number = sample // Mixture.CYCLE * int(self._mixture.counts[part])
+            epoch, place = divmod(number, windows.count)
             pool = min(place // (self._levels.block * self._levels.pool), self._levels.pools(windows.count) - 1)
             identity, seed, configuration = self._key(part)
             blocks = self._levels.blocks_of(epoch, pool, windows.count, identity, seed, configuration)
@@ -114,7 +123,11 @@ class SampleOrder:
 
     def pool_samples(self) -> int:
         """Samples after which another pool of blocks begins, roughly; 0 in one level."""
-        return self._levels.block * self._levels.pool if self._levels else 0
+        if self._levels is None:
+            return 0
+        span = self._levels.block * self._levels.pool
+        most = int(self._mixture.counts.max()) if self._mixture else Mixture.CYCLE
+        return span * Mixture.CYCLE // most
 
     def _split(self, samples: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(part, which of the samples come from it, their numbers in it)."""
@@ -230,10 +243,12 @@ class TrainLoader:
     def samples_a_chunk(self) -> int:
         return self._batches * self._batch
 
-    def fetch_pool(self, sample: int) -> None:
+    def fetch_pool(self, sample: int, stopped: threading.Event) -> None:
         """Have this rank's share of the blocks decoded that lie in the pool of a sample."""
         rank, world = self._local
         for start, stop in self.order.ahead(sample)[rank::world]:
+            if stopped.is_set():
+                return
             self._stream.read(start, stop)
 
 
@@ -242,50 +257,57 @@ class _Worker:
 
     def __init__(self, loader: TrainLoader, samples_seen: int) -> None:
         self._loader = loader
-        self._queue: queue.Queue[list[TrainBatch] | BaseException] = queue.Queue(_AHEAD)
+        self._queue: queue.Queue[list[TrainBatch]] = queue.Queue(_AHEAD)
         self._stopped = threading.Event()
+        self._error: BaseException | None = None
         self._next = samples_seen
-        self._threads = [threading.Thread(target=self._prepare, name="loader", daemon=True)]
+        self._threads = [threading.Thread(target=self._guarded, args=(self._prepare,), name="loader", daemon=True)]
         if loader.order.pool_samples():
-            self._threads.append(threading.Thread(target=self._fetch, name="loader-fetch", daemon=True))
+            fetch = threading.Thread(target=self._guarded, args=(self._fetch,), name="loader-fetch", daemon=True)
+            self._threads.append(fetch)
         for thread in self._threads:
             thread.start()
 
     def take(self) -> list[TrainBatch]:
         """The next chunk; what went wrong in the background is raised here."""
-        chunk = self._queue.get()
-        if isinstance(chunk, BaseException):
-            raise chunk
-        return chunk
+        while True:
+            try:
+                return self._queue.get(timeout=_PATIENCE)
+            except queue.Empty:
+                if self._error is not None:
+                    raise self._error from None
 
     def stop(self) -> None:
         self._stopped.set()
-        while self._threads[0].is_alive():
-            try:
-                self._queue.get(timeout=0.01)
-            except queue.Empty:
-                continue
+        for thread in self._threads:
+            thread.join()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self._error = error
 
     def _prepare(self) -> None:
-        try:
+        while not self._stopped.is_set():
+            chunk = self._loader.chunk(self._next)
             while not self._stopped.is_set():
-                self._queue.put(self._loader.chunk(self._next))
-                self._next += self._loader.samples_a_chunk
-        except BaseException as error:
-            self._queue.put(error)
+                try:
+                    self._queue.put(chunk, timeout=_PATIENCE)
+                    break
+                except queue.Full:
+                    continue
+            self._next += self._loader.samples_a_chunk
 
     def _fetch(self) -> None:
         """Decode the pool that is read and the one after it; the reader itself decodes what is not there yet."""
         step, done = self._loader.order.pool_samples(), -1
-        try:
-            while not self._stopped.wait(0.05):
-                pool = self._next // step
-                for wanted in (pool, pool + 1):
-                    if wanted > done and not self._stopped.is_set():
-                        self._loader.fetch_pool(max(self._next, wanted * step))
-                        done = wanted
-        except BaseException as error:
-            self._queue.put(error)
+        while not self._stopped.wait(_PATIENCE):
+            pool = self._next // step
+            for wanted in (pool, pool + 1):
+                if wanted > done and not self._stopped.is_set():
+                    self._loader.fetch_pool(max(self._next, wanted * step), self._stopped)
+                    done = wanted
 
 
 def check_ranks(batch_size: int, world_size: int) -> None:

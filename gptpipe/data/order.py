@@ -131,7 +131,7 @@ class Mixture:
     """Which corpus a sample comes from, and which one of that corpus it is: shares by weight, exact in every cycle.
 
     A cycle of `CYCLE` samples holds so many of each corpus as its weight asks for, in an order that is permuted
-    anew. A sample's place in that order also says which sample of its corpus it is, so nothing is counted.
+    anew. What came before a cycle is known by multiplication, what came before in a cycle is counted.
     """
 
     CYCLE = 8192
@@ -148,12 +148,32 @@ class Mixture:
             counts[int(np.argmax(counts))] -= 1
         self.counts = np.array(counts, dtype=np.int64)
         self._starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self._last: tuple[tuple[int, str, int, str], np.ndarray, np.ndarray] | None = None
 
     def split(
         self, samples: np.ndarray, dataset_id: str, seed: int, configuration: str
     ) -> tuple[np.ndarray, np.ndarray]:
         """The corpus of every sample and its number among that corpus's samples, each shape (k,), int64."""
         samples = np.asarray(samples, dtype=np.int64)
-        places = windows_of(samples, self.CYCLE, dataset_id, seed, f"{configuration},mixture")
-        corpora = np.searchsorted(self._starts, places, side="right") - 1
-        return corpora, samples // self.CYCLE * self.counts[corpora] + places - self._starts[corpora]
+        corpora, numbers = np.empty_like(samples), np.empty_like(samples)
+        cycles, places = samples // self.CYCLE, samples % self.CYCLE
+        for cycle in np.unique(cycles).tolist():
+            here = cycles == cycle
+            of_cycle, rank = self._cycle(cycle, dataset_id, seed, configuration)
+            corpora[here] = of_cycle[places[here]]
+            numbers[here] = cycle * self.counts[corpora[here]] + rank[places[here]]
+        return corpora, numbers
+
+    def _cycle(self, cycle: int, dataset_id: str, seed: int, configuration: str) -> tuple[np.ndarray, np.ndarray]:
+        """The corpus at every place of a cycle, and how many of that corpus came before it there."""
+        key = (cycle, dataset_id, seed, configuration)
+        found = self._last  # threads ask at the same time
+        if found is None or found[0] != key:
+            everything = np.arange(cycle * self.CYCLE, (cycle + 1) * self.CYCLE, dtype=np.int64)
+            drawn = windows_of(everything, self.CYCLE, dataset_id, seed, f"{configuration},mixture")
+            corpora = np.searchsorted(self._starts, drawn, side="right") - 1
+            in_order = np.argsort(corpora, kind="stable")
+            rank = np.empty_like(corpora)
+            rank[in_order] = np.arange(self.CYCLE) - self._starts[corpora[in_order]]
+            self._last = found = key, corpora, rank
+        return found[1], found[2]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any, cast
 
 import pyarrow as pa
@@ -66,16 +68,44 @@ def read_small(source: Source) -> bytes:
 
 @contextmanager
 def open_range(source: Source, start: int) -> Iterator[IO[bytes]]:
-    """The content of a source that is not packed, from a byte on. The file must stay as it was planned.
+    """The content of a source that is not packed, from a byte on, to be read anywhere. It must stay as planned.
 
     Raises:
         UserError: the file is gone, or was changed.
     """
+    if is_web(source):
+        with local_copy(source).open("rb") as raw:
+            raw.seek(start)
+            yield raw
+        return
     with _opened(source) as raw:
         raw.seek(start)
         check_version(source)
         yield raw
         check_version(source)
+
+
+def is_web(source: Source) -> bool:
+    """Whether it comes from a web server, which need not know ranges."""
+    return source.url.startswith(("http://", "https://"))
+
+
+def local_copy(source: Source) -> Path:
+    """A source of the web, fetched once for all processes of this machine; `remove_copies` removes it."""
+    path = _copies() / source.sha256
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with storage.new_file(path) as temporary, temporary.open("wb") as out, open_whole(source) as stream:
+            shutil.copyfileobj(stream, out, _BLOCK)
+    return path
+
+
+def remove_copies() -> None:
+    shutil.rmtree(_copies(), ignore_errors=True)
+
+
+def _copies() -> Path:
+    return storage.scratch_home() / "web"
 
 
 @contextmanager

@@ -25,6 +25,8 @@ from gptpipe.data.sources import Source
 from gptpipe.errors import UserError
 from gptpipe.tokenizer import Tokenizer, get_tokenizer
 
+_NFC_GROWTH = 4  # part numbers of a cell: its text may become three times as long, and so more than one part
+
 
 @dataclass
 class ShardReport:
@@ -184,15 +186,27 @@ def _piece_rows(
     text = decode_piece(piece, source)
     if text is None:
         raise UserError("the file changed while it was read", where=source.url, hint="run again when it is at rest")
-    yield from _rows(identity, piece, options.clean(text), tokenizer, first_cell=first_cell)
+    numbers = _NFC_GROWTH if options.nfc else 1
+    yield from _rows(identity, piece, options.clean(text), tokenizer, first_cell=first_cell, numbers=numbers)
 
 
 def _rows(
-    identity: str, piece: Piece, text: str, tokenizer: Tokenizer, *, first_cell: int = 0, ends: bool = True
+    identity: str,
+    piece: Piece,
+    text: str,
+    tokenizer: Tokenizer,
+    *,
+    first_cell: int = 0,
+    numbers: int = 1,
+    ends: bool = True,
 ) -> Iterator[Row]:
-    """A piece as one row, or as several when it has no safe place for so long that one would hold too much."""
+    """A piece as one row, or as several when it has no safe place for so long that one would hold too much.
+
+    Args:
+        numbers: part numbers that belong to a cell.
+    """
     tokens = tokenizer.encode_array(text)
-    number = piece.cell - first_cell
+    number = numbers * (piece.cell - first_cell)
     if len(tokens) <= PIECE_TOKENS:
         yield Row(identity, number, ends and piece.last, tokens, len(text) if text.isascii() else len(text.encode()))
         return

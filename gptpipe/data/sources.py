@@ -58,8 +58,8 @@ class Source:
 
     @property
     def can_be_cut(self) -> bool:
-        """Whether a range of it can be read without the rest."""
-        return not self.packing and not self.url.startswith(("http://", "https://"))
+        """Whether a range of it can be read without the rest: the same wherever it lies, as the shards must be."""
+        return not self.packing
 
 
 @dataclass(frozen=True)

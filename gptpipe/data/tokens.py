@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from gptpipe.data.cache import PartialShard, TokenCache
+from gptpipe.data.cache import Evicted, PartialShard, TokenCache
 from gptpipe.data.dataset import Dataset
+from gptpipe.data.rows import ShardFile
 from gptpipe.errors import UserError
 
 _OPEN = 4096  # shards mapped at once; a process may have 65,530 mappings
@@ -46,6 +48,7 @@ class TokenStream:
         changes = np.flatnonzero(np.diff(self.index.corpus_codes())) + 1
         self.corpus_starts = self.starts[np.concatenate([[0], changes, [len(self.index)]])]
         self._cache = cache
+        self._lock = threading.RLock()
         self._open: OrderedDict[int, np.ndarray | PartialShard] = OrderedDict()
 
     def prepare(self) -> None:
@@ -62,17 +65,29 @@ class TokenStream:
                 where=self.dataset.url,
                 hint="raise GPTPIPE_CACHE_GIGABYTES, or shuffle in two levels: train.shuffle=two-level",
             )
+        sizes = (self.starts[1:] - self.starts[:-1]) * self.dtype.itemsize
+        missing = [
+            (file, int(size))
+            for file, size in zip(self.index, sizes, strict=True)
+            if not self._cache.has_whole(file, int(size))
+        ]
+        self._cache.make_room(sum(size for _, size in missing))
+
+        def decode(file: ShardFile) -> None:
+            self._cache.decode_whole(file, self.dataset.url, self.end_of_text)
+
         with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
-            for _ in pool.map(self._whole, range(len(self.index))):
+            for _ in pool.map(decode, [file for file, _ in missing]):
                 pass
 
     def shard(self, number: int) -> np.ndarray:
         """All tokens of one file of the index."""
         return self.read(int(self.starts[number]), int(self.starts[number + 1]))
 
-    def window_table(self, number: int, context_length: int) -> Path:
+    def window_table(self, number: int, context_length: int, goes_on: bool) -> Path:
         """Where the table of a shard's windows is kept, beside its tokens."""
-        return self._cache.folder / f"{self.index[number].sha256}-{context_length}.windows"
+        name = f"{self.index[number].sha256}-{context_length}{'-goes-on' if goes_on else ''}.windows"
+        return self._cache.folder / name
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens `start` to `stop` (exclusive), shape (stop - start,)."""
@@ -81,32 +96,40 @@ class TokenStream:
         while start < stop:
             base, end = int(self.starts[shard]), min(stop, int(self.starts[shard + 1]))
             held = self._open.get(shard)
-            if held is None:
-                held = self._hold(shard)
-            if isinstance(held, PartialShard):
-                pieces.append(held.have(start - base, end - base))
+            piece = held.get(start - base, end - base) if isinstance(held, PartialShard) else held
+            if piece is None:
+                pieces.append(self._decoded(shard, start - base, end - base))
             else:
-                pieces.append(held[start - base : end - base])
+                pieces.append(piece if isinstance(held, PartialShard) else piece[start - base : end - base])
             start, shard = end, shard + 1
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.empty(0, self.dtype)])
 
+    def _decoded(self, shard: int, start: int, stop: int) -> np.ndarray:
+        """Tokens of a shard that is not open, or not decoded so far."""
+        with self._lock:
+            while True:
+                for number, other in list(self._open.items()):
+                    if isinstance(other, PartialShard) and other.is_gone:
+                        del self._open[number]  # what is mapped of a removed file still takes disk
+                held = self._open.get(shard)
+                if held is None:
+                    held = self._hold(shard)
+                if not isinstance(held, PartialShard):
+                    return held[start:stop]
+                try:
+                    return held.decode(start, stop)
+                except Evicted:
+                    continue
+
     def _hold(self, shard: int) -> np.ndarray | PartialShard:
         """Map a shard: whole if it is there as a whole, otherwise as far as it is asked for."""
-        for number, other in list(self._open.items()):
-            if isinstance(other, PartialShard) and other.is_gone:
-                del self._open[number]
         while len(self._open) >= _OPEN:
             self._open.popitem(last=False)
         file, length = self.index[shard], int(self.starts[shard + 1] - self.starts[shard])
-        path = self._cache.folder / f"{file.sha256}.bin"
         held: np.ndarray | PartialShard
         try:
-            held = np.asarray(np.memmap(path, dtype=self.dtype, mode="r", shape=(length,)))
+            held = np.asarray(np.memmap(self._cache.whole_path(file), dtype=self.dtype, mode="r", shape=(length,)))
         except (FileNotFoundError, ValueError):  # not decoded as a whole, or cut off by somebody
             held = PartialShard(self._cache, file, self.dataset.url, length, self.dtype, self.end_of_text)
         self._open[shard] = held
         return held
-
-    def _whole(self, shard: int) -> None:
-        length = int(self.starts[shard + 1] - self.starts[shard])
-        self._cache.whole(self.index[shard], self.dataset.url, length, self.dtype, self.end_of_text)

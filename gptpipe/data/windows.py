@@ -21,10 +21,12 @@ class Windows(Protocol):
 
     Attributes:
         count: how many there are.
+        targets: of all of them together.
         whole: whether each has `context_length` targets.
     """
 
     count: int
+    targets: int
     whole: bool
 
     def places(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -40,6 +42,7 @@ class JoinedWindows:
     def __init__(self, start: int, stop: int, context_length: int) -> None:
         self.start, self._context = start, context_length
         self.count = max(0, (stop - start - 1) // context_length)
+        self.targets = self.count * context_length
 
     def places(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         starts = self.start + np.asarray(numbers, dtype=np.int64) * self._context
@@ -58,9 +61,10 @@ class DocumentWindows:
             if start <= stream.starts[shard] and stream.starts[shard + 1] <= stop
         ]
         self._bases = [int(stream.starts[shard]) for shard in shards]
-        self._tables = [_table(stream, shard, context_length) for shard in shards]
+        self._tables = [_table(stream, shard, context_length, goes_on=shard != shards[-1]) for shard in shards]
         self._firsts = np.cumsum([0, *(len(table) for table in self._tables)])
         self.count = int(self._firsts[-1])
+        self.targets = sum(int(table[:, 1].sum(dtype=np.int64)) for table in self._tables)
 
     def places(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         starts, lengths = np.empty(len(numbers), np.int64), np.empty(len(numbers), np.int64)
@@ -71,21 +75,25 @@ class DocumentWindows:
         return starts, lengths
 
 
-def _table(stream: TokenStream, shard: int, context_length: int) -> np.ndarray:
+def _table(stream: TokenStream, shard: int, context_length: int, *, goes_on: bool) -> np.ndarray:
     """(place in the shard, targets) of every window of a shard, shape (n, 2), uint32."""
-    path = stream.window_table(shard, context_length)
+    path = stream.window_table(shard, context_length, goes_on)
     if not path.exists():
-        found = document_windows(stream.shard(shard), stream.end_of_text, context_length)
+        found = document_windows(stream.shard(shard), stream.end_of_text, context_length, goes_on=goes_on)
         with storage.new_file(path) as temporary, temporary.open("wb") as file:
             np.save(file, found)
     return np.asarray(np.load(path, mmap_mode="r"))
 
 
-def document_windows(tokens: np.ndarray, separator: int, context_length: int) -> np.ndarray:
-    """(start, targets) of the windows of documents that each end with a separator, shape (n, 2), uint32."""
+def document_windows(tokens: np.ndarray, separator: int, context_length: int, *, goes_on: bool = False) -> np.ndarray:
+    """(start, targets) of the windows of documents that each end with a separator, shape (n, 2), uint32.
+
+    Args:
+        goes_on: whether more tokens follow these, the first of which is the last one's target if no separator is.
+    """
     ends = np.flatnonzero(tokens == separator)  # nothing else is that token: in text it is written out
     starts = np.concatenate([[0], ends + 1])
-    targets = np.append(ends, len(tokens) - 1) - starts  # a last document without a separator goes on elsewhere
+    targets = np.append(ends, len(tokens) - 1 + goes_on * (len(tokens) - 1 not in ends[-1:])) - starts
     counts = np.maximum(0, -(-targets // context_length))
     document = np.repeat(np.arange(len(starts)), counts)
     within = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
