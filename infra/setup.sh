@@ -18,7 +18,9 @@ find_python() {
 setup() {
     local extras=$1 python wanted stamp
     wanted=$(cat pyproject.toml infra/constraints.txt | cksum)
-    for stamp in .venv/.installed-"$extras" .venv/.installed-dev,stack; do
+    local enough=(".venv/.installed-$extras" .venv/.installed-dev,stack,dask,ray)
+    [ -n "$extras" ] || enough+=(.venv/.installed-dev,stack)
+    for stamp in "${enough[@]}"; do
         if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
             return
         fi

@@ -2,11 +2,13 @@
 # Sets everything up and runs the checks: ruff, mypy, pytest. --all runs the slow tests too; other arguments go to pytest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-setup dev,stack
-select=(-m "not slow")
 if [ "${1:-}" = "--all" ]; then
+    setup dev,stack,dask,ray
     select=()
     shift
+else
+    setup dev,stack
+    select=(-m "not slow")
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

@@ -65,8 +65,12 @@ class TokenCache:
         with self.locked():
             _remove_partial(path.with_suffix(".part"))
 
-    def make_room(self, size: int) -> list[Path]:
-        """Remove the files that were used least recently until `size` more bytes fit; those that went."""
+    def make_room(self, size: int, keep: Path | None = None) -> list[Path]:
+        """Remove the files that were used least recently until `size` more bytes fit; those that went.
+
+        Args:
+            keep: a file that stays, whatever the limit says: more of it is about to be decoded.
+        """
         with self.locked():
             files = []
             for path in self.folder.glob("*.[bp]*"):
@@ -78,6 +82,8 @@ class TokenCache:
             for _, used, path in sorted(files):
                 if taken + size <= self.limit:
                     break
+                if path == keep:
+                    continue
                 _remove_partial(path) if path.suffix == ".part" else path.unlink(missing_ok=True)
                 taken -= used
                 gone.append(path)
@@ -134,7 +140,7 @@ class PartialShard:
         with self._lock:
             missing = [group for group in range(first, last + 1) if not self._there[group]]
             room = sum(int(self._starts[group + 1] - self._starts[group]) for group in missing)
-            self._cache.make_room(room * self.tokens.itemsize)
+            self._cache.make_room(room * self.tokens.itemsize, keep=self.path)
             if self.is_gone:
                 raise Evicted
             reader = ShardReader(read_shard(self._dataset, self._file)) if missing else None

@@ -151,6 +151,7 @@ def test_a_build_killed_at_a_random_instant_is_completed_in_a_folder(tmp_path: P
     assert killing.caught
 
 
+@pytest.mark.slow
 @pytest.mark.stack
 def test_a_build_killed_at_a_random_instant_is_completed_in_an_object_store(tmp_path: Path, s3_storage: str) -> None:
     killing = Killing(tmp_path, s3_storage, seed=2)
@@ -201,6 +202,7 @@ def test_two_builds_of_the_same_at_once_end_well_in_a_folder(tmp_path: Path) -> 
     two_at_once(tmp_path, str(tmp_path / "out"), options(corpora(tmp_path / "corpora"), workers=1))
 
 
+@pytest.mark.slow
 @pytest.mark.stack
 def test_two_builds_of_the_same_at_once_end_well_in_an_object_store(tmp_path: Path, s3_storage: str) -> None:
     two_at_once(tmp_path, f"{s3_storage}/out", options(corpora(tmp_path / "corpora"), workers=1))

@@ -147,6 +147,7 @@ def test_a_range_is_a_whole_number_of_cells(tmp_path: Path) -> None:
     assert [row["part"] for row in rows] == list(range(-(-len(text.encode()) // CELL)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [f"{MUSIC * 40} ", f"{MUSIC * 9}z1"], ids=["spaces", "digits"])
 def test_parts_are_numbered_apart_where_nfc_makes_the_text_longer(tmp_path: Path, unit: str) -> None:
     text = unit * (5 * MB // 2 // len(unit.encode()))
@@ -206,6 +207,7 @@ def test_one_large_text_is_cut_at_its_place_in_characters(tmp_path: Path, name: 
     assert same(validation, text[at:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [40, 2 * MB])
 def test_the_cut_falls_between_characters_where_bytes_are_replaced(tmp_path: Path, size: int) -> None:
     unit = "漢字é".encode() + b"\xff"
@@ -327,6 +329,7 @@ def test_large_jsonl_read_in_ranges_has_every_line_once(tmp_path: Path, separato
     checked(made.dataset, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [-2, -1, 0, 1])
 def test_a_line_that_begins_on_a_border_of_ranges_is_read_once(tmp_path: Path, shift: int) -> None:
     """A line of exactly such a length that the next one begins at the border, or next to it."""
@@ -384,6 +387,7 @@ def test_a_bad_byte_in_a_line_is_named_by_its_place_in_the_file_and_its_line(tmp
     assert error.message.startswith(f"byte {bad} is not UTF-8")
 
 
+@pytest.mark.slow
 def test_skipped_lines_of_every_range_are_counted_and_listed(tmp_path: Path) -> None:
     content, expected = lines_of(short_texts(14_000))
     broken_at = [identity for i, identity in enumerate(expected) if i % 1000 == 500]
@@ -407,6 +411,7 @@ def parquet(file: Path, texts: list[str | None], group: int, kind: pa.DataType |
     pq.write_table(pa.table({"id": range(len(texts)), "text": column}), file, row_group_size=group, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [1, 700, 5000, 10**6])
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
 def test_large_parquet_read_by_row_groups_has_every_row_once(tmp_path: Path, group: int, kind: pa.DataType) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import json
 import sys
@@ -157,13 +159,11 @@ def test_dask_passes_on_a_complaint(engines: Engines, tmp_path: Path) -> None:
     check_that_a_complaint_arrives(engines, tmp_path / "bad", "dask")
 
 
-@pytest.mark.slow
 def test_ray_makes_the_same_dataset_as_processes(engines: Engines, corpus: Path) -> None:
     pytest.importorskip("prefect_ray")
     check_the_same_dataset(engines, corpus, "ray")
 
 
-@pytest.mark.slow
 def test_ray_passes_on_a_complaint(engines: Engines, tmp_path: Path) -> None:
     pytest.importorskip("prefect_ray")
     check_that_a_complaint_arrives(engines, tmp_path / "bad", "ray")
