@@ -44,7 +44,7 @@ def killed_and_resumed(training: Training, kills: int, seed: int) -> None:
     training.finish()
 
 
-@pytest.mark.parametrize(("nproc", "kills"), [(1, 1), (3, 1)])
+@pytest.mark.parametrize(("nproc", "kills"), [pytest.param(1, 1, marks=pytest.mark.slow), (3, 1)])
 def test_killed_runs_end_with_the_same_bits(new_training: NewTraining, nproc: int, kills: int) -> None:
     settings = {"nproc": nproc, "steps": 16}
     undisturbed = new_training("undisturbed", train=settings)
@@ -73,6 +73,7 @@ def losses(training: Training) -> list[float]:
     return [line["train/loss"] for line in lines]
 
 
+@pytest.mark.slow
 def test_two_ranks_agree_with_accumulation(new_training: NewTraining) -> None:
     runs: dict[str, dict[str, Any]] = {
         "one": {},

@@ -80,6 +80,7 @@ def test_a_second_signal_cancels_within_two_seconds(new_training: NewTraining) -
     assert newest_checkpoint(folder_of(training)) is None
 
 
+@pytest.mark.slow
 def test_ranks_that_cannot_save_in_time_are_ended(new_training: NewTraining) -> None:
     training = new_training("stuck", train={**LONG, "save_timeout": 1.0})
     process = training.start()
