@@ -27,6 +27,11 @@ from gptpipe.settings import settings
 
 _TEMPORARY = re.compile(r"^\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}-")
 _COPY_BLOCK = 8 << 20
+# packages whose exceptions mean that a server is away or refuses
+_CLIENTS = frozenset(
+    ("botocore", "aiobotocore", "aiohttp", "huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2")
+    + ("requests", "urllib3")
+)
 
 
 @dataclass(frozen=True)
@@ -133,11 +138,12 @@ def explained(url: str, *, writing: bool = False) -> Iterator[None]:
                 where=url,
                 hint="set GPTPIPE_S3_ACCESS_KEY and GPTPIPE_S3_SECRET_KEY (or the usual AWS variables)",
             ) from error
-        if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
+        if type(error).__module__.split(".")[0] in _CLIENTS and not is_local(url):
+            at_s3 = url.startswith("s3")
             raise UserError(
-                f"the object store did not answer ({error})",
+                f"the {'object store' if at_s3 else 'server'} did not answer ({error})",
                 where=url,
-                hint="check GPTPIPE_S3_ENDPOINT and that the server runs",
+                hint="check GPTPIPE_S3_ENDPOINT and that the server runs" if at_s3 else "check the URL and the network",
             ) from error
         raise
 

@@ -102,11 +102,10 @@ def source_rows(source: Source, task: ShardTask, tokenizer: Tokenizer, note: Lef
     bucket, options, safe = task.plan.bucket, task.options, safe_places(tokenizer)
     duplicates = frozenset(task.plan.duplicates.get(source.path, ()))
     if source.kind == "text":
-        facts, pieces = task.plan.facts, iter(())  # type: tuple[TextFacts | None, Iterable[Piece]]
+        pieces: Iterable[Piece] = text_pieces(source, safe, bucket.start, bucket.stop)
+        facts = task.plan.facts
         if facts is None:
             facts, pieces = read_text(source, safe, options)
-        elif not facts.left_out:
-            pieces = text_pieces(source, safe, bucket.start, bucket.stop)
         if (reason := facts.left_out or ("duplicate" if 0 in duplicates else "")) and bucket.start == 0:
             note.add(reason)
             note.duplicates += sorted(duplicates)
