@@ -29,8 +29,18 @@ _TEMPORARY = re.compile(r"^\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}-")
 _COPY_BLOCK = 8 << 20
 # packages whose exceptions mean that a server is away or refuses
 _CLIENTS = frozenset(
-    ("botocore", "aiobotocore", "aiohttp", "huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2")
-    + ("requests", "urllib3")
+    [
+        "botocore",
+        "aiobotocore",
+        "aiohttp",
+        "huggingface_hub",
+        "httpx",
+        "httpx2",
+        "httpcore",
+        "httpcore2",
+        "requests",
+        "urllib3",
+    ]
 )
 
 
