@@ -67,7 +67,7 @@ def leaves(kind: type[Section] = PipelineConfig, prefix: str = "") -> Iterator[t
 def another_value(dotted: str, info: FieldInfo) -> Any:
     """A valid value of the field that is not its default."""
     default = info.get_default(call_default_factory=True)
-    candidates: list[Any] = ["another", [{"url": "another.txt"}], ["another"], not default]
+    candidates: list[Any] = ["another", [{"url": "another.txt"}], ["another"], {"another": 1.0}, not default]
     if get_origin(info.annotation) is Literal:
         candidates = list(get_args(info.annotation))
     elif isinstance(default, (int, float)) and not isinstance(default, bool):
@@ -351,7 +351,10 @@ def test_flattened_values_are_dotted_and_complete() -> None:
     flat = flatten(config)
     assert flat["train.steps"] == 77
     assert flat["model.n_layer"] == config.model.n_layer
-    assert set(flat) == {name for name, _ in leaves()}
+    assert set(flat) == {name for name, _ in leaves()} - {"train.mixture"}  # a table without a row
+
+    weighed = flatten(load_config(overrides=["train.mixture.web=0.7", "train.mixture.code=0.3"]))
+    assert (weighed["train.mixture.web"], weighed["train.mixture.code"]) == (0.7, 0.3)
 
 
 # --- what decides the result ---------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def test_the_order_is_the_description_s(windows: int, block: int, pool: int) -> 
 
 
 @given(windows=st.integers(1, 600), block=st.integers(1, 50), pool=st.integers(1, 12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_the_windows_of_a_pool_lie_in_its_blocks(windows: int, block: int, pool: int) -> None:
     levels = TwoLevels(block, pool)
     seen: list[int] = []

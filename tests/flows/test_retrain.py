@@ -97,6 +97,7 @@ def test_text_in_registered_model_out_and_nothing_twice(
     assert "not comparable" in tuned["model"]["decision"]
 
 
+@pytest.mark.slow
 @pytest.mark.stack
 def test_two_ranks_on_object_storage_do_the_same_as_on_a_folder(
     corpus: Path, s3_storage: str, prefect_api: str, monkeypatch: pytest.MonkeyPatch

@@ -102,6 +102,7 @@ def test_another_world_size_goes_on_with_the_same_samples(new_training: NewTrain
     assert losses(moved) == pytest.approx(losses(undisturbed), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_metrics_and_outcome_stand_beside_the_checkpoints(new_training: NewTraining) -> None:
     training = new_training("plain")
     result = training.finish()
