@@ -236,10 +236,11 @@ def prepare_tokens(model: ModelConfig, config: TrainConfig, dataset: Dataset, ca
     stream = TokenStream(dataset, "train", tokens)
     if config.shuffle == "global":
         stream.prepare()
-    elif 4 * config.shuffle_blocks * ROW_GROUP_TOKENS * stream.dtype.itemsize > limit:
+    # a pool is read while the next is fetched, and a block lies in up to two row groups
+    elif (wanted := 4 * config.shuffle_blocks * ROW_GROUP_TOKENS * stream.dtype.itemsize) > limit:
         raise UserError(
-            f"two pools of {config.shuffle_blocks} blocks want {4 * config.shuffle_blocks * 2 / 1000:.1f} GB of "
-            f"cache, there are {limit / 1e9:.1f}",
+            f"two pools of {config.shuffle_blocks} blocks want {wanted / 1e9:.1f} GB of cache, "
+            f"there are {limit / 1e9:.1f}",
             where="train.shuffle_blocks",
             hint="lower it, or raise GPTPIPE_CACHE_GIGABYTES",
         )

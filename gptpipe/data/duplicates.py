@@ -64,11 +64,8 @@ def digests_url(dataset: str, bucket: str) -> str:
 def write_digests(task: DigestTask) -> DigestReport:
     """Hash every document of a bucket, or take the digests from an earlier dataset."""
     target = digests_url(task.dataset, task.bucket.hash)
-    for known in ([target] if storage.exists(target) else []) + (
-        [digests_url(task.earlier, task.bucket.hash)] if task.earlier else []
-    ):
-        table = _read(known)
-        if table is not None:
+    for known in (target, digests_url(task.earlier, task.bucket.hash) if task.earlier else target):
+        if (table := _read(known)) is not None:
             if known != target:
                 storage.copy(known, target)
             return DigestReport(task.bucket.hash, table.num_rows)

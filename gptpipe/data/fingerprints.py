@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from gptpipe import storage
 from gptpipe.data.readers import changed, gone
 from gptpipe.data.sources import Source
-from gptpipe.errors import UserError
 
 FINGERPRINTS = ".fingerprints.parquet"
 _HASH_BLOCK = 1 << 20
@@ -92,8 +91,6 @@ def hash_file(state: State) -> str:
                 digest.update(block)
     except FileNotFoundError:
         raise gone(source) from None
-    except PermissionError:
-        raise UserError("the file may not be read", where=url, hint="check its permissions") from None
     if read != size:
         raise changed(source)
     return digest.hexdigest()
@@ -103,12 +100,11 @@ def _hash_small(url: str, size: int) -> str:
     """The same for a small local file: there may be a million of them."""
     source = Source("", url, url, size, "", "", "")
     try:
-        with open(url, "rb", buffering=0) as file:  # noqa: PTH123 - a path object takes as long as the reading
+        # a path object would take as long as the reading
+        with storage.explained(url), open(url, "rb", buffering=0) as file:  # noqa: PTH123
             content = file.read()
     except FileNotFoundError:
         raise gone(source) from None
-    except PermissionError:
-        raise UserError("the file may not be read", where=url, hint="check its permissions") from None
     if len(content) != size:
         raise changed(source)
     return hashlib.sha256(content).hexdigest()

@@ -59,8 +59,6 @@ def read_small(source: Source) -> bytes:
         content = storage.read_bytes(source.url)
     except FileNotFoundError:
         raise gone(source) from None
-    except PermissionError:
-        raise UserError("the file may not be read", where=source.url, hint="check its permissions") from None
     if source.sha256 and hashlib.sha256(content).hexdigest() != source.sha256:
         raise changed(source)
     return content
@@ -114,8 +112,6 @@ def _opened(source: Source) -> Iterator[IO[bytes]]:
         stream = storage.open_read(source.url)
     except FileNotFoundError:
         raise gone(source) from None
-    except PermissionError:
-        raise UserError("the file may not be read", where=source.url, hint="check its permissions") from None
     with stream, storage.explained(source.url):
         yield stream
 

@@ -183,13 +183,13 @@ if __name__ == "__main__":
 def bench_tokenize(options: argparse.Namespace) -> None:
     size = sum(file.stat().st_size for file in corpus(options).rglob("*.py"))
     print(f"{size / 1e6:.0f} MB, {options.workers} processes")
-    ours, numpy, lists, hf = [], [], [], []
+    ours, arrays, lists, hf = [], [], [], []
     for _ in range(options.rounds):
-        numpy.append(ceiling(options, "encode_to_numpy"))
+        arrays.append(ceiling(options, "encode_to_numpy"))
         ours.append(tokenize_once(options, options.work / "out")["seconds"])
         lists.append(ceiling(options, "encode_ordinary"))
     hf.append(hugging_face(options))
-    report("against tiktoken.encode_to_numpy in memory", ours, numpy)
+    report("against tiktoken.encode_to_numpy in memory", ours, arrays)
     report("against tiktoken.encode_ordinary in memory", ours, lists)
     report("against datasets.map", ours, hf)
 
@@ -341,7 +341,6 @@ def bench_memory(options: argparse.Namespace) -> None:
 
     out = options.work / "out-big"
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "gptpipe.cli"]
     command = [str(Path(sys.executable).with_name("gptpipe")), "tokenize", "--corpus", str(big), "--out", str(out)]
     began = time.perf_counter()
     process = subprocess.Popen([*command, "--workers", "2"])

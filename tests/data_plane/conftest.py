@@ -1,8 +1,13 @@
-"""A dataset with many small row groups, and its stream as any Parquet reader finds it."""
+"""What several tests of the data plane use: datasets and their true streams, web servers, threads, loaders."""
 
 from __future__ import annotations
 
+import http.server
 import random
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,36 +19,12 @@ import pytest
 from gptpipe.config import DataConfig
 from gptpipe.data.build import tokenize
 from gptpipe.data.dataset import Dataset, open_dataset
+from gptpipe.data.loader import TrainLoader
 
 GROUP_TOKENS = 4096
 END = 50_256
-WORDS = [
-    "the",
-    "a",
-    "of",
-    "red",
-    "green",
-    "blue",
-    "house",
-    "river",
-    "1",
-    "22",
-    "def",
-    "return",
-    "import",
-    "self",
-    "=",
-    "(",
-    ")",
-    "\n",
-    "\n\n",
-    "",
-    "",
-    "",
-    "yes",
-    "no",
-    "maybe",
-]
+WORDS = ["the", "a", "of", "red", "green", "blue", "house", "river", "1", "22", "yes", "no", "maybe"]
+WORDS += ["def", "return", "import", "self", "=", "(", ")", "\n", "\n\n", "", "", ""]
 
 
 @dataclass(frozen=True)
@@ -98,3 +79,57 @@ def make_sample(root: Path, sizes: dict[str, int], validation: float = 0.1) -> S
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
     """Six corpora of about 40,000 tokens, so six shards of about ten row groups."""
     return make_sample(tmp_path_factory.mktemp("sample"), {f"c{i}": 230 + 20 * i for i in range(6)})
+
+
+def make_long_document(root: Path) -> tuple[Dataset, Path]:
+    """A dataset of 31 documents, one of which is cut into ranges, and that one's file."""
+    folder = root / "text"
+    folder.mkdir()
+    long = folder / "long.txt"
+    long.write_text("".join(f"line {i} of a long text\n" for i in range(90_000)))
+    for i in range(30):
+        (folder / f"{i}.txt").write_text(f"a short one, number {i}, to be held out or not")
+    config = DataConfig(corpus=[str(folder)], validation=0.3, shard_megabytes=1, workers=1)  # type: ignore[list-item]
+    return open_dataset(tokenize(config, str(root / "out")).dataset), long
+
+
+@pytest.fixture
+def closing() -> Iterator[list[TrainLoader]]:
+    """Loaders that are closed at the end."""
+    loaders: list[TrainLoader] = []
+    yield loaders
+    for each in loaders:
+        each.close()
+
+
+@contextmanager
+def serving(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a web server of this machine that answers with `handler`."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def in_threads(*works: Callable[[], object]) -> list[str]:
+    """Do these at once; the traceback of each that failed, which a thread would keep to itself."""
+    failed: list[str] = []
+
+    def guarded(work: Callable[[], object]) -> None:
+        try:
+            work()
+        except Exception:
+            failed.append(traceback.format_exc())
+
+    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return failed

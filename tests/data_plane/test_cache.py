@@ -8,9 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from gptpipe.data.cache import Evicted, PartialShard, TokenCache
 from gptpipe.data.dataset import Dataset, open_dataset
 from gptpipe.data.tokens import TokenStream
 from gptpipe.errors import UserError
-from tests.data_plane.conftest import Sample
+from tests.data_plane.conftest import Sample, in_threads
 
 PAGE = 4096
 READER = """
@@ -199,32 +199,20 @@ def _first(sample: Sample) -> tuple[object, int]:
 def test_threads_of_one_process_may_read_one_stream_while_others_make_room(sample: Sample, tmp_path: Path) -> None:
     stream = TokenStream(sample.dataset, "train", TokenCache(tmp_path, 10**12))
     other = TokenCache(tmp_path, 0)
-    wrong: list[str] = []
     until = time.monotonic() + 2
 
     def read(seed: int) -> None:
         draw = np.random.default_rng(seed)
-        try:
-            while time.monotonic() < until:
-                start = int(draw.integers(0, len(sample.tokens) - 50))
-                assert np.array_equal(stream.read(start, start + 50), sample.tokens[start : start + 50])
-        except BaseException:
-            wrong.append(traceback.format_exc())
+        while time.monotonic() < until:
+            start = int(draw.integers(0, len(sample.tokens) - 50))
+            assert np.array_equal(stream.read(start, start + 50), sample.tokens[start : start + 50])
 
     def make_room() -> None:
         while time.monotonic() < until:
             other.make_room(1)
             time.sleep(0.001)
 
-    threads = [*(threading.Thread(target=read, args=(seed,)) for seed in range(2)), threading.Thread(target=make_room)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong, wrong[0]
-
-
-# --- room ----------------------------------------------------------------------------------------------------
+    assert in_threads(partial(read, 0), partial(read, 1), make_room) == []
 
 
 def test_what_was_used_least_recently_goes_first(sample: Sample, tmp_path: Path) -> None:

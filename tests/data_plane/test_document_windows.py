@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptpipe.config import DataConfig, TrainConfig, parse
-from gptpipe.data.build import tokenize
+from gptpipe.config import TrainConfig, parse
 from gptpipe.data.cache import TokenCache
-from gptpipe.data.dataset import open_dataset
 from gptpipe.data.loader import TrainLoader
 from gptpipe.data.tokens import TokenStream
-from gptpipe.data.windows import document_windows
+from gptpipe.data.windows import DocumentWindows, document_windows
 from gptpipe.errors import UserError
 from gptpipe.loss import IGNORED
-from tests.data_plane.conftest import END, Sample
+from tests.data_plane.conftest import END, Sample, make_long_document
 from tests.train.conftest import Training, dataset, new_training  # noqa: F401
 
 CONTEXT = 16
@@ -71,15 +69,6 @@ def test_every_token_but_a_document_s_first_is_a_target_once(tokens: list[int], 
 
 
 # --- the loader ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def closing() -> Iterator[list[TrainLoader]]:
-    """Loaders that are closed at the end."""
-    loaders: list[TrainLoader] = []
-    yield loaders
-    for each in loaders:
-        each.close()
 
 
 def loader(stream: TokenStream, closing: list[TrainLoader], **options: Any) -> TrainLoader:
@@ -183,13 +172,7 @@ def test_a_document_that_lies_in_several_shards_has_every_token_scored(
     tmp_path: Path, closing: list[TrainLoader]
 ) -> None:
     """A file larger than `shard_megabytes` is cut into ranges; it stays one document."""
-    folder = tmp_path / "text"
-    folder.mkdir()
-    (folder / "long.txt").write_text("".join(f"line {i} of a long text\n" for i in range(90_000)))
-    for i in range(30):
-        (folder / f"{i}.txt").write_text(f"a short one, number {i}, to be held out or not")
-    config = DataConfig(corpus=[str(folder)], validation=0.3, shard_megabytes=1, workers=1)  # type: ignore[list-item]
-    made = open_dataset(tokenize(config, str(tmp_path / "out")).dataset)
+    made, _ = make_long_document(tmp_path)
     (long,) = {
         entry["split"]
         for entry in pq.read_table(f"{made.url}/shards.parquet").to_pylist()
@@ -198,8 +181,6 @@ def test_a_document_that_lies_in_several_shards_has_every_token_scored(
     }
     stream = TokenStream(made, long, TokenCache(tmp_path / "cache", 10**12))
     assert len(stream.index) >= 2
-    from gptpipe.data.windows import DocumentWindows
-
     windows = DocumentWindows(stream, 0, stream.length, 1024)
     starts, lengths = windows.places(np.arange(windows.count))
     scored = np.zeros(stream.length, dtype=np.int64)

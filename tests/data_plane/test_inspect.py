@@ -22,7 +22,7 @@ from gptpipe.data.inspect import Inspection, describe, inspect
 from gptpipe.data.tokens import TokenStream
 from gptpipe.errors import UserError
 from gptpipe.tokenizer import get_tokenizer
-from tests.data_plane.conftest import Sample
+from tests.data_plane.conftest import Sample, make_long_document
 
 GPTPIPE = str(Path(sys.executable).with_name("gptpipe"))
 # documents by corpus; lengths in tokens are 1, 2, 3, 4, 7, 8, 9 and so on
@@ -174,16 +174,11 @@ def test_a_damaged_shard_is_refused_by_name(known: str, tmp_path: Path) -> None:
 
 def test_a_document_in_several_shards_is_one_document(tmp_path: Path) -> None:
     """A file larger than `shard_megabytes` is cut into ranges; it stays one document of its whole length."""
-    folder = tmp_path / "text"
-    folder.mkdir()
-    (folder / "long.txt").write_text("".join(f"line {i} of a long text\n" for i in range(90_000)))
-    for i in range(30):
-        (folder / f"{i}.txt").write_text(f"a short one, number {i}, to be held out or not")
-    config = DataConfig(corpus=[str(folder)], validation=0.3, shard_megabytes=1, workers=1)  # type: ignore[list-item]
-    found = inspect(tokenize(config, str(tmp_path / "out")).dataset)
+    made, long = make_long_document(tmp_path)
+    found = inspect(made.url)
     assert found.documents == 31
     assert found.shards >= 4
-    longest = len(get_tokenizer("gpt2").encode((folder / "long.txt").read_text()))
+    longest = len(get_tokenizer("gpt2").encode(long.read_text()))
     assert found.lengths["100%"] == longest
     assert sum(count for _, _, count in found.histogram) == 31
 

@@ -10,10 +10,8 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ import pytest
 from gptpipe import storage
 from gptpipe.errors import UserError
 from gptpipe.settings import reload_settings
+from tests.data_plane.conftest import serving
 from tests.data_plane.test_build import build, contents, remote_contents, some_text
 
 # A build in a process of its own, with workers; says when it begins and what it came to.
@@ -308,8 +307,7 @@ def test_a_shard_damaged_in_one_dataset_is_whole_in_the_next(tmp_path: Path) -> 
 # --- a store that does not answer as it should ---------------------------------------------------------------
 
 
-@contextmanager
-def answering(status: int) -> Iterator[str]:
+def one_answer(status: int) -> type[http.server.BaseHTTPRequestHandler]:
     """An S3 server that has one answer to everything."""
     code = {403: "AccessDenied", 500: "InternalError", 503: "SlowDown"}[status]
     content = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>no\nand no</Message></Error>'.encode()
@@ -331,16 +329,7 @@ def answering(status: int) -> Iterator[str]:
 
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _answer
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return Handler
 
 
 @pytest.mark.parametrize(
@@ -360,7 +349,7 @@ def test_a_store_that_only_refuses_is_told_in_one_line_and_in_time(
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "a.txt").write_text(some_text(1))
     url = "s3://bucket/there"
-    with answering(status) as endpoint:
+    with serving(one_answer(status)) as endpoint:
         monkeypatch.setenv("GPTPIPE_S3_ENDPOINT", endpoint)
         monkeypatch.setenv("GPTPIPE_S3_ACCESS_KEY", "key")
         monkeypatch.setenv("GPTPIPE_S3_SECRET_KEY", "secret")

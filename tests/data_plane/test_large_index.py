@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 
 from gptpipe.data.index import ShardIndex, index_table
 from gptpipe.data.rows import ShardFile
+from tests.data_plane.conftest import in_threads
 
 ROWS = 300_000
 CORPORA = ["web", "books", "code", "wiki", "only-held-out"]
@@ -134,22 +135,12 @@ def test_threads_that_look_at_the_index_together_get_the_rows_they_asked_for(
 ) -> None:
     """`TokenStream.prepare` and the loader look at it from several threads."""
     index = ShardIndex.read(content)
-    wrong: list[str] = []
 
     def look(seed: int) -> None:
-        try:
-            for number in np.random.default_rng(seed).integers(0, ROWS, 40).tolist():
-                if index[number].sha256 != naive["sha256"][number]:
-                    wrong.append(f"row {number} is {index[number].path}")
-        except BaseException as error:
-            wrong.append(repr(error))
+        for number in np.random.default_rng(seed).integers(0, ROWS, 40).tolist():
+            assert index[number].sha256 == naive["sha256"][number], f"row {number} is {index[number].path}"
 
-    threads = [threading.Thread(target=look, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    assert in_threads(*(partial(look, seed) for seed in range(4))) == []
 
 
 def test_by_hash_and_iteration_give_every_file(index: ShardIndex) -> None:

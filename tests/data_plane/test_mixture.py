@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +102,6 @@ def test_corpora_are_mixed_everywhere_in_a_cycle_and_anew_in_each() -> None:
 
 
 # --- the loader ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def closing() -> Iterator[list[TrainLoader]]:
-    """Loaders that are closed at the end."""
-    loaders: list[TrainLoader] = []
-    yield loaders
-    for each in loaders:
-        each.close()
 
 
 def loader(sample: Sample, cache: Path, closing: list[TrainLoader], **options: Any) -> TrainLoader:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import http.server
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from gptpipe.data import cuts
 from gptpipe.data.documents import ReadOptions, read_text
 from gptpipe.data.sources import Source, list_sources
 from gptpipe.errors import UserError
+from tests.data_plane.conftest import serving
 
 
 def sources_of(*corpus: object, **options: object) -> list[Source]:
@@ -244,13 +244,8 @@ def web(folder: Path) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(functools.partial(Quiet, directory=str(folder))) as address:
+        yield address
 
 
 def test_a_file_on_the_web_is_listed_and_read(web: str) -> None:

@@ -6,8 +6,7 @@ import itertools
 import os
 import threading
 import time
-import traceback
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from gptpipe.data.cache import TokenCache
 from gptpipe.data.loader import TrainLoader
 from gptpipe.data.order import TwoLevels, epoch_keys, permute
 from gptpipe.data.tokens import TokenStream
-from tests.data_plane.conftest import GROUP_TOKENS, Sample
+from tests.data_plane.conftest import GROUP_TOKENS, Sample, in_threads
 
 GOLDEN = [
     18,
@@ -231,15 +230,6 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gptpipe.data.loader.ROW_GROUP_TOKENS", GROUP_TOKENS)
 
 
-@pytest.fixture
-def closing() -> Iterator[list[TrainLoader]]:
-    """Loaders that are closed at the end."""
-    loaders: list[TrainLoader] = []
-    yield loaders
-    for each in loaders:
-        each.close()
-
-
 def loader(sample: Sample, cache: Path, closing: list[TrainLoader], limit: int = 10**12, **options: int) -> TrainLoader:
     ranks = {
         name: options.pop(name) for name in ("rank", "world_size", "local_rank", "local_world_size") if name in options
@@ -388,21 +378,12 @@ def test_two_threads_that_let_go_of_removed_shards_do_not_meet(
     """The loader's two threads read one stream; with a small cache both find the same shard gone."""
     monkeypatch.setattr("gptpipe.data.tokens._OPEN", 3)  # as if there were more shards than may be mapped
     stream = TokenStream(sample.dataset, "train", TokenCache(tmp_path, 20_000))
-    wrong: list[BaseException] = []
     until = time.monotonic() + 4
 
     def read(seed: int) -> None:
         draw = np.random.default_rng(seed)
-        try:
-            while time.monotonic() < until:
-                start = int(draw.integers(0, len(sample.tokens) - 40))
-                assert np.array_equal(stream.read(start, start + 40), sample.tokens[start : start + 40])
-        except BaseException as error:
-            wrong.append(error)
+        while time.monotonic() < until:
+            start = int(draw.integers(0, len(sample.tokens) - 40))
+            assert np.array_equal(stream.read(start, start + 40), sample.tokens[start : start + 40])
 
-    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong, "".join(traceback.format_exception(wrong[0]))
+    assert in_threads(partial(read, 0), partial(read, 1)) == []

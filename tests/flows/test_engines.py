@@ -149,21 +149,13 @@ def test_processes_pass_on_a_complaint(engines: Engines, tmp_path: Path) -> None
     check_that_a_complaint_arrives(engines, tmp_path / "bad", "processes")
 
 
-def test_dask_makes_the_same_dataset_as_processes(engines: Engines, corpus: Path) -> None:
-    pytest.importorskip("prefect_dask")
-    check_the_same_dataset(engines, corpus, "dask")
+@pytest.mark.parametrize("engine", ["dask", "ray"])
+def test_another_engine_makes_the_same_dataset_as_processes(engines: Engines, corpus: Path, engine: str) -> None:
+    pytest.importorskip(f"prefect_{engine}", reason="infra/test.sh --all installs it")
+    check_the_same_dataset(engines, corpus, engine)
 
 
-def test_dask_passes_on_a_complaint(engines: Engines, tmp_path: Path) -> None:
-    pytest.importorskip("prefect_dask")
-    check_that_a_complaint_arrives(engines, tmp_path / "bad", "dask")
-
-
-def test_ray_makes_the_same_dataset_as_processes(engines: Engines, corpus: Path) -> None:
-    pytest.importorskip("prefect_ray")
-    check_the_same_dataset(engines, corpus, "ray")
-
-
-def test_ray_passes_on_a_complaint(engines: Engines, tmp_path: Path) -> None:
-    pytest.importorskip("prefect_ray")
-    check_that_a_complaint_arrives(engines, tmp_path / "bad", "ray")
+@pytest.mark.parametrize("engine", ["dask", "ray"])
+def test_another_engine_passes_on_a_complaint(engines: Engines, tmp_path: Path, engine: str) -> None:
+    pytest.importorskip(f"prefect_{engine}", reason="infra/test.sh --all installs it")
+    check_that_a_complaint_arrives(engines, tmp_path / "bad", engine)
