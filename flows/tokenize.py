@@ -9,7 +9,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows import report
-from flows.engines import run_as_tasks, task_runner
+from flows.engines import engine, task_runner
 from gptpipe import storage
 from gptpipe.config import DataConfig, Section
 from gptpipe.data.build import tokenize as make_dataset
@@ -32,7 +32,7 @@ class TokenizeParameters(Section):
 def tokenize(parameters: TokenizeParameters) -> dict[str, Any]:
     """Make the dataset of these texts, unless it is there."""
     out = storage.join(parameters.storage or settings().storage_url, "datasets")
-    result = make_dataset(parameters.data, out, run_as_tasks)
+    result = make_dataset(parameters.data, out, engine(parameters.data.workers))
     if result.already_done:
         log.info("tokenize: already done, %s", result.dataset)
     else:

@@ -201,8 +201,8 @@ def _run_flow(parameters: PipelineConfig) -> dict[str, Any]:
     from flows.retrain import retrain
 
     show_on_console(settings().log_level)
-    # each flow waits about a second for its heartbeat's thread to end; nobody watches this process for zombies
-    with temporary_settings(restore_defaults=[PREFECT_FLOWS_HEARTBEAT_FREQUENCY]):
+    # each flow waits up to a second for its heartbeat's thread to end; nobody watches this process for zombies
+    with temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         result: dict[str, Any] = retrain(parameters)
     return result
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
-from multiprocessing import get_context, parent_process
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +20,7 @@ from gptpipe.data.cuts import safe_places
 from gptpipe.data.dataset import INDEX, LATEST, MANIFEST, SOURCES, Dataset, open_dataset
 from gptpipe.data.documents import ReadOptions, facts_of_range
 from gptpipe.data.duplicates import DigestTask, Duplicates, find_duplicates, write_digests
+from gptpipe.data.engine import Engine, Processes
 from gptpipe.data.fingerprints import Fingerprints, State, hash_file
 from gptpipe.data.index import index_table
 from gptpipe.data.plan import FORMAT_VERSION, ShardPlan, Wanted, finish_plan, identify, plan_buckets
@@ -37,15 +34,9 @@ from gptpipe.wording import counted
 
 log = logging.getLogger(__name__)
 
-BATCH_BYTES = 8_000_000
-BATCH_TASKS = 256
-WINDOW = 4  # tasks submitted ahead, per worker
-_MUCH = 16_000_000  # bytes of new text for which processes are started while it is hashed
+_MUCH = 16_000_000  # bytes of new text for which the engine is started while it is hashed
 _FEW = 5  # documents in a validation split
 _SKIPPED = 100  # of what could not be read, named a corpus
-
-# a way to do some work on every task, on so many workers; results may come in any order
-Runner = Callable[[Callable[[Any], Any], Iterable[Any], int], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -68,27 +59,27 @@ class TokenizeResult:
         return asdict(self)
 
 
-def tokenize(config: DataConfig, out: str, run: Runner | None = None) -> TokenizeResult:
+def tokenize(config: DataConfig, out: str, engine: Engine | None = None) -> TokenizeResult:
     """Make the dataset of `config` in `<out>/<id>/`, unless it is there.
 
     Args:
         out: folder or URL for datasets.
-        run: how shards are made; by default on `config.workers` processes of this machine.
+        engine: who makes the shards; by default `config.workers` processes of this machine.
 
     Raises:
         UserError: sources that cannot be used, or a split that would be empty. Nothing is committed.
     """
     began = time.perf_counter()
-    with Processes(config.workers) as processes:
+    with engine or Processes(config.workers) as started:
         known = Fingerprints(out)
         listed = list_sources(config)
-        if run is None and sum(source.size for source in listed if not known.knows(source)) > _MUCH:
-            processes.start()
-        return _tokenize(config, out, listed, known, run or processes.run, began)
+        if sum(source.size for source in listed if not known.knows(source)) > _MUCH:
+            started.start()
+        return _tokenize(config, out, listed, known, started, began)
 
 
 def _tokenize(
-    config: DataConfig, out: str, listed: list[Source], known: Fingerprints, run: Runner, began: float
+    config: DataConfig, out: str, listed: list[Source], known: Fingerprints, engine: Engine, began: float
 ) -> TokenizeResult:
     storage.sweep_temporaries(out, below=False)
     storage.sweep_temporaries(str(storage.scratch_home()))
@@ -101,9 +92,9 @@ def _tokenize(
             _remember(dataset, config, out)
             return _result(dataset, [], None)
     try:
-        plans = _plan_shards(wanted, config, earlier, run)
+        plans = _plan_shards(wanted, config, earlier, engine)
         reports: dict[str, ShardReport] = {}
-        for report in run(make_shard, shard_tasks(plans, wanted, config, earlier), config.workers):
+        for report in engine.run(make_shard, shard_tasks(plans, wanted, config, earlier)):
             reports[report.hash] = report
         dataset = commit(wanted, plans, config, [reports[plan.hash] for plan in plans])
     finally:
@@ -116,7 +107,7 @@ def _tokenize(
     return _result(dataset, list(reports.values()), speed)
 
 
-def _plan_shards(wanted: Wanted, config: DataConfig, earlier: Dataset | None, run: Runner) -> list[ShardPlan]:
+def _plan_shards(wanted: Wanted, config: DataConfig, earlier: Dataset | None, engine: Engine) -> list[ShardPlan]:
     """All shards, once it is known what must be: facts of large texts, and which documents are copies."""
     options = ReadOptions.of(config, by_position=wanted.by_position)
     safe = safe_places(get_tokenizer(config.tokenizer))
@@ -132,7 +123,7 @@ def _plan_shards(wanted: Wanted, config: DataConfig, earlier: Dataset | None, ru
         tasks = [
             DigestTask(bucket, wanted.url, config.tokenizer, options, known[bucket.hash], place) for bucket in buckets
         ]
-        documents = sum(report.documents for report in run(write_digests, tasks, config.workers))
+        documents = sum(report.documents for report in engine.run(write_digests, tasks))
         copies = find_duplicates(buckets, wanted.url, documents)
     plans = []
     whole: dict[Source, dict[str, list[int]]] = {}  # what a text's first range says is true of all of it
@@ -190,90 +181,6 @@ def _remove_damaged(dataset: Dataset, known: Fingerprints) -> int:
         log.warning("%s: %s, made again", url, "damaged" if path in states else "gone or cut off")
         storage.remove(url)
     return len(damaged)
-
-
-def run_in_processes(work: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
-    """Do `work` on every task on processes of this machine, a bounded window of them at a time."""
-    with Processes(workers) as processes:
-        yield from processes.run(work, tasks, workers)
-
-
-class Processes:
-    """Processes of this machine, started when they are first needed, or ahead of that."""
-
-    def __init__(self, workers: int) -> None:
-        self._count = workers or os.cpu_count() or 1
-        self._pool: ProcessPoolExecutor | None = None
-
-    def start(self) -> None:
-        """Let them start and load what they need while something else is done."""
-        if self._count > 1 and self._pool is None:
-            self._pool = process_pool(self._count)
-            for _ in range(self._count):
-                self._pool.submit(get_tokenizer)
-
-    def run(self, work: Callable[[Any], Any], tasks: Iterable[Any], _: int) -> Iterator[Any]:
-        """A `Runner`: results in the order they come."""
-        tasks = iter(tasks)
-        first = list(islice(tasks, 2))
-        if len(first) < 2 or self._count == 1:
-            yield from map(work, chain(first, tasks))
-            return
-        self.start()
-        assert self._pool is not None
-        pool = self._pool
-        yield from in_window(lambda task: pool.submit(work, task), chain(first, tasks), WINDOW * self._count)
-
-    def __enter__(self) -> Processes:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def in_window(submit: Callable[[Any], Future[Any]], tasks: Iterable[Any], width: int) -> Iterator[Any]:
-    """Results in the order they come, with at most `width` tasks submitted and not done."""
-    waiting: set[Future[Any]] = set()
-    for task in tasks:
-        if len(waiting) >= width:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
-        waiting.add(submit(task))
-    while waiting:
-        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-        yield from (future.result() for future in done)
-
-
-def batched_by_size(tasks: Iterable[Any]) -> Iterator[list[Any]]:
-    """Tasks, largest first, in groups of about `BATCH_BYTES` to read, so that small ones share a submission."""
-    batch: list[Any] = []
-    size = 0
-    for task in tasks:
-        if batch and (size + task.size > BATCH_BYTES or len(batch) == BATCH_TASKS):
-            yield batch
-            batch, size = [], 0
-        batch.append(task)
-        size += task.size
-    if batch:
-        yield batch
-
-
-def process_pool(workers: int) -> ProcessPoolExecutor:
-    """Processes that do tasks. Forked ones could inherit a lock that an S3 client or the logger holds."""
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def commit(wanted: Wanted, plans: list[ShardPlan], config: DataConfig, reports: list[ShardReport]) -> Dataset:

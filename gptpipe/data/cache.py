@@ -55,13 +55,15 @@ class TokenCache:
     def whole_path(self, file: ShardFile) -> Path:
         return self.folder / f"{file.sha256}.bin"
 
-    def decode_whole(self, file: ShardFile, dataset: str, separator: int) -> None:
+    def decode_whole(self, file: ShardFile, dataset: str, length: int, dtype: np.dtype, separator: int) -> None:
         """Write a shard's flat file; the caller has made room for it."""
         reader = ShardReader(read_shard(dataset, file))
         path = self.whole_path(file)
+        starts = np.append(file.row_group_offsets, length)
+        buffer = np.empty(np.diff(starts).max(), dtype)  # one for all: fresh memory costs as much as decoding into it
         with storage.new_file(path) as temporary, temporary.open("wb") as out:
             for group in range(reader.row_groups):
-                reader.stream(group, separator).tofile(out)
+                out.write(reader.stream(group, separator, buffer).data)
         with self.locked():
             _remove_partial(path.with_suffix(".part"))
 
@@ -146,9 +148,8 @@ class PartialShard:
             reader = ShardReader(read_shard(self._dataset, self._file)) if missing else None
             for group in missing:
                 assert reader is not None
-                self.tokens[int(self._starts[group]) : int(self._starts[group + 1])] = reader.stream(
-                    group, self._separator
-                )
+                out = self.tokens[int(self._starts[group]) : int(self._starts[group + 1])]
+                reader.stream(group, self._separator, out)
                 self._there[group] = 1
             with suppress(FileNotFoundError):
                 os.utime(self.path)

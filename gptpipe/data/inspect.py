@@ -103,10 +103,11 @@ def _read(dataset: Dataset, vocab_size: int) -> tuple[np.ndarray, np.ndarray, li
     document, length = ("", ""), 0  # a large document goes on in the next shard
     for number in range(wanted):
         file = index[number * len(index) // wanted]
+        pieces: list[np.ndarray] = []
         for position, row in enumerate(ShardReader(read_shard(dataset.url, file)).rows()):
             if position == 0:
                 firsts.append((row.document_id, row.tokens[:_EXCERPT].tolist()))
-            counts += np.bincount(row.tokens, minlength=vocab_size)
+            pieces.append(row.tokens)
             if (file.corpus, row.document_id) != document and length:
                 lengths.append(length)
                 length = 0
@@ -115,6 +116,7 @@ def _read(dataset: Dataset, vocab_size: int) -> tuple[np.ndarray, np.ndarray, li
             if row.last:
                 lengths.append(length)
                 length = 0
+        counts += np.bincount(np.concatenate(pieces), minlength=vocab_size)
     if length:
         lengths.append(length)
     return np.array(lengths, dtype=np.int64), counts, firsts

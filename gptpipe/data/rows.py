@@ -16,12 +16,14 @@ import pyarrow.parquet as pq
 
 from gptpipe import storage
 from gptpipe.data.documents import LeftOut
+from gptpipe.data.pages import column_pages
 from gptpipe.tokenizer import Tokenizer
 
 SPLITS = ("train", "validation")
 ROW_GROUP_TOKENS = 1_000_000
 _NOTE_KEY = b"gptpipe.shard"
 _ZSTD_LEVEL = 3
+_PAGE_BYTES, _BATCH_ROWS = 1 << 20, 1 << 16  # a page that stays in a core's cache while it is decoded
 _HASH_BLOCK = 1 << 20
 _LONG_DOCUMENT = 100  # tokens
 DAMAGED = (pa.ArrowException, OSError, KeyError, TypeError, ValueError)
@@ -161,7 +163,9 @@ class _SplitWriter:
                 use_dictionary=False,
                 write_statistics=False,
                 write_page_checksum=True,
-                write_batch_size=ROW_GROUP_TOKENS,
+                write_batch_size=_BATCH_ROWS,
+                data_page_size=_PAGE_BYTES,
+                data_page_version="1.0",  # the one that gptpipe.data.pages reads
             )
         except DAMAGED:  # its first bytes may find the disk full
             self._sink.close()
@@ -246,11 +250,12 @@ def _sha256_of(path: Path) -> str:
 
 
 class ShardReader:
-    """A shard file that is in memory or on the local disk. Every page is checked against its CRC."""
+    """A shard file that is in memory. Every page is checked against its CRC."""
 
-    def __init__(self, content: bytes | Path) -> None:
-        source = pa.BufferReader(content) if isinstance(content, bytes) else content
-        self._file = pq.ParquetFile(source, page_checksum_verification=True)
+    def __init__(self, content: bytes) -> None:
+        self._file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        self._content = memoryview(content)
+        self._columns = {self._file.schema.column(i).path.split(".")[0]: i for i in range(len(self._file.schema))}
 
     @property
     def row_groups(self) -> int:
@@ -272,16 +277,34 @@ class ShardReader:
             for i, (identity, part, last, size) in enumerate(zip(*columns, strict=True)):
                 yield Row(identity, part, last, values[offsets[i] : offsets[i + 1]], size)
 
-    def stream(self, index: int, separator: int) -> np.ndarray:
-        """A row group's tokens with `separator` after every document, shape (n,)."""
-        table = self._file.read_row_group(index, columns=["tokens", "last"], use_threads=False)
-        pieces: list[np.ndarray] = []
-        for batch in table.to_batches():
-            tokens = batch.column("tokens")
-            values, offsets = tokens.values.to_numpy(), tokens.offsets.to_numpy()
-            ends = offsets[1:][np.asarray(batch.column("last"))] - offsets[0]
-            pieces.append(_separated(values[offsets[0] : offsets[-1]], ends, separator))
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    def stream(self, index: int, separator: int, out: np.ndarray) -> np.ndarray:
+        """A row group's tokens with `separator` after every document.
+
+        Args:
+            out: at least as long as the row group is; filled from its beginning.
+
+        Returns:
+            What was filled of `out`, shape (n,).
+        """
+        values: list[np.ndarray] = []
+        begins: list[np.ndarray] = []
+        count = 0
+        for page in column_pages(self._chunk(index, "tokens"), nested=True):
+            begins.append(page.rows - np.searchsorted(page.empty, page.rows) + count)
+            values.append(np.frombuffer(page.values, "<i4"))
+            count += len(values[-1])
+        last = np.concatenate(
+            [
+                np.unpackbits(np.frombuffer(page.values, np.uint8), count=page.slots, bitorder="little")
+                for page in column_pages(self._chunk(index, "last"), nested=False)
+            ]
+        )
+        ends = np.append(np.concatenate(begins)[1:], count)[last == 1]
+        return _separated(values, ends, separator, out[: count + len(ends)])
+
+    def _chunk(self, index: int, name: str) -> memoryview:
+        column = self._file.metadata.row_group(index).column(self._columns[name])
+        return self._content[column.data_page_offset :][: column.total_compressed_size]
 
     def describe(self, corpus: str, split: str, shard: str, size: int, sha256: str) -> ShardFile:
         """The file as the index lists it, counted from its rows."""
@@ -293,21 +316,25 @@ class ShardReader:
         return tally.describe(corpus, split, shard, size, sha256)
 
 
-def _separated(tokens: np.ndarray, ends: np.ndarray, separator: int) -> np.ndarray:
-    """`tokens` with `separator` at every one of `ends`."""
-    if len(tokens) < _LONG_DOCUMENT * len(ends):
-        return np.insert(tokens, ends, separator)
-    out = np.empty(len(tokens) + len(ends), tokens.dtype)  # copying slices is six times faster on long documents
-    begin = place = 0
-    for end in ends.tolist():
-        out[place : place + end - begin] = tokens[begin:end]
-        place += end - begin
-        out[place] = separator
-        begin, place = end, place + 1
-    out[place:] = tokens[begin:]
+def _separated(values: list[np.ndarray], ends: np.ndarray, separator: int, out: np.ndarray) -> np.ndarray:
+    """`out`, filled with the values one after another and `separator` at every one of `ends`."""
+    if len(out) < _LONG_DOCUMENT * len(ends):
+        spots = ends + np.arange(len(ends))
+        is_token = np.ones(len(out), bool)
+        is_token[spots] = False
+        out[spots] = separator
+        out[is_token] = np.concatenate(values)
+        return out
+    waiting, begin, place = ends.tolist()[::-1], 0, 0  # copying slices is several times faster on long documents
+    for part in values:
+        done = 0
+        while waiting and waiting[-1] - begin <= len(part):
+            stop = waiting.pop() - begin
+            out[place : place + stop - done] = part[done:stop]
+            place += stop - done + 1
+            out[place - 1] = separator
+            done = stop
+        out[place : place + len(part) - done] = part[done:]
+        place += len(part) - done
+        begin += len(part)
     return out
-
-
-def read_rows(content: bytes) -> Iterator[Row]:
-    """The rows of a shard file."""
-    return ShardReader(content).rows()

@@ -65,19 +65,19 @@ class TokenStream:
                 where=self.dataset.url,
                 hint="raise GPTPIPE_CACHE_GIGABYTES, or shuffle in two levels: train.shuffle=two-level",
             )
-        sizes = (self.starts[1:] - self.starts[:-1]) * self.dtype.itemsize
         missing = [
-            (file, int(size))
-            for file, size in zip(self.index, sizes, strict=True)
-            if not self._cache.has_whole(file, int(size))
+            (file, int(length))
+            for file, length in zip(self.index, np.diff(self.starts), strict=True)
+            if not self._cache.has_whole(file, int(length) * self.dtype.itemsize)
         ]
-        self._cache.make_room(sum(size for _, size in missing))
+        self._cache.make_room(sum(length for _, length in missing) * self.dtype.itemsize)
 
-        def decode(file: ShardFile) -> None:
-            self._cache.decode_whole(file, self.dataset.url, self.end_of_text)
+        def decode(what: tuple[ShardFile, int]) -> None:
+            self._cache.decode_whole(what[0], self.dataset.url, what[1], self.dtype, self.end_of_text)
 
-        with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
-            for _ in pool.map(decode, [file for file, _ in missing]):
+        missing.sort(key=lambda what: -what[1])  # the longest first, so that no core is left with one at the end
+        with ThreadPoolExecutor(1 + (os.cpu_count() or 1)) as pool:
+            for _ in pool.map(decode, missing):
                 pass
 
     def shard(self, number: int) -> np.ndarray:

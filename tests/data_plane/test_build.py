@@ -31,9 +31,10 @@ from hypothesis import strategies as st
 from gptpipe import storage
 from gptpipe.config import DataConfig
 from gptpipe.data import cuts
-from gptpipe.data.build import TokenizeResult, run_in_processes, tokenize
+from gptpipe.data.build import TokenizeResult, tokenize
 from gptpipe.data.cache import TokenCache
 from gptpipe.data.dataset import open_dataset
+from gptpipe.data.engine import Processes
 from gptpipe.data.shards import split_by_position, split_of
 from gptpipe.data.tokens import TokenStream
 from gptpipe.errors import UserError
@@ -889,17 +890,19 @@ def test_nothing_half_written_is_left_behind(kills: list[dict[str, Any]]) -> Non
 STALLS = """
 import sys
 from gptpipe.config import DataConfig
-from gptpipe.data.build import run_in_processes, tokenize
+from gptpipe.data.build import tokenize
+from gptpipe.data.engine import Processes
 
-def stall(work, tasks, workers):
-    for number, report in enumerate(run_in_processes(work, tasks, workers), 1):
-        if number == 2:
-            print("in the middle", flush=True)
-            sys.stdin.read()
-        yield report
+class Stalling(Processes):
+    def run(self, work, tasks):
+        for number, report in enumerate(super().run(work, tasks), 1):
+            if number == 2:
+                print("in the middle", flush=True)
+                sys.stdin.read()
+            yield report
 
 if __name__ == "__main__":
-    tokenize(DataConfig(corpus=sys.argv[2:], validation=0.3, workers=2), sys.argv[1], stall)
+    tokenize(DataConfig(corpus=sys.argv[2:], validation=0.3, workers=2), sys.argv[1], Stalling(2))
 """
 
 
@@ -1086,12 +1089,13 @@ def test_a_file_that_changes_while_it_is_read_is_refused_by_name(tmp_path: Path,
     folder = write(tmp_path / "corpus", {f"{i}.txt": some_text(i) for i in range(20)})
     file = folder / "7.txt"
 
-    def disturb(work: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
-        file.unlink() if act == "remove" else file.write_text(some_text(99))
-        yield from run_in_processes(work, tasks, workers)
+    class Disturbing(Processes):
+        def run(self, work: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
+            file.unlink() if act == "remove" else file.write_text(some_text(99))
+            yield from super().run(work, tasks)
 
     with pytest.raises(UserError, match=message) as caught:
-        tokenize(config(folder), str(tmp_path / "out"), disturb)
+        tokenize(config(folder), str(tmp_path / "out"), Disturbing(2))
     assert caught.value.where == str(file)
     assert not list((tmp_path / "out").rglob("manifest.json"))
     made = build(tmp_path / "out", folder)

@@ -222,8 +222,9 @@ def test_what_was_used_least_recently_goes_first(sample: Sample, tmp_path: Path)
     def decode(number: int) -> Path:
         time.sleep(0.02)
         file = index[number]
-        if not cache.has_whole(file, 2 * int(index.stream_lengths[number])):
-            cache.decode_whole(file, sample.dataset.url, 50_256)
+        length = int(index.stream_lengths[number])
+        if not cache.has_whole(file, 2 * length):
+            cache.decode_whole(file, sample.dataset.url, length, np.dtype(np.uint16), 50_256)
         return cache.whole_path(file)
 
     paths = [decode(number) for number in range(4)]

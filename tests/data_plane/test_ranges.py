@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gptpipe.data.build import TokenizeResult, run_in_processes, tokenize
+from gptpipe.data.build import TokenizeResult, tokenize
 from gptpipe.data.cache import TokenCache
 from gptpipe.data.cuts import CELL
 from gptpipe.data.dataset import open_dataset
+from gptpipe.data.engine import Processes
 from gptpipe.data.tokens import TokenStream
 from gptpipe.errors import UserError
 from gptpipe.tokenizer import get_tokenizer
@@ -476,23 +477,24 @@ def test_a_large_file_that_changes_after_it_was_planned_is_refused_by_name(
         file.write_bytes("\n".join(texts).encode() if kind == "txt" else lines_of(texts)[0])
     content = file.read_bytes()
 
-    def disturb(work: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
-        waiting = list(tasks)
-        if act == "remove":
-            file.unlink()
-        elif act == "append":
-            file.write_bytes(content + content[-100:])
-        elif act == "replace":  # the same size, another file
-            beside = file.with_suffix(".new")
-            beside.write_bytes(content[::-1])
-            os.utime(beside, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
-            beside.replace(file)
-        else:
-            file.write_bytes(content.replace(b"Gisburn", b"gisburn"))
-        yield from run_in_processes(work, waiting, workers)
+    class Disturbing(Processes):
+        def run(self, work: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
+            waiting = list(tasks)
+            if act == "remove":
+                file.unlink()
+            elif act == "append":
+                file.write_bytes(content + content[-100:])
+            elif act == "replace":  # the same size, another file
+                beside = file.with_suffix(".new")
+                beside.write_bytes(content[::-1])
+                os.utime(beside, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
+                beside.replace(file)
+            else:
+                file.write_bytes(content.replace(b"Gisburn", b"gisburn"))
+            yield from super().run(work, waiting)
 
     with pytest.raises(UserError, match=message) as caught:
-        tokenize(config(file.parent, shard_megabytes=1, validation=0), str(tmp_path / "out"), disturb)
+        tokenize(config(file.parent, shard_megabytes=1, validation=0), str(tmp_path / "out"), Disturbing(2))
     assert caught.value.where == str(file)
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "out").rglob("manifest.json"))

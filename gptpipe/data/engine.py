@@ -1,0 +1,96 @@
+"""Who makes the shards: processes of this machine, or what else can do some work on every one of many tasks."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import chain, islice
+from multiprocessing import get_context, parent_process
+from typing import Any, Protocol
+
+from gptpipe.tokenizer import get_tokenizer
+
+WINDOW = 4  # tasks submitted ahead, per worker
+
+
+class Engine(Protocol):
+    """Does work on tasks. Used as a context, at whose end nothing of it goes on."""
+
+    def start(self) -> None:
+        """Get ready while something else is done."""
+
+    def run(self, work: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
+        """What `work` makes of every task, in any order. Few tasks are taken ahead of what is done."""
+        ...
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Processes:
+    """Processes of this machine, started when they are first needed, or ahead of that.
+
+    Args:
+        workers: how many; 0 for one a core.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers or os.cpu_count() or 1
+        self.pool: ProcessPoolExecutor | None = None
+
+    def start(self) -> None:
+        """Let them start and load what they need while something else is done; a single one is this process."""
+        if self.workers > 1:
+            self.started()
+
+    def started(self) -> ProcessPoolExecutor:
+        if self.pool is None:
+            # forked ones could inherit a lock that an S3 client or the logger holds
+            self.pool = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
+            for _ in range(self.workers):
+                self.pool.submit(get_tokenizer)
+        return self.pool
+
+    def run(self, work: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
+        tasks = iter(tasks)
+        first = list(islice(tasks, 2))
+        if len(first) < 2 or self.workers == 1:
+            yield from map(work, chain(first, tasks))
+            return
+        pool = self.started()
+        yield from _in_window(lambda task: pool.submit(work, task), chain(first, tasks), WINDOW * self.workers)
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_window(submit: Callable[[Any], Future[Any]], tasks: Iterable[Any], width: int) -> Iterator[Any]:
+    """Results in the order they come, with at most `width` tasks submitted and not done."""
+    waiting: set[Future[Any]] = set()
+    for task in tasks:
+        if len(waiting) >= width:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+        waiting.add(submit(task))
+    while waiting:
+        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+        yield from (future.result() for future in done)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
