@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -28,6 +30,8 @@ MODEL, CONFIG, OPTIMIZER, STATE, MANIFEST = (
     "state.json",
     "manifest.json",
 )
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.uint8: "U8"}
+_BLOCK = 8 << 20
 _STEP = re.compile(r"^step-(\d{8,})$")
 
 
@@ -96,22 +100,55 @@ def write_checkpoint(
 ) -> Checkpoint:
     """Write `<training>/step-<step>/`, the manifest last. What is there already is replaced file by file."""
     url = storage.join(training, step_name(step))
-    contents = {
-        CONFIG: _json_bytes(config),
-        # transformers asks for the format entry
-        MODEL: safetensors.torch.save({name: tensor.contiguous() for name, tensor in model.items()}, {"format": "pt"}),
+    contents: dict[str, Iterable[bytes | memoryview]] = {
+        CONFIG: [_json_bytes(config)],
+        MODEL: _safetensors(model, {"format": "pt"}),  # transformers asks for the format entry
     }
     if optimizer is not None:
-        contents[OPTIMIZER] = safetensors.torch.save(optimizer)
+        contents[OPTIMIZER] = _safetensors(optimizer)
     if state is not None:
-        contents[STATE] = _json_bytes(state)
+        contents[STATE] = [_json_bytes(state)]
     storage.remove(storage.join(url, MANIFEST))
-    for name, content in contents.items():
-        storage.write_bytes(storage.join(url, name), content)
-    files = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
+    files = {name: _write(storage.join(url, name), blocks) for name, blocks in contents.items()}
     manifest = {"format": FORMAT_VERSION, "step": step, "files": files}
     storage.write_json(storage.join(url, MANIFEST), manifest)
     return Checkpoint(step, url, manifest)
+
+
+def _write(url: str, blocks: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    """Write a file block by block; its entry in the manifest."""
+    state, size = hashlib.sha256(), 0
+    with storage.open_write(url) as out:
+        for block in blocks:
+            out.write(block)
+            state.update(block)
+            size += len(block)
+    return {"size": size, "sha256": state.hexdigest()}
+
+
+def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Iterator[bytes | memoryview]:
+    """The bytes of a safetensors file, without a copy of what it holds: its header, then blocks of each tensor.
+
+    The format: the header's length in eight bytes, JSON of every tensor's type, shape and place, then the tensors
+    (https://github.com/huggingface/safetensors). The library can only build it whole in memory, or in a local file.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    place = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [place, place + size],
+        }
+        place += size
+    content = json.dumps(header, separators=(",", ":")).encode()
+    content += b" " * (-len(content) % 8)
+    yield len(content).to_bytes(8, "little") + content
+    for tensor in tensors.values():
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        for start in range(0, len(data), _BLOCK):
+            yield data[start : start + _BLOCK]
 
 
 def _json_bytes(value: Any) -> bytes:

@@ -2,6 +2,10 @@
 
 The gradients of a chunk are made while its logits are at hand, in the forward pass, so that the backward pass
 only scales them (the idea of Liger Kernel's fused linear cross-entropy, Hsu et al. 2024).
+
+In half precision the vocabulary is padded to a multiple that matrix units like, in the copy of the matrix that is
+made for the product anyway. The padding's logits are minus infinity before the softmax sees them, so that it has no
+part in maximum, sum or gradient; the parameter itself never has it.
 """
 
 from __future__ import annotations
@@ -12,7 +16,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_ROWS = 512  # measured on two CPU cores: fewer starve the matrix products, more only take memory
+# Rows of logits made at once. Fewer starve the matrix products and add to the gradient of the matrix more often,
+# more take memory; see tests/benchmarks/RESULTS.md.
+CHUNK_ROWS = {"cpu": 1024, "cuda": 8192}
+SOFTMAX_ROWS = 8  # of these, so many at once on a CPU: what stays in its cache costs no memory traffic
+VOCABULARY_MULTIPLE = 64
 IGNORED = -100  # targets that are not scored, as in torch.nn.functional.cross_entropy
 
 
@@ -20,31 +28,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
         needs = any(ctx.needs_input_grad[:2])
-        cast = weight.to(dtype)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        if hidden.dtype == torch.float64:
-            total = total.double()
+        vocabulary = len(weight)
+        cast = _padded(weight, dtype) if dtype != weight.dtype else weight
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        total = torch.zeros((), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs else None
         grad_weight = torch.zeros_like(weight) if needs else None
-        for start in range(0, len(hidden), CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
+        rows_at_once = CHUNK_ROWS["cpu" if hidden.device.type == "cpu" else "cuda"]
+        buffer = hidden.new_empty((min(rows_at_once, len(hidden)), len(cast)), dtype=dtype)
+        for start in range(0, len(hidden), rows_at_once):
+            rows = slice(start, start + rows_at_once)
             chunk, target = hidden[rows].to(dtype), targets[rows]
-            scored = (target != IGNORED).unsqueeze(1)  # (rows, 1)
+            scored = target != IGNORED
             index = target.clamp(min=0).unsqueeze(1)
-            logits = (chunk @ cast.t()).to(total.dtype)  # (rows, V)
-            picked, top = logits.gather(1, index), logits.amax(dim=1, keepdim=True)
-            probabilities = torch.softmax(logits, dim=1)
-            del logits
-            # The likeliest token has probability exp(0) / sum, so this is log-sum-exp without another pass of
-            # exponentials, which cost more than the rest together on a CPU.
-            log_sum = top - probabilities.amax(dim=1, keepdim=True).log()
-            total += torch.where(scored, log_sum - picked, 0).sum()
-            if grad_hidden is not None and grad_weight is not None:
-                # d loss / d logits = softmax - one-hot, and nothing for targets that are not scored
-                slope = probabilities.scatter_add_(1, index, probabilities.new_full(index.shape, -1.0)).to(dtype)
-                grad_hidden[rows] = (slope @ cast) * scored
-                chunk = chunk * scored
-                grad_weight.addmm_(slope.t(), chunk) if dtype == weight.dtype else grad_weight.add_(slope.t() @ chunk)
+            logits = torch.mm(chunk, cast.t(), out=buffer[: len(chunk)])  # (rows, V)
+            logits[:, vocabulary:] = -torch.inf
+            nats, picked = _softmax_(logits, index, wide)
+            total += torch.where(scored, nats, 0).sum()
+            if grad_hidden is None or grad_weight is None:
+                continue
+            # d loss / d logits = softmax - one-hot, and nothing for targets that are not scored
+            slope = logits.scatter_(1, index, (picked - 1).to(dtype))
+            grad_hidden[rows] = (slope @ cast) * scored.unsqueeze(1)
+            chunk = chunk * scored.unsqueeze(1)
+            if dtype == weight.dtype:
+                grad_weight.addmm_(slope.t(), chunk)
+            else:
+                grad_weight.add_((slope.t() @ chunk)[:vocabulary])
         ctx.gradients = grad_hidden, grad_weight
         return total
 
@@ -53,6 +63,41 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden, weight = ctx.gradients
         return hidden * grad, weight * grad, None, None
+
+
+def _padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The matrix in another type, rows of zeros added up to a multiple of `VOCABULARY_MULTIPLE`."""
+    vocabulary, width = weight.shape
+    rows = -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    cast = weight.new_empty((rows, width), dtype=dtype)
+    cast[:vocabulary] = weight
+    cast[vocabulary:] = 0
+    return cast
+
+
+def _softmax_(logits: Tensor, index: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Turn logits (rows, V) into probabilities in place, computed in type `wide`.
+
+    Returns:
+        The cross-entropy at `index` in nats, shape (rows,), and the probability there, shape (rows, 1), type `wide`.
+    """
+    step = SOFTMAX_ROWS if logits.device.type == "cpu" else len(logits)
+    nats = logits.new_empty((len(logits), 1), dtype=wide)
+    picked = torch.empty_like(nats)
+    scratch = None if logits.dtype == wide else logits.new_empty((min(step, len(logits)), logits.shape[1]), dtype=wide)
+    for start in range(0, len(logits), step):
+        rows = slice(start, start + step)
+        part = logits[rows]
+        values = part if scratch is None else scratch[: len(part)].copy_(part)
+        score, top = values.gather(1, index[rows]), values.amax(dim=1, keepdim=True)
+        torch.softmax(values, dim=1, out=values)
+        # The likeliest token has probability exp(0) / sum, so this is log-sum-exp without another pass of
+        # exponentials, which cost more than the rest together on a CPU.
+        nats[rows] = top - values.amax(dim=1, keepdim=True).log_() - score
+        picked[rows] = values.gather(1, index[rows])
+        if scratch is not None:
+            part.copy_(values)
+    return nats.squeeze(1), picked
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from gptpipe.config import ModelConfig
 from gptpipe.loss import linear_cross_entropy
@@ -103,7 +104,13 @@ class GPT(nn.Module):
 
     With `init="torch"` every layer keeps torch's default initialisation, drawn in the order of the book's model
     (embeddings, blocks, output layer), so that after the same seed the weights have the same bits.
+
+    Attributes:
+        recompute: whether a backward pass computes each block's activations again instead of keeping them (Chen et
+            al. 2016).
     """
+
+    recompute = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -165,7 +172,10 @@ class GPT(nn.Module):
                 mask = ((mask & real.unsqueeze(1)) | itself).unsqueeze(1)  # (B, 1, T, columns)
         x = self.drop(self.wte(tokens) + self.wpe(positions))
         for layer, block in enumerate(self.h):
-            x = block(x, mask, cache, layer)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, mask, cache, layer, use_reentrant=False)
+            else:
+                x = block(x, mask, cache, layer)
         if cache is not None:
             cache.length += t
         result: Tensor = self.ln_f(x)

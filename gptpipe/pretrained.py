@@ -328,16 +328,16 @@ def hf_config(config: ModelConfig, tokenizer: str, end_of_text: int) -> dict[str
 
 
 def hf_tensors(model: GPT) -> dict[str, Tensor]:
-    """The weights under GPT-2's names and in its layout, float32, on the CPU."""
+    """The weights under GPT-2's names and in its layout, float32: views of the model's own tensors where possible."""
     config = model.config
     tensors: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         if name == "lm_head.weight":
             if not config.tie_weights:
-                tensors[name] = value.detach().float().cpu()
+                tensors[name] = value.detach().float()
             continue
-        value = value.detach().float().cpu()
-        tensors[f"transformer.{name}"] = value.t().contiguous() if _LINEAR.match(name) else value
+        value = value.detach().float()
+        tensors[f"transformer.{name}"] = value.t() if _LINEAR.match(name) else value
     if not config.qkv_bias:  # transformers' GPT-2 always has them
         for layer in range(config.n_layer):
             tensors[f"transformer.h.{layer}.attn.c_attn.bias"] = torch.zeros(3 * config.n_embd)

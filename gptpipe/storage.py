@@ -27,6 +27,7 @@ from gptpipe.settings import settings
 
 _TEMPORARY = re.compile(r"^\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}-")
 _COPY_BLOCK = 8 << 20
+_PART = 32 << 20  # of a multipart upload
 # packages whose exceptions mean that a server is away or refuses
 _CLIENTS = frozenset(
     [
@@ -265,6 +266,29 @@ def write_bytes(url: str, data: bytes) -> None:
         else:
             fs, path = filesystem(url)
             fs.pipe_file(path, data)
+
+
+@contextmanager
+def open_write(url: str) -> Iterator[IO[bytes]]:
+    """A stream whose content takes its place when the block ends well.
+
+    In an object store large content goes up in parts while it is written.
+    """
+    with explained(url, writing=True):
+        if is_local(url):
+            with atomic_file(local_path(url)) as temporary, temporary.open("wb") as out:
+                yield out
+        else:
+            fs, path = filesystem(url)
+            out = fs.open(path, "wb", block_size=_PART)
+            try:
+                yield out
+                out.close()
+            except BaseException:
+                out.closed = True  # or what there is of it would be sent when it is collected
+                with suppress(Exception):
+                    out.discard()
+                raise
 
 
 def write_json(url: str, value: Any) -> None:

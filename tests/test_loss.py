@@ -12,7 +12,8 @@ from gptpipe.loss import IGNORED, linear_cross_entropy
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK_ROWS", 5)
+    monkeypatch.setattr(loss_module, "CHUNK_ROWS", {"cpu": 5})
+    monkeypatch.setattr(loss_module, "SOFTMAX_ROWS", 2)
 
 
 def plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

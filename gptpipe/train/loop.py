@@ -1,77 +1,45 @@
-"""The training loop: what every rank does, step by step.
-
-Loss and gradients are sums over a step's target tokens divided by their global number, so that accumulation and
-world size do not change the result. Dropout is seeded from (seed, step, micro-step, rank), so that no generator
-state is carried from one start to the next.
-"""
+"""The training loop: what every rank does, from the first step to the last checkpoint."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
-import os
 import time
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gptpipe import storage
-from gptpipe.checkpoint import open_checkpoint, step_name
+from gptpipe.checkpoint import newest_checkpoint, open_checkpoint, step_name
 from gptpipe.config import TrainConfig
 from gptpipe.data.cache import TokenCache
 from gptpipe.data.dataset import open_dataset
 from gptpipe.data.loader import TrainLoader, evaluation_batches
+from gptpipe.data.locate import documents_at
 from gptpipe.data.tokens import TokenStream
+from gptpipe.errors import UserError
 from gptpipe.model import GPT
 from gptpipe.settings import settings
 from gptpipe.tokenizer import Tokenizer
-from gptpipe.train import resume
+from gptpipe.train import operation, resume
+from gptpipe.train.batches import DeviceBatches
+from gptpipe.train.budget import MemoryBudget
 from gptpipe.train.job import METRICS, Job, Outcome
 from gptpipe.train.metrics import MetricsFile, memory_megabytes
-from gptpipe.train.optimizer import learning_rate, make_optimizer
+from gptpipe.train.optimizer import make_optimizers
 from gptpipe.train.peak import peak_flops
-from gptpipe.train.ranks import Ranks, without_sync
-from gptpipe.train.resume import TrainState
+from gptpipe.train.ranks import Ranks
+from gptpipe.train.saver import HostCopies, Saver
+from gptpipe.train.state import TrainState
+from gptpipe.train.step import Stepper, StepResult
 from gptpipe.train.stop import StopRequest
 from gptpipe.wording import counted
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Precision:
-    """The autocast of the forward pass; weights, gradients and moments are float32 whatever it is."""
-
-    name: str
-    device: str
-
-    @classmethod
-    def choose(cls, wanted: str, device: torch.device) -> Precision:
-        if wanted == "auto":
-            wanted = "bfloat16" if has_bfloat16(device) else "float32"
-        return cls(wanted, device.type)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.name == "bfloat16" else torch.float32
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.name == "bfloat16")
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware: elsewhere it is slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def pick_device(wanted: str) -> str:
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
+_NAMED = 5  # documents of a bad batch
 
 
 def train(job: Job, stop: StopRequest) -> Outcome:
@@ -81,27 +49,11 @@ def train(job: Job, stop: StopRequest) -> Outcome:
         UserError: the dataset, the weights or the checkpoint cannot be used.
     """
     config = job.train
-    ranks = Ranks.join(pick_device(config.device))
+    ranks = Ranks.join(operation.pick_device(config.device))
     try:
         return _Training(job, ranks, stop).run()
     finally:
         ranks.leave()
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """One optimizer step.
-
-    Attributes:
-        loss: this rank's summed loss, in nats.
-        tokens: targets of the global batch.
-        grad_norm: of the whole gradient, before clipping.
-    """
-
-    loss: Tensor
-    tokens: int
-    grad_norm: Tensor
-    learning_rate: float
 
 
 class _Training:
@@ -112,19 +64,18 @@ class _Training:
         self.job, self.ranks, self.stop, self.config = job, ranks, stop, config
         self.state = TrainState()
         if job.resume and (found := open_checkpoint(job.resume)) is not None:
+            resume.check_same_result(job, found)
             self.state = resume.read_state(found)
-        self._settle_operation()
-        if config.deterministic and ranks.device.type == "cuda":
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
+        self.precision = operation.settle(config, ranks, self.state)
         dataset = open_dataset(job.dataset)
         self.tokenizer: Tokenizer = dataset.load_tokenizer()
         self.byte_lengths = torch.from_numpy(self.tokenizer.byte_lengths)
         cache = TokenCache(job.cache, settings().cache_bytes)
         held_out = bool(dataset.total("shards", "validation"))
+        self.training = TokenStream(dataset, "train", cache)
         self.validation = TokenStream(dataset, "validation", cache) if held_out else None
         self.loader = TrainLoader(
-            TokenStream(dataset, "train", cache),
+            self.training,
             context_length=job.model.context_length,
             config=config,
             rank=ranks.rank,
@@ -133,173 +84,245 @@ class _Training:
             local_world_size=ranks.local_world_size,
         )
         self.loader.seek(self.state.samples_seen)
+        self.batches = DeviceBatches(self.loader, ranks.device)
         self.drawn = np.zeros(len(self.loader.order.names))
         self.model: GPT = resume.initial_model(job).to(ranks.device)
-        self.optimizer = make_optimizer(self.model, config)
+        self.model.recompute = config.activation_checkpointing
+        self.optimizers = make_optimizers(self.model, config)
         if job.resume:
-            resume.restore_optimizer(job, self.model, self.optimizer)
+            resume.restore_optimizers(job, job.resume, self.model, self.optimizers)
         self.model.train()
-        example = torch.zeros((1, min(8, job.model.context_length)), dtype=torch.int64, device=ranks.device)
-        with self.precision.autocast():
-            self.wrapped: nn.Module = ranks.wrap(self.model, (example, example))
+        self.wrapped = self._wrap()
+        self.stepper = Stepper(self.wrapped, self.model, self.optimizers, config, ranks, self.precision, self.state)
         self.peak = peak_flops(ranks.device, self.precision.dtype)
         self.tokens_a_step = config.batch_size * job.model.context_length
         self.metrics = MetricsFile(job.folder / METRICS) if ranks.is_first else None
         self.saved_step = self.state.step if job.resume else -1
+        self.saver, self.copies = Saver(), HostCopies()
+        self.seconds_saving = 0.0
+        self.said_memory = False
 
-    def _settle_operation(self) -> None:
-        """Threads, micro-batch and precision: as before after a stop on as many ranks, else chosen here."""
-        state, config, ranks = self.state, self.config, self.ranks
-        again = state.world_size == ranks.world_size
-        if again:
-            threads, micro = state.threads, state.micro_batch
-        else:
-            threads = config.threads or max(1, (os.cpu_count() or 1) // ranks.local_world_size)
-            micro = config.micro_batch or math.ceil(config.batch_size / ranks.world_size)
-        torch.set_num_threads(threads)
-        self.precision = Precision.choose(state.precision or config.precision, ranks.device)
-        state.threads, state.micro_batch = threads, micro
-        state.precision, state.world_size = self.precision.name, ranks.world_size
+    def _wrap(self) -> nn.Module:
+        """Blocks compiled where that is wanted, as many windows at once as fit, and DDP around it."""
+        state, model, ranks = self.state, self.job.model, self.ranks
+        trial = partial(operation.run_trial, precision=self.precision, model=model, ranks=ranks)
+        windows = 1 if self.config.micro_batch == "auto" else self.config.micro_batch
+        operation.compile_blocks(
+            self.model, self.config, state, lambda: trial(self.model, windows=state.micro_batch or windows), ranks
+        )
+        state.micro_batch = operation.choose_micro_batch(
+            self.config, model, ranks, state, lambda windows: trial(self.model, windows=windows)
+        )
+        example = torch.zeros((1, min(8, model.context_length)), dtype=torch.int64, device=ranks.device)
+        with self.precision.autocast():
+            return ranks.wrap(self.model, (example, example))
 
     def run(self) -> Outcome:
-        began = time.perf_counter()
         state, config = self.state, self.config
-        if self.ranks.is_first:
-            start = f"going on from step {state.step}" if self.job.resume else "from the beginning"
-            log.info(
-                "training %s: %d parameters, %d steps of %d tokens, %s x %s, %s on %s",
-                start,
-                self.model.count_parameters(),
-                config.steps,
-                self.tokens_a_step,
-                counted(self.ranks.world_size, "rank"),
-                counted(state.threads, "thread"),
-                state.precision,
-                self.ranks.device.type,
-            )
+        self._say_what_starts()
+        began = time.perf_counter()
         reason = ""
         window_seconds, window_tokens, earlier_seconds = 0.0, 0, state.training_seconds
+        gc.disable()  # a collection in the middle of a step holds up every rank
         while state.step < config.steps:
             if self.ranks.any(self.stop.asked()):
                 reason = self.stop.reason or "another rank was asked to stop"
                 break
             step_began = time.perf_counter()
             done = self._step()
+            last = state.step == config.steps
+            logged = state.step % config.log_every == 0 or last or state.step == 1
+            line: dict[str, float] = {}
+            if logged:
+                self.stepper.settle()
+                self._heed_bad_steps()
             window_seconds += time.perf_counter() - step_began
             window_tokens += done.tokens
             state.training_seconds = earlier_seconds + time.perf_counter() - began
-            last = state.step == config.steps
-            line: dict[str, float] = {}
-            if state.step % config.log_every == 0 or last or state.step == 1:
+            if logged:
                 line |= self._measure(done, window_seconds, window_tokens)
                 window_seconds, window_tokens = 0.0, 0
             saving = last or bool(config.checkpoint_every and state.step % config.checkpoint_every == 0)
             if self.validation and (last or (config.validate_every and state.step % config.validate_every == 0)):
                 line |= self._validate(saving)
+                gc.collect()
             if line and self.metrics:
                 self.metrics.write(state.step, state.tokens_seen, line)
             if saving:
-                self._save()
+                window_seconds += self._save()
+        gc.enable()
+        self.stepper.settle()
         if reason and state.step and self.saved_step != state.step:
             self._save()
+        self.saver.wait()
+        if self.saver.failed is not None:
+            raise self.saver.failed
         return self._outcome("preempted" if reason else "finished", reason)
 
+    def _say_what_starts(self) -> None:
+        state, model = self.state, self.job.model
+        if not self.ranks.is_first:
+            return
+        log.info(
+            "training %s: %d parameters, %d steps of %d tokens, %s x %s, micro-batch %d, %s on %s%s",
+            f"going on from step {state.step}" if self.job.resume else "from the beginning",
+            self.model.count_parameters(),
+            self.config.steps,
+            self.tokens_a_step,
+            counted(self.ranks.world_size, "rank"),
+            counted(state.threads, "thread"),
+            state.micro_batch,
+            state.precision,
+            self.ranks.device.type,
+            ", compiled" if state.compiled else "",
+        )
+        budget = MemoryBudget.of(model, self.config, state.micro_batch, state.precision)
+        log.info("memory a rank: %s", budget.describe())
+
     def _step(self) -> StepResult:
-        """One optimizer step."""
-        config, state = self.config, self.state
-        rate = learning_rate(state.step, config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        inputs, targets, tokens, drawn = self.loader.next_batch()
-        self.drawn += drawn
-        total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        # DDP takes the mean over ranks of what each hands in; the loss is the mean over all target tokens
-        scale = self.ranks.world_size / tokens
-        starts = range(0, len(inputs), state.micro_batch)
-        for micro, start in enumerate(starts):
-            part = slice(start, start + state.micro_batch)
-            x = inputs[part].to(self.ranks.device, non_blocking=True)
-            y = targets[part].to(self.ranks.device, non_blocking=True)
-            if self.job.model.dropout:
-                torch.manual_seed(dropout_seed(config.seed, state.step, micro, self.ranks.rank))
-            with without_sync(self.wrapped, skip=start != starts[-1]):
-                with self.precision.autocast():
-                    loss = self.wrapped(x, y)
-                (loss * scale).backward()
-            total += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        state.step += 1
-        state.samples_seen = self.loader.samples_seen
-        state.tokens_seen += tokens
-        return StepResult(total, tokens, norm, rate)
+        """One optimizer step over the next samples."""
+        state = self.state
+        batch, seen = self.batches.next()
+        self.drawn += batch.corpora
+        done = self.stepper.take(batch)
+        state.samples_seen = seen
+        if done.verdict == "spike":
+            self._heed_spike(done)
+        return done
+
+    def _heed_spike(self, done: StepResult) -> None:
+        """Say what happened; with `rollback` take weights and moments of the last checkpoint. All ranks agree."""
+        action, step = self.config.spike_action, self.state.step
+        said = {"warn": "taken all the same", "skip": "not taken", "rollback": "not taken"}[action]
+        if action == "rollback":
+            self.saver.wait()
+            self.ranks.any(False)  # until rank 0 has written what it was writing
+            found = newest_checkpoint(self.job.training)
+            if found is None:
+                said = "not taken; there is no checkpoint yet to go back to"
+            else:
+                resume.roll_back(self.job, found.url, self.model, self.optimizers)
+                self.state.spike_window.clear()
+                said = f"back to the weights of step {found.step}"
+        if self.ranks.is_first:
+            log.warning("step %d: the loss is %.1f standard deviations above the last ones, %s", step, done.score, said)
+
+    def _heed_bad_steps(self) -> None:
+        """End a training whose gradients stay not finite.
+
+        Raises:
+            UserError: it names the documents in the last batch.
+        """
+        state, config = self.state, self.config
+        if not state.bad_in_a_row:
+            return
+        if self.ranks.is_first:
+            bad = counted(state.bad_in_a_row, "step")
+            log.warning("step %d: the gradient is not finite, not taken (%s in a row)", state.step, bad)
+        if state.bad_in_a_row < config.stop_after_bad_steps:
+            return
+        self.saver.wait()
+        samples = np.arange(state.samples_seen - config.batch_size, state.samples_seen)
+        starts, _ = self.loader.order.places(samples)
+        names = documents_at(self.training, starts)
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        kept = f"step {self.saved_step} is kept" if self.saved_step > 0 else "nothing was saved yet"
+        raise UserError(
+            f"the gradient was not finite in {counted(state.bad_in_a_row, 'step')} in a row; {kept}; the last batch "
+            f"held {', '.join(names[:_NAMED])}{more}",
+            where=f"step {state.step}",
+            hint="lower train.learning_rate, or look at these documents",
+        )
 
     def _measure(self, done: StepResult, seconds: float, tokens: int) -> dict[str, float]:
         """The numbers of a logged step; means are over all ranks. `tokens` were trained on in `seconds`."""
-        total, slowest, waited, memory, *drawn = self.ranks.sum(
-            done.loss.item(), seconds, self.loader.seconds_waited, memory_megabytes(), *self.drawn
+        stalled = self.seconds_saving
+        total, slowest, waited, memory, saving, *drawn = self.ranks.sum(
+            done.loss.item(), seconds, self.loader.seconds_waited, memory_megabytes(), stalled, *self.drawn
         )
         world = self.ranks.world_size
-        self.loader.seconds_waited = 0.0
+        self.loader.seconds_waited = self.seconds_saving = 0.0
         self.drawn[:] = 0
-        self.state.train_loss = total / done.tokens
+        mean = total / done.tokens
+        self.state.train_loss = mean if math.isfinite(mean) else None
         speed = tokens / (slowest / world)
         names = self.loader.order.names
         shares = {f"data/{name}": n / sum(drawn) for name, n in zip(names, drawn, strict=True)}
+        if not self.said_memory:
+            self.said_memory = True
+            if self.ranks.is_first:
+                log.info("memory a rank: %.2f GB at most so far", memory / world / 1e3)
         return {
             **(shares if len(names) > 1 else {}),
-            "train/loss": self.state.train_loss,
+            "train/loss": mean,
             "train/learning_rate": done.learning_rate,
             "train/grad_norm": float(done.grad_norm),
             "train/tokens_per_second": speed,
+            "train/tokens_per_second_per_device": speed / world,
             "train/mfu": speed * self.model.flops_per_token() / (self.peak * world),
             "train/data_wait": waited / slowest,
+            "train/checkpoint_stall": saving / slowest,
             "train/memory_mb": memory / world,
+            "train/skipped_steps": self.state.skipped_steps,
         }
 
     def _validate(self, saving: bool) -> dict[str, float]:
         """Loss over validation tokens, on all ranks, weighted by tokens. Only a step that is saved can be the best."""
         assert self.validation is not None
-        config, state = self.config, self.state
+        state = self.state
+        state.validation_loss, bits = self._score(self.validation)
+        if saving and (state.best_loss is None or state.validation_loss < state.best_loss):
+            state.best_loss, state.best_step = state.validation_loss, state.step
+        found = {
+            "validation/loss": state.validation_loss,
+            "validation/perplexity": math.exp(min(state.validation_loss, 700.0)),
+            "validation/bits_per_byte": bits,
+        }
+        if self.config.validate_train:
+            found["validation/train_loss"], _ = self._score(self.training)
+        return found
+
+    def _score(self, stream: TokenStream) -> tuple[float, float]:
+        """Nats a token and bits a byte over the first windows of a split, or over windows spread over it."""
+        config = self.config
         batches = evaluation_batches(
-            self.validation,
+            stream,
             self.job.model.context_length,
-            max(1, min(state.micro_batch, 16)),
+            max(1, min(self.state.micro_batch, 16)),
             config.validate_tokens,
             self.ranks.rank,
             self.ranks.world_size,
         )
         self.model.eval()
-        nats = tokens = size = 0.0
+        nats = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        tokens = size = 0
         with torch.no_grad(), self.precision.autocast():
             for inputs, targets in batches:
-                nats += float(self.model(inputs.to(self.ranks.device), targets.to(self.ranks.device)))
+                nats += self.model(inputs.to(self.ranks.device), targets.to(self.ranks.device))
                 tokens += targets.numel()
                 size += int(self.byte_lengths[targets].sum())
         self.model.train()
-        nats, tokens, size = self.ranks.sum(nats, tokens, size)
-        state.validation_loss = nats / tokens
-        if saving and (state.best_loss is None or state.validation_loss < state.best_loss):
-            state.best_loss, state.best_step = state.validation_loss, state.step
-        return {
-            "validation/loss": state.validation_loss,
-            "validation/perplexity": math.exp(min(state.validation_loss, 700.0)),
-            "validation/bits_per_byte": nats / math.log(2) / size,
-        }
+        total, count, length = self.ranks.sum(nats.item(), tokens, size)
+        return total / count, total / math.log(2) / length
 
-    def _save(self) -> None:
-        """Rank 0 writes the checkpoint; the others meet it again at the next step's sums."""
+    def _save(self) -> float:
+        """Rank 0 copies the checkpoint's content and has it written in the background; the seconds that took here."""
         self.saved_step = self.state.step
         if self.metrics is None:
-            return
+            return 0.0
         began = time.perf_counter()
-        written = resume.save(self.job, self.model, self.optimizer, self.state, self.tokenizer)
-        storage.write_bytes(storage.join(self.job.training, METRICS), self.metrics.contents())
-        log.info("checkpoint %s in %.1f s", written.url, time.perf_counter() - began)
+        self.saver.wait()
+        taken = resume.snapshot(self.job, self.model, self.optimizers, self.state, self.tokenizer, self.copies)
+        work = partial(resume.write, self.job, taken, self.metrics.contents())
+        self.saver.start(work, f"checkpoint {storage.join(self.job.training, step_name(self.state.step))}")
+        spent = time.perf_counter() - began
+        self.seconds_saving += spent
+        return spent
 
     def _outcome(self, status: str, reason: str) -> Outcome:
         state = self.state
+        if state.best_step and open_checkpoint(storage.join(self.job.training, step_name(state.best_step))) is None:
+            state.best_step = None  # it could not be saved
         speed = state.tokens_seen / state.training_seconds if state.training_seconds else None
         return Outcome.model_validate(
             {
@@ -314,11 +337,6 @@ class _Training:
                 "tokens_per_second": speed,
             }
         )
-
-
-def dropout_seed(seed: int, step: int, micro: int, rank: int) -> int:
-    """The generator's seed of a micro-step: a well-mixed 63-bit number of all four."""
-    return int(np.random.SeedSequence([seed, step, micro, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def count_tokens(config: TrainConfig, context_length: int) -> int:

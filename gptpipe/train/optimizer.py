@@ -1,65 +1,85 @@
-"""AdamW with decay on matrices only, and the learning rate as a pure function of the step."""
+"""AdamW, or Muon for the hidden matrices with AdamW for the rest; and their state as named tensors."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from gptpipe.config import TrainConfig
 from gptpipe.errors import UserError
+from gptpipe.model import GPT
+
+_STATES = {"AdamW": ("exp_avg", "exp_avg_sq", "step"), "Muon": ("momentum_buffer",)}
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019), fused: matrices decay, biases and layer norms do not."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    return torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        fused=True,
-    )
+def make_optimizers(model: GPT, config: TrainConfig) -> list[Optimizer]:
+    """AdamW (Loshchilov and Hutter 2019), fused; with `optimizer=muon` the matrices of the blocks go to Muon.
+
+    Muon (Jordan et al. 2024) scales its update so that its size is AdamW's (Liu et al. 2025), so that both take one
+    learning rate. Biases and layer norms do not decay unless `decay_vectors` says so.
+    """
+    hidden = {p for p in model.h.parameters() if p.ndim == 2} if config.optimizer == "muon" else set()
+    rest = [p for p in model.parameters() if p not in hidden]
+    decaying = [p for p in rest if p.ndim >= 2 or config.decay_vectors]
+    still = [p for p in rest if p.ndim < 2 and not config.decay_vectors]
+    groups = [{"params": decaying, "weight_decay": config.weight_decay}, {"params": still, "weight_decay": 0.0}]
+    found: list[Optimizer] = [
+        torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            eps=config.epsilon,
+            fused=True,
+        )
+    ]
+    if hidden:
+        found.append(
+            torch.optim.Muon(
+                [p for p in model.parameters() if p in hidden],
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+                momentum=config.muon_momentum,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return found
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """The learning rate of a step (the first is 0): linear warm-up, then a cosine down to its last share."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    floor = config.min_learning_rate
-    return config.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state, keyed `<parameter>/<state>`, in our own layout, on the CPU."""
+def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
+    """The optimizers' state, keyed `<parameter>/<state>`, in our own layout; the tensors themselves, not copies."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{names[parameter]}/{key}": value.detach().cpu()
+        f"{names[parameter]}/{key}": value.detach()
+        for optimizer in optimizers
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
 
 
-def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], where: str) -> None:
+def load_optimizers(model: nn.Module, optimizers: Iterable[Optimizer], tensors: dict[str, Tensor], where: str) -> None:
     """Put back what `optimizer_tensors` gave.
 
     Raises:
         UserError: a parameter's state is missing or has another shape.
     """
-    for name, parameter in model.named_parameters():
-        state = {key.rsplit("/", 1)[1]: value for key, value in tensors.items() if key.rsplit("/", 1)[0] == name}
-        moments = [state.get("exp_avg"), state.get("exp_avg_sq")]
-        if "step" not in state or any(m is None or m.shape != parameter.shape for m in moments):
-            raise UserError(
-                f"the optimizer's state does not fit {name}",
-                where=where,
-                hint="resume with the configuration that wrote it, or start again with --force",
-            )
-        optimizer.state[parameter] = {
-            # torch keeps the counter in float32, on the parameter's device when the kernel is fused
-            key: value.to(parameter.device, torch.float32 if key == "step" else parameter.dtype).clone()
-            for key, value in state.items()
-        }
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        wanted = _STATES[type(optimizer).__name__]
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            name = names[parameter]
+            state = {key: tensors.get(f"{name}/{key}") for key in wanted}
+            if any(v is None or (key != "step" and v.shape != parameter.shape) for key, v in state.items()):
+                raise UserError(
+                    f"the optimizer's state does not fit {name}",
+                    where=where,
+                    hint="resume with the configuration that wrote it, or start again with --force",
+                )
+            optimizer.state[parameter] = {
+                # torch keeps the counter in float32, on the parameter's device when the kernel is fused
+                key: value.to(parameter.device, torch.float32 if key == "step" else parameter.dtype).clone()
+                for key, value in state.items()
+                if value is not None
+            }

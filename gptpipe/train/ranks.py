@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a slow upload on rank 0 keeps the others waiting
+BUCKET_MEGABYTES = 25  # see tests/benchmarks/RESULTS.md
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a slow last upload on rank 0 keeps the others waiting
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,14 @@ class Ranks:
         dist.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
 
+    def min(self, value: float) -> float:
+        """The smallest value on any rank."""
+        if self.world_size == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MIN)
+        return float(tensor)
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
         if self.world_size == 1:
@@ -70,7 +79,9 @@ class Ranks:
         if self.world_size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        wrapped = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        wrapped = DistributedDataParallel(
+            model, device_ids=ids, gradient_as_bucket_view=True, static_graph=True, bucket_cap_mb=BUCKET_MEGABYTES
+        )
         for _ in range(2):  # the buckets are rebuilt at the forward pass after the first backward pass
             wrapped(*example).backward()
         wrapped.zero_grad(set_to_none=True)

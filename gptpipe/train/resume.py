@@ -1,49 +1,26 @@
-"""The state of a training that is saved and restored, so that a resumed run ends with the same bits."""
+"""A training's state into a checkpoint and out of it again, so that a resumed run ends with the same bits."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from gptpipe import checkpoint as checkpoints
+from gptpipe import storage
 from gptpipe.checkpoint import OPTIMIZER, STATE, Checkpoint
+from gptpipe.config import ModelConfig, TrainConfig
+from gptpipe.errors import UserError
 from gptpipe.model import GPT
 from gptpipe.pretrained import hf_config, hf_tensors, read_weights
 from gptpipe.tokenizer import Tokenizer
-from gptpipe.train.job import Job
-from gptpipe.train.optimizer import load_optimizer, optimizer_tensors
-
-
-@dataclass
-class TrainState:
-    """Where a training is. Everything but weights and moments, which are tensors.
-
-    Attributes:
-        step: optimizer steps done.
-        samples_seen: windows read by all ranks: the whole state of the loader.
-        best: lowest validation loss so far and its step.
-        threads, micro_batch, precision, world_size: what the sums depend on; used again after a stop on as many
-            ranks, so that they come out bit for bit.
-    """
-
-    step: int = 0
-    samples_seen: int = 0
-    tokens_seen: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
-    train_loss: float | None = None
-    validation_loss: float | None = None
-    skipped_steps: int = 0
-    spike_window: list[float] = field(default_factory=list)
-    training_seconds: float = 0.0
-    threads: int = 0
-    micro_batch: int = 0
-    precision: str = ""
-    world_size: int = 0
-    bucket_layout: str = "final before the first step"
+from gptpipe.train.job import METRICS, Job
+from gptpipe.train.optimizer import load_optimizers, optimizer_tensors
+from gptpipe.train.saver import HostCopies
+from gptpipe.train.state import TrainState
 
 
 def read_state(checkpoint: Checkpoint) -> TrainState:
@@ -59,32 +36,82 @@ def initial_model(job: Job) -> GPT:
     return GPT(job.model)
 
 
-def restore_optimizer(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    found = checkpoints.open_checkpoint(job.resume)
+def restore_optimizers(job: Job, url: str, model: nn.Module, optimizers: list[Optimizer]) -> None:
+    found = checkpoints.open_checkpoint(url)
     assert found is not None  # the launcher found it
-    load_optimizer(model, optimizer, found.tensors(OPTIMIZER), found.url)
+    load_optimizers(model, optimizers, found.tensors(OPTIMIZER), found.url)
 
 
-def save(job: Job, model: GPT, optimizer: torch.optim.Optimizer, state: TrainState, tokenizer: Tokenizer) -> Checkpoint:
-    """Write the checkpoint of this step and remove those that are no longer kept."""
+def roll_back(job: Job, url: str, model: GPT, optimizers: list[Optimizer]) -> None:
+    """Weights and moments of an earlier checkpoint of this training; where it is in its samples stays."""
+    with torch.no_grad():
+        for name, value in read_weights(url).build(job.model).state_dict().items():
+            model.state_dict()[name].copy_(value)
+    restore_optimizers(job, url, model, optimizers)
+
+
+def check_same_result(job: Job, checkpoint: Checkpoint) -> None:
+    """A UserError that names the fields in which a checkpoint's training differs from this one in its result."""
+    saved = checkpoint.json(STATE).get("configuration", {})
+    for section, kind in (("model", ModelConfig), ("train", TrainConfig)):
+        mine = getattr(job, section).result_fields()
+        theirs = kind.model_validate(saved.get(section, {})).result_fields()
+        changed = [f"{section}.{name}" for name in sorted(mine | theirs) if mine.get(name) != theirs.get(name)]
+        if changed:
+            raise UserError(
+                f"the checkpoint was made with other values of {', '.join(changed)}",
+                where=checkpoint.url,
+                hint="set them as they were, or start a new training elsewhere",
+            )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint's content in host memory, which training does not touch any more."""
+
+    state: TrainState
+    facts: dict[str, Any]
+    model: dict[str, Tensor]
+    config: dict[str, Any]
+    optimizer: dict[str, Tensor]
+
+
+def snapshot(
+    job: Job, model: GPT, optimizers: list[Optimizer], state: TrainState, tokenizer: Tokenizer, copies: HostCopies
+) -> Snapshot:
+    """Copy what a checkpoint of this step holds."""
     facts: dict[str, Any] = {
         **asdict(state),
         "id": job.id,
         "dataset": job.dataset.rsplit("/", 1)[-1],
-        "schedule": {"kind": "cosine", "steps": job.train.steps, "warmup_steps": job.train.warmup_steps},
+        "schedule": {"kind": job.train.schedule, "steps": job.train.steps, "warmup_steps": job.train.warmup_steps},
         "configuration": {
             "model": job.model.model_dump(mode="json"),
             "train": job.train.model_dump(mode="json"),
         },
         "torch": torch.__version__,
     }
-    written = checkpoints.write_checkpoint(
-        job.training,
-        state.step,
-        model=hf_tensors(model),
-        config=hf_config(job.model, tokenizer.name, tokenizer.end_of_text),
-        optimizer=optimizer_tensors(model, optimizer),
-        state=facts,
+    weights, moments = hf_tensors(model), optimizer_tensors(model, optimizers)
+    named = {f"weights:{name}": value for name, value in weights.items()}
+    copied = copies.take({**named, **{f"moments:{name}": value for name, value in moments.items()}})
+    return Snapshot(
+        replace(state, spike_window=list(state.spike_window)),
+        facts,
+        {name: copied[f"weights:{name}"] for name in weights},
+        hf_config(job.model, tokenizer.name, tokenizer.end_of_text),
+        {name: copied[f"moments:{name}"] for name in moments},
     )
-    checkpoints.prune(job.training, job.train.keep_checkpoints, state.best_step)
-    return written
+
+
+def write(job: Job, taken: Snapshot, metrics: bytes) -> None:
+    """Write a snapshot as the checkpoint of its step, and remove those that are no longer kept."""
+    checkpoints.write_checkpoint(
+        job.training,
+        taken.state.step,
+        model=taken.model,
+        config=taken.config,
+        optimizer=taken.optimizer,
+        state=taken.facts,
+    )
+    storage.write_bytes(storage.join(job.training, METRICS), metrics)
+    checkpoints.prune(job.training, job.train.keep_checkpoints, taken.state.best_step)

@@ -1,0 +1,154 @@
+"""How a rank runs: device, precision, threads, compiled blocks, and how many windows it takes at once.
+
+None of it decides which samples are read, but the sums depend on it to the last bit, so it is stored with the
+checkpoint and used again after a stop.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import nn
+
+from gptpipe.config import ModelConfig, TrainConfig
+from gptpipe.model import GPT
+from gptpipe.train.budget import MemoryBudget
+from gptpipe.train.ranks import Ranks
+from gptpipe.train.state import TrainState
+
+log = logging.getLogger(__name__)
+_SHARE_OF_RAM = 0.7  # of what is available, shared by the ranks of a host
+_SHARE_OF_GPU = 0.92
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The autocast of the forward pass; weights, gradients and moments are float32 whatever it is."""
+
+    name: str
+    device: str
+
+    @classmethod
+    def choose(cls, wanted: str, device: torch.device) -> Precision:
+        if wanted == "auto":
+            wanted = "bfloat16" if has_bfloat16(device) else "float32"
+        return cls(wanted, device.type)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.name == "bfloat16" else torch.float32
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.name == "bfloat16")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware: elsewhere it is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def pick_device(wanted: str) -> str:
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+def settle(config: TrainConfig, ranks: Ranks, state: TrainState) -> Precision:
+    """Threads and precision: as before after a stop on as many ranks, else chosen here. The micro-batch comes later."""
+    if state.world_size != ranks.world_size:
+        state.threads = config.threads or max(1, (os.cpu_count() or 1) // ranks.local_world_size)
+        state.micro_batch = 0
+    precision = Precision.choose(state.precision or config.precision, ranks.device)
+    state.precision, state.world_size = precision.name, ranks.world_size
+    torch.set_num_threads(state.threads)
+    if ranks.device.type == "cuda":
+        if config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        else:
+            torch.set_float32_matmul_precision("high")  # TF32
+    return precision
+
+
+def compile_blocks(model: GPT, config: TrainConfig, state: TrainState, trial: Callable[[], None], ranks: Ranks) -> None:
+    """Compile each block, if that is wanted and works; one line says why it does not.
+
+    Blocks, not the whole: that takes seconds instead of minutes, and gradients are sent while others are made.
+
+    Args:
+        trial: a forward and backward pass.
+    """
+    wanted = ranks.device.type == "cuda" if config.compile == "auto" else config.compile
+    if state.compiled is not None and state.step:
+        wanted = state.compiled
+    failed = False
+    if wanted:
+        for block in model.h:
+            block.compile(dynamic=False)
+        try:
+            trial()
+        except torch.OutOfMemoryError:
+            pass  # fewer windows at once are tried next
+        except Exception as error:  # whatever the compiler stumbles over, training works without it
+            failed = True
+            if ranks.is_first:
+                log.warning("torch.compile failed, going on without it: %s", f"{type(error).__name__}: {error}"[:200])
+    if ranks.any(failed):  # all ranks alike
+        for block in model.h:
+            block._compiled_call_impl = None
+        wanted = False
+    state.compiled = bool(wanted)
+
+
+def choose_micro_batch(
+    config: TrainConfig, model: ModelConfig, ranks: Ranks, state: TrainState, trial: Callable[[int], None]
+) -> int:
+    """Windows that a rank takes at once: given, as before the stop, or as many as fit into memory.
+
+    On a GPU that is tried out, on a CPU the prediction is held against the memory that is free.
+
+    Args:
+        trial: a forward and backward pass over so many windows.
+    """
+    share = math.ceil(config.batch_size / ranks.world_size)
+    if state.micro_batch:
+        return state.micro_batch
+    if config.micro_batch != "auto":
+        return min(config.micro_batch, share)
+    size = share
+    while size > 1 and not _fits(size, config, model, ranks, state, trial):
+        size = math.ceil(size / 2)
+    return int(ranks.min(size))
+
+
+def _fits(
+    size: int, config: TrainConfig, model: ModelConfig, ranks: Ranks, state: TrainState, trial: Callable[[int], None]
+) -> bool:
+    budget = MemoryBudget.of(model, config, size, state.precision)
+    if ranks.device.type == "cpu":
+        return bool(budget.total < _SHARE_OF_RAM * psutil.virtual_memory().available / ranks.local_world_size)
+    with suppress(torch.OutOfMemoryError):
+        torch.cuda.reset_peak_memory_stats()
+        trial(size)
+        used = torch.cuda.max_memory_allocated() + budget.optimizer
+        return bool(used < _SHARE_OF_GPU * torch.cuda.get_device_properties(ranks.device).total_memory)
+    torch.cuda.empty_cache()
+    return False
+
+
+def run_trial(wrapped: nn.Module, precision: Precision, windows: int, model: ModelConfig, ranks: Ranks) -> None:
+    """A forward and backward pass over windows of zeros, whose gradients are thrown away."""
+    tokens = torch.zeros((windows, model.context_length), dtype=torch.int64, device=ranks.device)
+    with precision.autocast():
+        loss = wrapped(tokens, tokens)
+    loss.backward()
+    wrapped.zero_grad(set_to_none=True)
