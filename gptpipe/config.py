@@ -159,9 +159,11 @@ class TrainConfig(Section):
     )
     warmup_steps: int = result(50, "Steps over which the learning rate rises from zero", "steps", ge=0)
     schedule: Literal["cosine", "linear", "wsd"] = result(
-        "cosine", "How the learning rate falls after the warm-up; wsd stays at the highest until the last decay_steps"
+        "cosine", "How the learning rate falls; wsd (warmup, stable, decay) falls linearly, and only at the end"
     )
-    decay_steps: int = result(0, "Last steps over which wsd falls; 0 is a fifth of all", "steps", ge=0)
+    decay_steps: int = result(
+        0, "Last steps over which it falls; 0 is all after the warm-up, with wsd a fifth of all", "steps", ge=0
+    )
     optimizer: Literal["adamw", "muon"] = result(
         "adamw", "AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest"
     )
@@ -230,8 +232,6 @@ class TrainConfig(Section):
     def _warmup_ends(self) -> TrainConfig:
         if self.warmup_steps >= self.steps and self.steps > 1:
             raise ValueError(f"warmup_steps {self.warmup_steps} leaves none of the {self.steps} steps to train")
-        if self.decay_steps and self.schedule != "wsd":
-            raise ValueError("decay_steps is for schedule=wsd; the others fall from the warm-up to the end")
         if self.decay_steps > self.steps - self.warmup_steps:
             raise ValueError(f"decay_steps {self.decay_steps} and warmup_steps are more than the {self.steps} steps")
         return self

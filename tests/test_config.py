@@ -72,6 +72,7 @@ def another_value(dotted: str, info: FieldInfo) -> Any:
         candidates = list(get_args(info.annotation))
     elif isinstance(default, (int, float)) and not isinstance(default, bool):
         candidates = [default * 2, default + 1, default / 2, default + 0.5]
+    candidates.append(3)
     for value in candidates:
         try:
             found = with_value(dotted, value)

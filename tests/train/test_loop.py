@@ -1,0 +1,216 @@
+"""The loop in this process: bad steps end it by name, a roll-back, what is refused, how many windows at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from gptpipe.checkpoint import newest_checkpoint
+from gptpipe.config import ModelConfig, TrainConfig
+from gptpipe.data.cache import TokenCache
+from gptpipe.data.dataset import open_dataset
+from gptpipe.data.locate import documents_at
+from gptpipe.data.tokens import TokenStream
+from gptpipe.errors import UserError
+from gptpipe.train import loop
+from gptpipe.train.budget import MemoryBudget
+from gptpipe.train.guard import SpikeGuard
+from gptpipe.train.job import Job, Outcome
+from gptpipe.train.operation import choose_micro_batch
+from gptpipe.train.ranks import Ranks
+from gptpipe.train.state import TrainState
+from gptpipe.train.step import Stepper
+from tests.train.conftest import MODEL, TRAIN
+
+Run = Callable[..., Outcome]
+
+
+class NeverAsked:
+    reason = ""
+
+    def asked(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def run(tmp_path: Path, dataset: str) -> Run:
+    """Trains a small model here; keywords are fields of `train`."""
+    (tmp_path / "job").mkdir()
+    threads = torch.get_num_threads()
+
+    def train(resume: str = "", **given: Any) -> Outcome:
+        job = Job(
+            id="x",
+            model=ModelConfig(**MODEL),
+            train=TrainConfig(**{**TRAIN, **given}),
+            training=str(tmp_path / "training"),
+            dataset=dataset,
+            folder=tmp_path / "job",
+            cache=tmp_path / "cache",
+            resume=resume,
+            launcher=os.getpid(),
+        )
+        try:
+            return loop.train(job, NeverAsked())  # type: ignore[arg-type]
+        finally:
+            torch.set_num_threads(threads)
+
+    return train
+
+
+def lines(tmp_path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (tmp_path / "job" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_gradients_that_stay_bad_end_the_training_and_name_the_documents(
+    run: Run, tmp_path: Path, dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Stepper._backward
+
+    def bad_from_step_eight(stepper: Stepper, batch: Any) -> Any:
+        loss = real(stepper, batch)
+        if stepper._state.step >= 7:
+            stepper._model.wte.weight.grad.fill_(float("nan"))  # type: ignore[union-attr]
+        return loss
+
+    monkeypatch.setattr(Stepper, "_backward", bad_from_step_eight)
+    with pytest.raises(UserError, match="not finite in 4 steps in a row; step 9 is kept") as caught:
+        run(stop_after_bad_steps=4)
+    assert caught.value.where == "step 11"
+    assert "corpus:" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    kept = newest_checkpoint(str(tmp_path / "training"))
+    assert kept is not None
+    assert all(value.isfinite().all() for value in kept.tensors("model.safetensors").values())
+    monkeypatch.setattr(Stepper, "_backward", real)
+    assert run(resume=kept.url).status == "finished"  # and it can go on
+
+
+def test_documents_at_is_what_counting_gives(dataset: str, tmp_path: Path) -> None:
+    stream = TokenStream(open_dataset(dataset), "train", TokenCache(tmp_path, 10**9))
+    separators = np.flatnonzero(stream.read(0, stream.length) == stream.end_of_text)
+    everything = documents_at(stream, np.arange(stream.length))
+    assert len(everything) == len(separators)
+    places = np.array([0, 5, int(separators[2]), int(separators[2]) + 1, stream.length - 1])
+    numbers = np.searchsorted(separators, places)
+    assert documents_at(stream, places) == [everything[n] for n in sorted(set(numbers.tolist()))]
+
+
+def test_a_roll_back_takes_weights_and_moments_of_the_checkpoint_and_goes_on_in_the_samples(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    judged = []
+
+    def spike_at_eleven(guard: SpikeGuard, loss: float) -> str:
+        judged.append(loss)
+        return "spike" if len(judged) == 11 else "ordinary"
+
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+    real = loop._Training._step
+
+    def watched(training: Any) -> Any:
+        done = real(training)
+        seen[training.state.step] = {n: v.clone() for n, v in training.model.state_dict().items()}
+        return done
+
+    monkeypatch.setattr(SpikeGuard, "judge", spike_at_eleven)
+    monkeypatch.setattr(loop._Training, "_step", watched)
+    outcome = run(spike_action="rollback")
+    assert outcome.status == "finished"
+    assert [r.message.split(", ")[-1] for r in caplog.records] == ["back to the weights of step 9"]
+    assert all(torch.equal(seen[11][name], seen[9][name]) for name in seen[9])
+    assert not torch.equal(seen[12]["wte.weight"], seen[11]["wte.weight"])
+    logged = lines(tmp_path)
+    assert [line["step"] for line in logged] == list(range(1, 25))
+    assert logged[-1]["train/skipped_steps"] == 1
+
+
+def test_another_value_that_decides_the_result_is_refused_by_name(run: Run, tmp_path: Path) -> None:
+    run(steps=6)
+    newest = newest_checkpoint(str(tmp_path / "training"))
+    assert newest is not None
+    with pytest.raises(UserError, match=r"other values of train\.learning_rate, train\.steps") as caught:
+        run(resume=newest.url, steps=12, learning_rate=1e-3, log_every=2)
+    assert caught.value.where == newest.url
+
+
+def test_an_upload_that_fails_does_not_stop_training_but_the_last_must_be_saved(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from gptpipe.train import resume, saver
+
+    monkeypatch.setattr(saver.Saver.__init__, "__defaults__", (1, 0.0))
+    real, steps = resume.write, []
+
+    def fails_in_the_middle(job: Job, taken: Any, metrics: bytes) -> None:
+        steps.append(taken.state.step)
+        if len(steps) in (2, 3) or len(steps) >= never_after:
+            raise UserError("away", where="s3://bucket")
+        real(job, taken, metrics)
+
+    never_after = 1000
+    monkeypatch.setattr(resume, "write", fails_in_the_middle)
+    assert run().status == "finished"
+    assert steps == list(range(3, 25, 3))
+    assert sum("training goes on" in record.message for record in caplog.records) == 2
+    never_after = 0
+    with pytest.raises(UserError, match="away"):
+        run()
+
+
+def test_numbers_that_are_logged(run: Run, tmp_path: Path) -> None:
+    run(validate_train=True)
+    found = lines(tmp_path)
+    names = {name for line in found for name in line}
+    assert names == {
+        "step",
+        "tokens",
+        "train/loss",
+        "train/learning_rate",
+        "train/grad_norm",
+        "train/tokens_per_second",
+        "train/tokens_per_second_per_device",
+        "train/mfu",
+        "train/data_wait",
+        "train/checkpoint_stall",
+        "train/memory_mb",
+        "train/skipped_steps",
+        "validation/loss",
+        "validation/perplexity",
+        "validation/bits_per_byte",
+        "validation/train_loss",
+    }
+    assert 0 <= found[-1]["train/checkpoint_stall"] < 1
+    assert found[-1]["validation/train_loss"] < found[0]["train/loss"]
+
+
+def test_as_many_windows_at_once_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ranks = ModelConfig(), Ranks(0, 0, 2, 2, torch.device("cpu"))
+    config = TrainConfig(batch_size=64)
+    monkeypatch.setattr(Ranks, "min", lambda _, value: value)
+
+    def chosen(available: float, **state: Any) -> int:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": available})())
+        return choose_micro_batch(config, model, ranks, TrainState(**state), lambda windows: None)
+
+    assert chosen(1e15) == 32
+    assert chosen(1) == 1
+    some = chosen(40e9)
+    assert 1 < some < 32
+    budget = [MemoryBudget.of(model, config, size, "float32").total for size in (some, 2 * some)]
+    assert budget[0] < 0.7 * 20e9 < budget[1]
+    assert chosen(1, micro_batch=7) == 7  # as before the stop
+    config = TrainConfig(batch_size=64, micro_batch=5)
+    assert chosen(1e15) == 5
+    config = TrainConfig(batch_size=6, micro_batch=50)
+    assert chosen(1e15) == 3
