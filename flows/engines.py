@@ -96,7 +96,7 @@ class _TasksOnCluster:
     def __enter__(self) -> _TasksOnCluster:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """The task runner ends with the flow."""
 
 

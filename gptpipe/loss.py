@@ -3,9 +3,9 @@
 The gradients of a chunk are made while its logits are at hand, in the forward pass, so that the backward pass
 only scales them (the idea of Liger Kernel's fused linear cross-entropy, Hsu et al. 2024).
 
-In half precision the vocabulary is padded to a multiple that matrix units like, in the copy of the matrix that is
-made for the product anyway. The padding's logits are minus infinity before the softmax sees them, so that it has no
-part in maximum, sum or gradient; the parameter itself never has it.
+The vocabulary is padded to a multiple that matrix units like, in a copy of the matrix that in half precision is made
+for the product anyway. The padding's logits are minus infinity before the softmax sees them, so that it has no part
+in maximum, sum or gradient; the parameter itself never has it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 # Rows of logits made at once. Fewer starve the matrix products and add to the gradient of the matrix more often,
 # more take memory; see tests/benchmarks/RESULTS.md.
-CHUNK_ROWS = {"cpu": 1024, "cuda": 8192}
+CHUNK_ROWS = {"cpu": 1024, "cuda": 8192}  # in float32; in half precision on a CPU half as many do as well
 SOFTMAX_ROWS = 8  # of these, so many at once on a CPU: what stays in its cache costs no memory traffic
 VOCABULARY_MULTIPLE = 64
 IGNORED = -100  # targets that are not scored, as in torch.nn.functional.cross_entropy
@@ -29,12 +29,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
         needs = any(ctx.needs_input_grad[:2])
         vocabulary = len(weight)
-        cast = _padded(weight, dtype) if dtype != weight.dtype else weight
+        cast = _padded(weight, dtype)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         total = torch.zeros((), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs else None
         grad_weight = torch.zeros_like(weight) if needs else None
-        rows_at_once = CHUNK_ROWS["cpu" if hidden.device.type == "cpu" else "cuda"]
+        rows_at_once = chunk_rows(hidden.device.type, dtype)
         buffer = hidden.new_empty((min(rows_at_once, len(hidden)), len(cast)), dtype=dtype)
         for start in range(0, len(hidden), rows_at_once):
             rows = slice(start, start + rows_at_once)
@@ -52,7 +52,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_hidden[rows] = (slope @ cast) * scored.unsqueeze(1)
             chunk = chunk * scored.unsqueeze(1)
             if dtype == weight.dtype:
-                grad_weight.addmm_(slope.t(), chunk)
+                grad_weight.addmm_(slope[:, :vocabulary].t(), chunk)
             else:
                 grad_weight.add_((slope.t() @ chunk)[:vocabulary])
         ctx.gradients = grad_hidden, grad_weight
@@ -61,14 +61,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        if ctx.gradients is None:
+            raise RuntimeError("gone through a second time: the gradients were scaled in place")
         hidden, weight = ctx.gradients
-        return hidden * grad, weight * grad, None, None
+        if weight.dtype == torch.float64:  # where gradients are checked, they may be asked for again
+            return hidden * grad, weight * grad, None, None
+        ctx.gradients = None
+        return hidden.mul_(grad), weight.mul_(grad), None, None
+
+
+def chunk_rows(device: str, dtype: torch.dtype) -> int:
+    """Rows of logits that are made at once, in type `dtype`."""
+    if device != "cpu":
+        return CHUNK_ROWS["cuda"]
+    return CHUNK_ROWS["cpu"] if dtype.itemsize >= 4 else max(1, CHUNK_ROWS["cpu"] // 2)
 
 
 def _padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The matrix in another type, rows of zeros added up to a multiple of `VOCABULARY_MULTIPLE`."""
+    """The matrix in that type, rows of zeros added up to a multiple of `VOCABULARY_MULTIPLE`."""
     vocabulary, width = weight.shape
     rows = -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    if (rows, dtype) == (vocabulary, weight.dtype):
+        return weight
     cast = weight.new_empty((rows, width), dtype=dtype)
     cast[:vocabulary] = weight
     cast[vocabulary:] = 0
@@ -104,7 +118,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     """Sum of the cross-entropies of `softmax(hidden @ weight.T)` at `targets`, in nats.
 
     Under autocast the products are made in its type; maximum, exponentials and sums are float32 (float64 for
-    float64 inputs).
+    float64 inputs). A backward pass goes through it once.
 
     Args:
         hidden: (N, D).

@@ -27,7 +27,7 @@ class Engine(Protocol):
 
     def __enter__(self) -> Engine: ...
 
-    def __exit__(self, *_: object) -> None: ...
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None: ...
 
 
 class Processes:
@@ -66,9 +66,9 @@ class Processes:
     def __enter__(self) -> Processes:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(wait=False, cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.pool is not None:  # after a mistake what is being written is ended in order; a signal waits for nothing
+            self.pool.shutdown(wait=kind is not None and issubclass(kind, Exception), cancel_futures=True)
 
 
 def _in_window(submit: Callable[[Any], Future[Any]], tasks: Iterable[Any], width: int) -> Iterator[Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptpipe.config import ModelConfig, TrainConfig
+import torch
 
-_LOGIT_ROWS = 1024  # as gptpipe.loss.CHUNK_ROWS on a CPU
+from gptpipe.config import ModelConfig, TrainConfig
+from gptpipe.loss import chunk_rows
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class MemoryBudget:
         return self.weights + self.gradients + self.optimizer + self.activations + self.output_layer
 
     @classmethod
-    def of(cls, model: ModelConfig, train: TrainConfig, micro_batch: int, precision: str) -> MemoryBudget:
+    def of(cls, model: ModelConfig, train: TrainConfig, micro_batch: int, precision: str, device: str) -> MemoryBudget:
         """The budget of a step that takes `micro_batch` windows at once.
 
         A block keeps for a token, in multiples of its width: its input, two layer norms, q, k, v, what attention
@@ -51,8 +52,9 @@ class MemoryBudget:
         moments = 8 * parameters
         if train.optimizer == "muon":
             moments -= 4 * layers * 12 * c * c
-        rows = min(_LOGIT_ROWS, tokens)
-        output = rows * model.vocab_size * (small + (0 if not half else small)) + 2 * 4 * table
+        rows = min(chunk_rows(device, torch.bfloat16 if half else torch.float32), tokens)
+        # logits (beside a GPU's float32 of them), the padded matrix, its gradient and that of the embedding
+        output = rows * model.vocab_size * (small if device == "cpu" else small + 4) + table * (small + 8)
         return cls(weights, 4 * parameters, moments, activations, output)
 
     def describe(self) -> str:

@@ -176,7 +176,7 @@ class _Training:
             self.ranks.device.type,
             ", compiled" if state.compiled else "",
         )
-        budget = MemoryBudget.of(model, self.config, state.micro_batch, state.precision)
+        budget = MemoryBudget.of(model, self.config, state.micro_batch, state.precision, self.ranks.device.type)
         log.info("memory a rank: %s", budget.describe())
 
     def _step(self) -> StepResult:

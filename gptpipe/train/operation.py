@@ -133,7 +133,7 @@ def choose_micro_batch(
 def _fits(
     size: int, config: TrainConfig, model: ModelConfig, ranks: Ranks, state: TrainState, trial: Callable[[int], None]
 ) -> bool:
-    budget = MemoryBudget.of(model, config, size, state.precision)
+    budget = MemoryBudget.of(model, config, size, state.precision, ranks.device.type)
     if ranks.device.type == "cpu":
         return bool(budget.total < _SHARE_OF_RAM * psutil.virtual_memory().available / ranks.local_world_size)
     with suppress(torch.OutOfMemoryError):
