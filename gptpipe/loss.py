@@ -10,11 +10,13 @@ in maximum, sum or gradient; the parameter itself never has it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 # Rows of logits made at once. Fewer starve the matrix products and add to the gradient of the matrix more often,
 # more take memory; see tests/benchmarks/RESULTS.md.
@@ -24,9 +26,21 @@ VOCABULARY_MULTIPLE = 64
 IGNORED = -100  # targets that are not scored, as in torch.nn.functional.cross_entropy
 
 
+@dataclass
+class SharedGradient:
+    """Where the output layer leaves the gradient of its matrix for a tied embedding, which adds its rows to it.
+
+    By themselves they would make two gradients of the whole matrix and add them.
+    """
+
+    gradient: Tensor | None = None
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, shared: SharedGradient | None
+    ) -> Tensor:
         needs = any(ctx.needs_input_grad[:2])
         vocabulary = len(weight)
         cast = _padded(weight, dtype)
@@ -55,19 +69,47 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_weight.addmm_(slope[:, :vocabulary].t(), chunk)
             else:
                 grad_weight.add_((slope.t() @ chunk)[:vocabulary])
-        ctx.gradients = grad_hidden, grad_weight
+        ctx.gradients, ctx.shared = (grad_hidden, grad_weight), shared
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         if ctx.gradients is None:
             raise RuntimeError("gone through a second time: the gradients were scaled in place")
         hidden, weight = ctx.gradients
         if weight.dtype == torch.float64:  # where gradients are checked, they may be asked for again
-            return hidden * grad, weight * grad, None, None
+            return hidden * grad, weight * grad, None, None, None
         ctx.gradients = None
-        return hidden.mul_(grad), weight.mul_(grad), None, None
+        if ctx.shared is not None:
+            ctx.shared.gradient = weight
+        return hidden.mul_(grad), weight.mul_(grad), None, None, None
+
+
+class _TiedEmbedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, tokens: Tensor, shared: SharedGradient) -> Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.shared, ctx.rows = shared, len(weight)
+        return F.embedding(tokens, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        (tokens,) = ctx.saved_tensors
+        found, ctx.shared.gradient = ctx.shared.gradient, None
+        rows = grad.flatten(0, -2)
+        if found is None:
+            return rows.new_zeros(ctx.rows, rows.shape[1]).index_add_(0, tokens.flatten(), rows), None, None
+        # autograd holds this very tensor as the matrix's gradient so far, and has not handed it on yet
+        found.index_add_(0, tokens.flatten(), rows)
+        return None, None, None
+
+
+def tied_embedding(weight: Tensor, tokens: Tensor, shared: SharedGradient) -> Tensor:
+    """Rows of `weight` (V, D) at `tokens` (…), for a matrix that is the output layer's too."""
+    found: Tensor = _TiedEmbedding.apply(weight, tokens, shared)  # type: ignore[no-untyped-call]
+    return found
 
 
 def chunk_rows(device: str, dtype: torch.dtype) -> int:
@@ -114,7 +156,9 @@ def _softmax_(logits: Tensor, index: Tensor, wide: torch.dtype) -> tuple[Tensor,
     return nats.squeeze(1), picked
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, shared: SharedGradient | None = None
+) -> Tensor:
     """Sum of the cross-entropies of `softmax(hidden @ weight.T)` at `targets`, in nats.
 
     Under autocast the products are made in its type; maximum, exponentials and sums are float32 (float64 for
@@ -124,6 +168,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
         hidden: (N, D).
         weight: (V, D).
         targets: (N,), int64; rows with `IGNORED` are not scored.
+        shared: what `tied_embedding` was given, where the matrix is the embedding's too.
 
     Returns:
         A scalar: the sum, not the mean, so that parts of a batch add up to the whole.
@@ -131,5 +176,5 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     with torch.autocast(kind, enabled=False):
-        total: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, dtype)  # type: ignore[no-untyped-call]
+        total: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, dtype, shared)  # type: ignore[no-untyped-call]
     return total

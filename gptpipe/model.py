@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gptpipe.config import ModelConfig
-from gptpipe.loss import linear_cross_entropy
+from gptpipe.loss import SharedGradient, linear_cross_entropy, tied_embedding
 
 
 @dataclass
@@ -147,13 +147,14 @@ class GPT(nn.Module):
         Returns:
             Without targets, logits (B, T, V); with targets, the sum of the cross-entropies in nats (a scalar).
         """
-        hidden = self.hidden(tokens, cache)
         if targets is None:
-            logits: Tensor = self.lm_head(hidden)
+            logits: Tensor = self.lm_head(self.hidden(tokens, cache))
             return logits
-        return linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets.flatten())
+        shared = SharedGradient() if self.config.tie_weights and torch.is_grad_enabled() else None
+        hidden = self.hidden(tokens, cache, shared)
+        return linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets.flatten(), shared)
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None, shared: SharedGradient | None = None) -> Tensor:
         """What the output layer sees, (B, T, C)."""
         start, t = (cache.length if cache else 0), tokens.shape[1]
         if start + t > self.config.context_length and not (cache and cache.padding is not None):
@@ -170,7 +171,8 @@ class GPT(nn.Module):
                 # a padding row attends to itself alone: softmax over nothing would be NaN
                 itself = seen == columns.unsqueeze(1)
                 mask = ((mask & real.unsqueeze(1)) | itself).unsqueeze(1)  # (B, 1, T, columns)
-        x = self.drop(self.wte(tokens) + self.wpe(positions))
+        words = self.wte(tokens) if shared is None else tied_embedding(self.wte.weight, tokens, shared)
+        x = self.drop(words + self.wpe(positions))
         for layer, block in enumerate(self.h):
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, mask, cache, layer, use_reentrant=False)

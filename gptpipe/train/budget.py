@@ -53,8 +53,9 @@ class MemoryBudget:
         if train.optimizer == "muon":
             moments -= 4 * layers * 12 * c * c
         rows = min(chunk_rows(device, torch.bfloat16 if half else torch.float32), tokens)
-        # logits (beside a GPU's float32 of them), the padded matrix, its gradient and that of the embedding
-        output = rows * model.vocab_size * (small if device == "cpu" else small + 4) + table * (small + 8)
+        # logits (beside a GPU's float32 of them), the padded matrix, its gradient, and that of an embedding of its own
+        output = rows * model.vocab_size * (small if device == "cpu" else small + 4)
+        output += table * (small + (4 if model.tie_weights else 8))
         return cls(weights, 4 * parameters, moments, activations, output)
 
     def describe(self) -> str:

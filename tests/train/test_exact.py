@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ def killed_and_resumed(training: Training, kills: int, seed: int) -> None:
                 training.wait_for_step(min(steps - 1, step + chance.randint(0, 3)))
                 time.sleep(chance.random() * 0.1)
             victims = training.family()
-            kind = number % 3
+            kind = number % 4
             if kind == 1 and training.ranks():  # one rank alone: torchrun and the launcher see it and end
                 kill([chance.choice(training.ranks())])
                 process.communicate(timeout=60)
@@ -39,6 +40,10 @@ def killed_and_resumed(training: Training, kills: int, seed: int) -> None:
                 while any(victim.is_running() and victim.status() != "zombie" for victim in victims):
                     assert time.monotonic() < until, "a rank outlived its launcher"
                     time.sleep(0.05)
+            elif kind == 3:  # preempted: it saves where it is
+                process.send_signal(signal.SIGTERM)
+                process.communicate(timeout=60)
+                assert process.returncode in (0, 75)
             else:
                 kill(victims)
     training.finish()
@@ -56,9 +61,12 @@ def test_killed_runs_end_with_the_same_bits(new_training: NewTraining, nproc: in
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize("nproc", [1, 4])
-def test_thirty_kills_end_with_the_same_bits(new_training: NewTraining, nproc: int) -> None:
-    settings = {"nproc": nproc, "steps": 120, "checkpoint_every": 1, "validate_every": 40}
+@pytest.mark.parametrize(
+    ("nproc", "more"), [(1, {"micro_batch": 3}), (2, {"optimizer": "muon", "spike_action": "skip"}), (4, {})]
+)
+def test_thirty_kills_end_with_the_same_bits(new_training: NewTraining, nproc: int, more: dict[str, Any]) -> None:
+    """A checkpoint at every step is always being written somewhere in the background."""
+    settings = {"nproc": nproc, "steps": 120, "checkpoint_every": 1, "validate_every": 40, **more}
     undisturbed = new_training("undisturbed", train=settings)
     undisturbed.finish()
     killed = new_training("killed", train=settings)

@@ -139,6 +139,26 @@ def test_the_padding_of_the_vocabulary_has_no_part(monkeypatch: pytest.MonkeyPat
     assert padded["wte.weight"].shape == (SHAPE["vocab_size"], SHAPE["n_embd"])
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("repeated", [True, False])
+def test_the_gradient_of_a_tied_matrix_is_that_of_the_plain_computation(tied: bool, repeated: bool) -> None:
+    torch.manual_seed(2)
+    model = GPT(ModelConfig(**SHAPE, tie_weights=tied))
+    given = batch(padded=True)
+    inputs = given.inputs.clone()
+    if repeated:
+        inputs[:, ::3] = 7
+    for turn in range(2):  # the second adds to the first, as micro-batches do
+        plain = torch.nn.functional.cross_entropy(
+            model(inputs).flatten(0, 1), given.targets.flatten(), reduction="sum", ignore_index=IGNORED
+        )
+        expected = torch.autograd.grad(plain, list(model.parameters()))
+        (model(inputs, given.targets) * 1.0).backward()
+        for (name, parameter), wanted in zip(model.named_parameters(), expected, strict=True):
+            assert parameter.grad is not None
+            assert distance({name: parameter.grad}, {name: wanted * (turn + 1)}) < 1e-5, name
+
+
 def poisoned(rig: Rig, value: float) -> None:
     """From now on a backward pass leaves one gradient that is not finite."""
     real = rig.stepper._backward
