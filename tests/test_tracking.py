@@ -178,6 +178,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     made.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.stack
 def test_a_server_that_comes_late_gets_everything(
     server: Server, dataset: Dataset, monkeypatch: pytest.MonkeyPatch

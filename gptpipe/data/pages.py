@@ -7,7 +7,6 @@ version 1, zstd, PLAIN values, levels run-length encoded (https://parquet.apache
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,6 @@ import pyarrow as pa
 
 _DATA_PAGE, _PLAIN = 0, 0
 _CODEC = pa.Codec("zstd")
-_CRC_BITS = 0xFFFFFFFF
 _ZERO_BITS = [[bit for bit in range(8) if not byte >> bit & 1] for byte in range(256)]
 
 
@@ -38,13 +36,13 @@ class Page:
 
 
 def column_pages(chunk: memoryview, nested: bool) -> Iterator[Page]:
-    """The pages of a column chunk, in order, each checked against its CRC.
+    """The pages of a column chunk, in order. What they hold is not checked again: the file's SHA-256 has been.
 
     Args:
         nested: whether the column is a list, whose pages begin with levels; otherwise it has one value a row.
 
     Raises:
-        ValueError: a page is damaged, or not of this layout.
+        ValueError: a page is cut off, or not of this layout.
     """
     place = 0
     while place < len(chunk):
@@ -58,8 +56,8 @@ def column_pages(chunk: memoryview, nested: bool) -> Iterator[Page]:
             raise ValueError(f"a page of kind {kind}, encoding {encoding}; expected a plain data page")
         body = chunk[place : place + packed]
         place += packed
-        if len(body) != packed or (4 in header and zlib.crc32(body) != header[4] & _CRC_BITS):
-            raise ValueError("a page whose CRC is not that of its bytes")
+        if len(body) != packed:
+            raise ValueError("a page is cut off")
         content = memoryview(_CODEC.decompress(body, decompressed_size=size)).cast("B")
         rows = empty = np.empty(0, np.int64)
         if nested:  # repetition levels, then definition levels

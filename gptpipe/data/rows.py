@@ -250,7 +250,7 @@ def _sha256_of(path: Path) -> str:
 
 
 class ShardReader:
-    """A shard file that is in memory. Every page is checked against its CRC."""
+    """A shard file that is in memory. Rows are checked against their pages' CRC; a stream is not."""
 
     def __init__(self, content: bytes) -> None:
         self._file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
@@ -278,7 +278,7 @@ class ShardReader:
                 yield Row(identity, part, last, values[offsets[i] : offsets[i + 1]], size)
 
     def stream(self, index: int, separator: int, out: np.ndarray) -> np.ndarray:
-        """A row group's tokens with `separator` after every document.
+        """A row group's tokens with `separator` after every document, of content that is known to be whole.
 
         Args:
             out: at least as long as the row group is; filled from its beginning.

@@ -35,6 +35,7 @@ from gptpipe.data.build import TokenizeResult, tokenize
 from gptpipe.data.cache import TokenCache
 from gptpipe.data.dataset import open_dataset
 from gptpipe.data.engine import Processes
+from gptpipe.data.rows import ShardReader
 from gptpipe.data.shards import split_by_position, split_of
 from gptpipe.data.tokens import TokenStream
 from gptpipe.errors import UserError
@@ -1100,6 +1101,30 @@ def test_a_file_that_changes_while_it_is_read_is_refused_by_name(tmp_path: Path,
     assert not list((tmp_path / "out").rglob("manifest.json"))
     made = build(tmp_path / "out", folder)
     assert contents(made.dataset) == contents(build(tmp_path / "fresh", folder).dataset)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_a_document_of_200_megabytes_is_whole(tmp_path: Path, kind: str) -> None:
+    text = "".join(some_text(i) for i in range(40))
+    text *= 1 + 200 * MILLION // len(text.encode())
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / f"large.{kind}").write_text(text if kind == "txt" else json.dumps({"text": text}) + "\n", "utf-8")
+    (folder / "small.txt").write_text("A small one beside it.")
+    made = build(tmp_path / "out", folder, validation=0)
+    assert made.documents == 2
+    dataset = open_dataset(made.dataset)
+    assert dataset.total("bytes") == len(text.encode()) + len("A small one beside it.")
+    tokenizer, found, lasts = get_tokenizer("gpt2"), hashlib.sha256(), []
+    for path in dataset.index().paths():
+        for row in ShardReader(Path(dataset.url, path).read_bytes()).rows():
+            if row.path.startswith("large"):
+                assert len(row.tokens) <= MILLION
+                found.update(tokenizer.decode(row.tokens.tolist()).encode())
+                lasts.append(row.last)
+    assert found.digest() == hashlib.sha256(text.encode()).digest()
+    assert lasts == [False] * (len(lasts) - 1) + [True]
 
 
 # --- where it cannot be written ------------------------------------------------------------------------------

@@ -143,6 +143,7 @@ class Killing:
         assert temporaries(Path(os.environ["GPTPIPE_HOME"])) == []
 
 
+@pytest.mark.slow
 def test_a_build_killed_at_a_random_instant_is_completed_in_a_folder(tmp_path: Path) -> None:
     killing = Killing(tmp_path, str(tmp_path), seed=1)
     for number in range(2):

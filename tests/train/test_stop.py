@@ -95,6 +95,7 @@ def test_ranks_that_cannot_save_in_time_are_ended(new_training: NewTraining) -> 
     assert not psutil.wait_procs(family, timeout=5)[1]
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_is_explained(new_training: NewTraining) -> None:
     training = new_training("oom", train={**LONG, "nproc": 2})
     process = training.start()
@@ -105,6 +106,7 @@ def test_a_rank_that_is_killed_is_explained(new_training: NewTraining) -> None:
     assert "killed by signal 9: probably out of memory" in out
 
 
+@pytest.mark.slow
 def test_one_folder_has_one_writer(new_training: NewTraining) -> None:
     training = new_training("leased", train=LONG)
     first = training.start()
