@@ -63,6 +63,7 @@ class _Training:
         config = job.train
         self.job, self.ranks, self.stop, self.config = job, ranks, stop, config
         self.state = TrainState()
+        self.memory_before = memory_megabytes() if ranks.device.type == "cpu" else 0.0
         if job.resume and (found := open_checkpoint(job.resume)) is not None:
             resume.check_same_result(job, found)
             self.state = resume.read_state(found)
@@ -177,7 +178,8 @@ class _Training:
             ", compiled" if state.compiled else "",
         )
         budget = MemoryBudget.of(model, self.config, state.micro_batch, state.precision, self.ranks.device.type)
-        log.info("memory a rank: %s", budget.describe())
+        beside = f", beside {self.memory_before / 1e3:.2f} GB of the process" if self.memory_before else ""
+        log.info("memory a rank: %s%s", budget.describe(), beside)
 
     def _step(self) -> StepResult:
         """One optimizer step over the next samples."""
