@@ -134,7 +134,10 @@ def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str] | None = N
     """
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     place = 0
-    for name, tensor in tensors.items():
+    # the library's own order: wide types first, so that all are aligned, then by name, so that equal content has
+    # equal bytes
+    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
+    for name, tensor in ordered.items():
         size = tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": _DTYPES[tensor.dtype],
@@ -145,7 +148,7 @@ def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str] | None = N
     content = json.dumps(header, separators=(",", ":")).encode()
     content += b" " * (-len(content) % 8)
     yield len(content).to_bytes(8, "little") + content
-    for tensor in tensors.values():
+    for tensor in ordered.values():
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         for start in range(0, len(data), _BLOCK):
             yield data[start : start + _BLOCK]

@@ -95,6 +95,9 @@ def test_a_written_file_is_what_the_library_reads(place: str, tmp_path: Path, re
         assert value.dtype == tensors()[name].dtype
         assert torch.equal(value, tensors()[name])
     assert set(safetensors.torch.load(content)) == set(tensors())
+    turned = dict(reversed(tensors().items()))
+    again = write_checkpoint(where, 6, model=turned, config={"a": 1})
+    assert again.model_sha256 == written.model_sha256  # whatever order they come in
     local = tmp_path / "copy.safetensors"
     local.write_bytes(content)
     with safetensors.safe_open(local, "pt") as file:
