@@ -57,7 +57,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             index = target.clamp(min=0).unsqueeze(1)
             logits = torch.mm(chunk, cast.t(), out=buffer[: len(chunk)])  # (rows, V)
             logits[:, vocabulary:] = -torch.inf
-            nats, picked = _softmax_(logits, index, wide)
+            nats, picked = _softmax_(logits, index, wide, keep=needs)
             total += torch.where(scored, nats, 0).sum()
             if grad_hidden is None or grad_weight is None:
                 continue
@@ -131,8 +131,11 @@ def _padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return cast
 
 
-def _softmax_(logits: Tensor, index: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+def _softmax_(logits: Tensor, index: Tensor, wide: torch.dtype, keep: bool) -> tuple[Tensor, Tensor]:
     """Turn logits (rows, V) into probabilities in place, computed in type `wide`.
+
+    Args:
+        keep: whether the probabilities are wanted; otherwise `logits` may be left as they are.
 
     Returns:
         The cross-entropy at `index` in nats, shape (rows,), and the probability there, shape (rows, 1), type `wide`.
@@ -151,7 +154,7 @@ def _softmax_(logits: Tensor, index: Tensor, wide: torch.dtype) -> tuple[Tensor,
         # exponentials, which cost more than the rest together on a CPU.
         nats[rows] = top - values.amax(dim=1, keepdim=True).log_() - score
         picked[rows] = values.gather(1, index[rows])
-        if scratch is not None:
+        if keep and scratch is not None:
             part.copy_(values)
     return nats.squeeze(1), picked
 

@@ -286,7 +286,7 @@ def open_write(url: str) -> Iterator[IO[bytes]]:
                 out.close()
             except BaseException:
                 out.closed = True  # or what there is of it would be sent when it is collected
-                with suppress(Exception):
+                with suppress(Exception):  # the store may be what failed; what is raised says how
                     out.discard()
                 raise
 

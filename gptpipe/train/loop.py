@@ -50,9 +50,11 @@ def train(job: Job, stop: StopRequest) -> Outcome:
     """
     config = job.train
     ranks = Ranks.join(operation.pick_device(config.device))
+    gc.disable()  # a collection in the middle of a step holds up every rank
     try:
         return _Training(job, ranks, stop).run()
     finally:
+        gc.enable()
         ranks.leave()
 
 
@@ -124,7 +126,6 @@ class _Training:
         began = time.perf_counter()
         reason = ""
         window_seconds, window_tokens, earlier_seconds = 0.0, 0, state.training_seconds
-        gc.disable()  # a collection in the middle of a step holds up every rank
         while state.step < config.steps:
             if self.ranks.any(self.stop.asked()):
                 reason = self.stop.reason or "another rank was asked to stop"
@@ -146,12 +147,12 @@ class _Training:
             saving = last or bool(config.checkpoint_every and state.step % config.checkpoint_every == 0)
             if self.validation and (last or (config.validate_every and state.step % config.validate_every == 0)):
                 line |= self._validate(saving)
-                gc.collect()
             if line and self.metrics:
                 self.metrics.write(state.step, state.tokens_seen, line)
             if saving:
                 window_seconds += self._save()
-        gc.enable()
+            if saving or "validation/loss" in line:
+                gc.collect()
         self.stepper.settle()
         if reason and state.step and self.saved_step != state.step:
             self._save()
@@ -228,7 +229,8 @@ class _Training:
         starts, _ = self.loader.order.places(samples)
         names = documents_at(self.training, starts)
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        kept = f"step {self.saved_step} is kept" if self.saved_step > 0 else "nothing was saved yet"
+        newest = newest_checkpoint(self.job.training)
+        kept = f"step {newest.step} is kept" if newest else "nothing was saved yet"
         raise UserError(
             f"the gradient was not finite in {counted(state.bad_in_a_row, 'step')} in a row; {kept}; the last batch "
             f"held {', '.join(names[:_NAMED])}{more}",
@@ -238,16 +240,15 @@ class _Training:
 
     def _measure(self, done: StepResult, seconds: float, tokens: int) -> dict[str, float]:
         """The numbers of a logged step; means are over all ranks. `tokens` were trained on in `seconds`."""
-        stalled = self.seconds_saving
-        total, slowest, waited, memory, saving, *drawn = self.ranks.sum(
-            done.loss.item(), seconds, self.loader.seconds_waited, memory_megabytes(), stalled, *self.drawn
+        total, spent, waited, memory, saving, *drawn = self.ranks.sum(
+            done.loss.item(), seconds, self.loader.seconds_waited, memory_megabytes(), self.seconds_saving, *self.drawn
         )
         world = self.ranks.world_size
         self.loader.seconds_waited = self.seconds_saving = 0.0
         self.drawn[:] = 0
         mean = total / done.tokens
         self.state.train_loss = mean if math.isfinite(mean) else None
-        speed = tokens / (slowest / world)
+        speed = tokens / (spent / world)
         names = self.loader.order.names
         shares = {f"data/{name}": n / sum(drawn) for name, n in zip(names, drawn, strict=True)}
         if not self.said_memory:
@@ -262,8 +263,8 @@ class _Training:
             "train/tokens_per_second": speed,
             "train/tokens_per_second_per_device": speed / world,
             "train/mfu": speed * self.model.flops_per_token() / (self.peak * world),
-            "train/data_wait": waited / slowest,
-            "train/checkpoint_stall": saving / slowest,
+            "train/data_wait": waited / spent,
+            "train/checkpoint_stall": saving / spent,
             "train/memory_mb": memory / world,
             "train/skipped_steps": self.state.skipped_steps,
         }

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from gptpipe import checkpoint as checkpoints
 from gptpipe import storage
 from gptpipe.checkpoint import OPTIMIZER, STATE, Checkpoint
-from gptpipe.config import ModelConfig, TrainConfig
+from gptpipe.config import ModelConfig, TrainConfig, field_roles
 from gptpipe.errors import UserError
 from gptpipe.model import GPT
 from gptpipe.pretrained import hf_config, hf_tensors, read_weights
@@ -44,25 +44,27 @@ def restore_optimizers(job: Job, url: str, model: nn.Module, optimizers: list[Op
 
 def roll_back(job: Job, url: str, model: GPT, optimizers: list[Optimizer]) -> None:
     """Weights and moments of an earlier checkpoint of this training; where it is in its samples stays."""
-    with torch.no_grad():
-        for name, value in read_weights(url).build(job.model).state_dict().items():
-            model.state_dict()[name].copy_(value)
+    mine = model.state_dict()
+    for name, value in read_weights(url).build(job.model).state_dict().items():
+        mine[name].copy_(value)
     restore_optimizers(job, url, model, optimizers)
 
 
 def check_same_result(job: Job, checkpoint: Checkpoint) -> None:
     """A UserError that names the fields in which a checkpoint's training differs from this one in its result."""
     saved = checkpoint.json(STATE).get("configuration", {})
+    changed = []
     for section, kind in (("model", ModelConfig), ("train", TrainConfig)):
-        mine = getattr(job, section).result_fields()
-        theirs = kind.model_validate(saved.get(section, {})).result_fields()
-        changed = [f"{section}.{name}" for name in sorted(mine | theirs) if mine.get(name) != theirs.get(name)]
-        if changed:
-            raise UserError(
-                f"the checkpoint was made with other values of {', '.join(changed)}",
-                where=checkpoint.url,
-                hint="set them as they were, or start a new training elsewhere",
-            )
+        mine, defaults = (config.model_dump(mode="json") for config in (getattr(job, section), kind()))
+        decide = sorted(name for name, role in field_roles(kind).items() if role == "result")
+        theirs = {**defaults, **saved.get(section, {})}  # a field that was not there then has its default
+        changed += [f"{section}.{name}" for name in decide if mine[name] != theirs[name]]
+    if changed:
+        raise UserError(
+            f"the checkpoint was made with other values of {', '.join(changed)}",
+            where=checkpoint.url,
+            hint="set them as they were, or start a new training elsewhere",
+        )
 
 
 @dataclass(frozen=True)

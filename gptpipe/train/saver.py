@@ -46,22 +46,18 @@ class Saver:
     A piece that fails is tried again, then reported, and the next one is as welcome as ever.
 
     Attributes:
-        seconds_waited: time that callers spent waiting for an earlier piece.
         failed: what went wrong with the newest piece, None once one has gone well.
     """
 
     def __init__(self, attempts: int = ATTEMPTS, pause: float = PAUSE) -> None:
         self._attempts, self._pause = attempts, pause
         self._thread: threading.Thread | None = None
-        self.seconds_waited = 0.0
         self.failed: Exception | None = None
 
     def wait(self) -> None:
         """Until nothing is in flight."""
         if self._thread is not None:
-            began = time.perf_counter()
             self._thread.join()
-            self.seconds_waited += time.perf_counter() - began
             self._thread = None
 
     def start(self, work: Callable[[], None], what: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import random
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from gptpipe.config import DataConfig
 from gptpipe.data.build import tokenize
 from gptpipe.data.dataset import Dataset, open_dataset
 from gptpipe.data.loader import TrainLoader
+from gptpipe.data.tokens import TokenStream
 
 GROUP_TOKENS = 4096
 END = 50_256
@@ -133,3 +135,11 @@ def in_threads(*works: Callable[[], object]) -> list[str]:
     for thread in threads:
         thread.join()
     return failed
+
+
+def read_anywhere(stream: TokenStream, tokens: np.ndarray, length: int, until: float, seed: int) -> None:
+    """Read stretches of a stream at random until a time of the monotonic clock; each must be what `tokens` says."""
+    draw = np.random.default_rng(seed)
+    while time.monotonic() < until:
+        start = int(draw.integers(0, len(tokens) - length))
+        assert np.array_equal(stream.read(start, start + length), tokens[start : start + length])

@@ -22,7 +22,7 @@ from gptpipe.data.cache import Evicted, PartialShard, TokenCache
 from gptpipe.data.dataset import Dataset, open_dataset
 from gptpipe.data.tokens import TokenStream
 from gptpipe.errors import UserError
-from tests.data_plane.conftest import Sample, in_threads
+from tests.data_plane.conftest import Sample, in_threads, read_anywhere
 
 PAGE = 4096
 READER = """
@@ -201,18 +201,13 @@ def test_threads_of_one_process_may_read_one_stream_while_others_make_room(sampl
     other = TokenCache(tmp_path, 0)
     until = time.monotonic() + 2
 
-    def read(seed: int) -> None:
-        draw = np.random.default_rng(seed)
-        while time.monotonic() < until:
-            start = int(draw.integers(0, len(sample.tokens) - 50))
-            assert np.array_equal(stream.read(start, start + 50), sample.tokens[start : start + 50])
-
     def make_room() -> None:
         while time.monotonic() < until:
             other.make_room(1)
             time.sleep(0.001)
 
-    assert in_threads(partial(read, 0), partial(read, 1), make_room) == []
+    reads = [partial(read_anywhere, stream, sample.tokens, 50, until, seed) for seed in (0, 1)]
+    assert in_threads(*reads, make_room) == []
 
 
 def test_what_was_used_least_recently_goes_first(sample: Sample, tmp_path: Path) -> None:

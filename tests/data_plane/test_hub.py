@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.data_plane.conftest import serving
 from tests.data_plane.test_build import build, contents, some_text
 
@@ -83,7 +81,6 @@ def tokenized(tmp_path: Path, url: str, corpus: str, *more: str) -> subprocess.C
 
 
 def test_a_dataset_of_the_hub_is_the_dataset_of_its_files(tmp_path: Path) -> None:
-    pytest.importorskip("huggingface_hub")
     for name, content in FILES.items():
         (tmp_path / "corpus" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "corpus" / name).write_bytes(content)
@@ -99,7 +96,6 @@ def test_a_dataset_of_the_hub_is_the_dataset_of_its_files(tmp_path: Path) -> Non
 
 
 def test_a_dataset_that_the_hub_has_not_is_one_line(tmp_path: Path) -> None:
-    pytest.importorskip("huggingface_hub")
     with serving(Hub) as url:
         made = tokenized(tmp_path, url, "hf://datasets/someone/else")
     assert made.returncode == 2

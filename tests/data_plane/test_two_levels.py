@@ -20,7 +20,7 @@ from gptpipe.data.cache import TokenCache
 from gptpipe.data.loader import TrainLoader
 from gptpipe.data.order import TwoLevels, epoch_keys, permute
 from gptpipe.data.tokens import TokenStream
-from tests.data_plane.conftest import GROUP_TOKENS, Sample, in_threads
+from tests.data_plane.conftest import GROUP_TOKENS, Sample, in_threads, read_anywhere
 
 GOLDEN = [
     18,
@@ -379,11 +379,4 @@ def test_two_threads_that_let_go_of_removed_shards_do_not_meet(
     monkeypatch.setattr("gptpipe.data.tokens._OPEN", 3)  # as if there were more shards than may be mapped
     stream = TokenStream(sample.dataset, "train", TokenCache(tmp_path, 20_000))
     until = time.monotonic() + 4
-
-    def read(seed: int) -> None:
-        draw = np.random.default_rng(seed)
-        while time.monotonic() < until:
-            start = int(draw.integers(0, len(sample.tokens) - 40))
-            assert np.array_equal(stream.read(start, start + 40), sample.tokens[start : start + 40])
-
-    assert in_threads(partial(read, 0), partial(read, 1)) == []
+    assert in_threads(*(partial(read_anywhere, stream, sample.tokens, 40, until, seed) for seed in (0, 1))) == []

@@ -35,12 +35,17 @@ TRAIN = {
 }
 
 
+def text_of(number: int) -> str:
+    """The text of a document of `dataset`."""
+    return " ".join(f"word{(number * j) % 97} and {j}" for j in range(60))
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A dataset of a few thousand tokens of this project's own text."""
     folder = tmp_path_factory.mktemp("corpus")
     for i in range(60):
-        (folder / f"{i:03}.txt").write_text(" ".join(f"word{(i * j) % 97} and {j}" for j in range(60)))
+        (folder / f"{i:03}.txt").write_text(text_of(i))
     return tokenize(DataConfig(corpus=[str(folder)], validation=0.2), str(tmp_path_factory.mktemp("datasets"))).dataset
 
 

@@ -87,13 +87,14 @@ def test_two_ranks_agree_with_accumulation(new_training: NewTraining) -> None:
         "one": {},
         "accumulated": {"micro_batch": 4},
         "two": {"nproc": 2},
+        "both": {"nproc": 2, "micro_batch": 1},
     }
     found = {}
     for name, change in runs.items():
         training = new_training(name, train={"steps": 20, **change}, model={"dropout": 0.0})
         training.finish()
         found[name] = losses(training)
-    for name in ("accumulated", "two"):
+    for name in ("accumulated", "two", "both"):
         assert found[name] == pytest.approx(found["one"], rel=1e-5), name
 
 

@@ -21,6 +21,7 @@ from gptpipe.data.dataset import open_dataset
 from gptpipe.data.locate import documents_at
 from gptpipe.data.tokens import TokenStream
 from gptpipe.errors import UserError
+from gptpipe.tokenizer import get_tokenizer
 from gptpipe.train import loop
 from gptpipe.train.budget import MemoryBudget
 from gptpipe.train.guard import SpikeGuard
@@ -29,7 +30,7 @@ from gptpipe.train.operation import choose_micro_batch
 from gptpipe.train.ranks import Ranks
 from gptpipe.train.state import TrainState
 from gptpipe.train.step import Stepper
-from tests.train.conftest import MODEL, TRAIN
+from tests.train.conftest import MODEL, TRAIN, text_of
 
 Run = Callable[..., Outcome]
 
@@ -100,6 +101,11 @@ def test_documents_at_is_what_counting_gives(dataset: str, tmp_path: Path) -> No
     separators = np.flatnonzero(stream.read(0, stream.length) == stream.end_of_text)
     everything = documents_at(stream, np.arange(stream.length))
     assert len(everything) == len(separators)
+    tokenizer, begin = get_tokenizer("gpt2"), 0
+    for name, end in zip(everything, separators.tolist(), strict=True):
+        number = int(name.removeprefix("corpus:").split(".")[0])
+        assert tokenizer.decode(stream.read(begin, end).tolist()) == text_of(number)
+        begin = end + 1
     places = np.array([0, 5, int(separators[2]), int(separators[2]) + 1, stream.length - 1])
     numbers = np.searchsorted(separators, places)
     assert documents_at(stream, places) == [everything[n] for n in sorted(set(numbers.tolist()))]

@@ -40,7 +40,6 @@ def test_the_caller_goes_on_and_waits_for_the_one_before() -> None:
     threading.Timer(0.2, gate.set).start()
     saver.wait()
     assert done == ["first"]
-    assert 0.1 < saver.seconds_waited < 5
     saver.start(lambda: done.append("second"), "checkpoint 2")
     saver.wait()
     assert done == ["first", "second"]

@@ -78,7 +78,11 @@ def test_accumulation_leaves_loss_and_gradients(micro_batch: int, padded: bool) 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_activation_checkpointing_leaves_every_bit(dropout: float) -> None:
     loss, kept = Rig(dropout=dropout).gradients(batch())
-    again, computed = Rig(dropout=dropout, activation_checkpointing=True).gradients(batch())
+    rig, passes = Rig(dropout=dropout, activation_checkpointing=True), []
+    for number, block in enumerate(rig.model.h):
+        block.register_forward_pre_hook(lambda *_, number=number: passes.append(number))
+    again, computed = rig.gradients(batch())
+    assert passes == [0, 1, 2, 2, 1, 0]  # each block again, when the backward pass comes to it
     assert again == loss
     assert all(torch.equal(computed[name], kept[name]) for name in kept)
 
@@ -97,9 +101,12 @@ def test_bfloat16_stays_within_its_rounding() -> None:
 def test_compiled_blocks_leave_loss_and_gradients(precision: str) -> None:
     expected_loss, expected = Rig(precision=precision).gradients(batch())
     rig = Rig(precision=precision, compile=True)
+    torch._dynamo.reset()
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     compile_blocks(rig.model, rig.config, rig.state, lambda: None, ALONE)
     loss, found = rig.gradients(batch())
     assert rig.state.compiled
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before
     tolerance = 1e-5 if precision == "float32" else 2e-2
     assert loss == pytest.approx(expected_loss, rel=tolerance)
     assert distance(found, expected) < tolerance
