@@ -3,9 +3,9 @@
 The gradients of a chunk are made while its logits are at hand, in the forward pass, so that the backward pass
 only scales them (the idea of Liger Kernel's fused linear cross-entropy, Hsu et al. 2024).
 
-The vocabulary is padded to a multiple that matrix units like, in a copy of the matrix that in half precision is made
-for the product anyway. The padding's logits are minus infinity before the softmax sees them, so that it has no part
-in maximum, sum or gradient; the parameter itself never has it.
+The vocabulary is padded to a multiple that matrix units like: in half precision in the copy of the matrix that is
+made for the product anyway, else in a copy of its last rows. The padding's logits are minus infinity before the
+softmax sees them, so that it has no part in maximum, sum or gradient; the parameter itself never has it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from torch.nn import functional as F
 CHUNK_ROWS = {"cpu": 1024, "cuda": 8192}  # in float32; in half precision on a CPU half as many do as well
 SOFTMAX_ROWS = 8  # of these, so many at once on a CPU: what stays in its cache costs no memory traffic
 VOCABULARY_MULTIPLE = 64
+GRADIENT_ROWS = (
+    4096  # of the matrix's gradient that are made at once where they have to be converted: faster, and less memory
+)
 IGNORED = -100  # targets that are not scored, as in torch.nn.functional.cross_entropy
 
 
@@ -42,20 +45,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, shared: SharedGradient | None
     ) -> Tensor:
         needs = any(ctx.needs_input_grad[:2])
-        vocabulary = len(weight)
-        cast = _padded(weight, dtype)
+        vocabulary, parts = len(weight), _padded(weight, dtype)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         total = torch.zeros((), dtype=wide, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if needs else None
-        grad_weight = torch.zeros_like(weight) if needs else None
+        grad_hidden = torch.zeros_like(hidden) if needs else None
+        grad_weight = (torch.empty_like if len(hidden) else torch.zeros_like)(weight) if needs else None
         rows_at_once = chunk_rows(hidden.device.type, dtype)
-        buffer = hidden.new_empty((min(rows_at_once, len(hidden)), len(cast)), dtype=dtype)
+        buffer = hidden.new_empty((min(rows_at_once, len(hidden)), parts[-1][0].stop), dtype=dtype)
         for start in range(0, len(hidden), rows_at_once):
             rows = slice(start, start + rows_at_once)
             chunk, target = hidden[rows].to(dtype), targets[rows]
             scored = target != IGNORED
             index = target.clamp(min=0).unsqueeze(1)
-            logits = torch.mm(chunk, cast.t(), out=buffer[: len(chunk)])  # (rows, V)
+            logits = buffer[: len(chunk)]  # (rows, V)
+            for columns, part in parts:
+                torch.mm(chunk, part.t(), out=logits[:, columns])
             logits[:, vocabulary:] = -torch.inf
             nats, picked = _softmax_(logits, index, wide, keep=needs)
             total += torch.where(scored, nats, 0).sum()
@@ -63,12 +67,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             # d loss / d logits = softmax - one-hot, and nothing for targets that are not scored
             slope = logits.scatter_(1, index, (picked - 1).to(dtype))
-            grad_hidden[rows] = (slope @ cast) * scored.unsqueeze(1)
-            chunk = chunk * scored.unsqueeze(1)
-            if dtype == weight.dtype:
-                grad_weight.addmm_(slope[:, :vocabulary].t(), chunk)
-            else:
-                grad_weight.add_((slope.t() @ chunk)[:vocabulary])
+            for columns, part in parts:
+                grad_hidden[rows] += slope[:, columns] @ part
+            grad_hidden[rows] *= scored.unsqueeze(1)
+            _add_product(grad_weight, slope[:, :vocabulary].t(), chunk * scored.unsqueeze(1), first=start == 0)
         ctx.gradients, ctx.shared = (grad_hidden, grad_weight), shared
         return total
 
@@ -119,16 +121,39 @@ def chunk_rows(device: str, dtype: torch.dtype) -> int:
     return CHUNK_ROWS["cpu"] if dtype.itemsize >= 4 else max(1, CHUNK_ROWS["cpu"] // 2)
 
 
-def _padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The matrix in that type, rows of zeros added up to a multiple of `VOCABULARY_MULTIPLE`."""
+def _padded(weight: Tensor, dtype: torch.dtype) -> list[tuple[slice, Tensor]]:
+    """The matrix in that type, rows of zeros added up to a multiple of `VOCABULARY_MULTIPLE`, in parts.
+
+    Returns:
+        The parts in order, each with the columns of the logits that it makes. What is aligned is not copied.
+    """
     vocabulary, width = weight.shape
     rows = -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-    if (rows, dtype) == (vocabulary, weight.dtype):
-        return weight
-    cast = weight.new_empty((rows, width), dtype=dtype)
-    cast[:vocabulary] = weight
-    cast[vocabulary:] = 0
-    return cast
+    as_it_is = vocabulary // VOCABULARY_MULTIPLE * VOCABULARY_MULTIPLE if dtype == weight.dtype else 0
+    parts = [(slice(0, as_it_is), weight[:as_it_is])] if as_it_is else []
+    if as_it_is < rows:
+        copy = weight.new_empty((rows - as_it_is, width), dtype=dtype)
+        copy[: vocabulary - as_it_is] = weight[as_it_is:]
+        copy[vocabulary - as_it_is :] = 0
+        parts.append((slice(as_it_is, rows), copy))
+    return parts
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """total (V, D) += left (V, rows) @ right (rows, D), where these may be of a smaller type.
+
+    Args:
+        first: whether `total` holds nothing yet; it is not read then.
+    """
+    if left.dtype == total.dtype:
+        torch.addmm(total, left, right, beta=0 if first else 1, out=total)
+        return
+    for start in range(0, len(total), GRADIENT_ROWS):
+        rows = slice(start, start + GRADIENT_ROWS)
+        if first:
+            total[rows] = left[rows] @ right
+        else:
+            total[rows] += left[rows] @ right
 
 
 def _softmax_(logits: Tensor, index: Tensor, wide: torch.dtype, keep: bool) -> tuple[Tensor, Tensor]:

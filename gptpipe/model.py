@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gptpipe.config import ModelConfig
+from gptpipe.lean import gelu_linear, norm_linear
 from gptpipe.loss import SharedGradient, linear_cross_entropy, tied_embedding
 
 
@@ -44,7 +45,7 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention with the query, key and value projections in one matrix."""
+    """Causal multi-head self-attention behind its norm, the query, key and value projections in one matrix."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -54,9 +55,9 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, norm: nn.LayerNorm, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         b, t, c = x.shape
-        qkv = self.c_attn(x).view(b, t, 3, self.n_head, c // self.n_head)
+        qkv = norm_linear(x, norm, self.c_attn).view(b, t, 3, self.n_head, c // self.n_head)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
         if cache is not None:
             key, value = cache.extend(layer, key, value)
@@ -68,20 +69,22 @@ class Attention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=mask is None,
         )
-        out = self.c_proj(out.transpose(1, 2).reshape(b, t, c))
+        out = gelu_linear(out.transpose(1, 2).reshape(b, t, c), self.c_proj, gelu=False)
         result: Tensor = self.resid_dropout(out)
         return result
 
 
 class MLP(nn.Module):
+    """Two layers with a GELU between them, behind their norm."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        result: Tensor = self.dropout(gelu_linear(norm_linear(x, norm, self.c_fc), self.c_proj))
         return result
 
 
@@ -94,8 +97,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
-        x = x + self.attn(self.ln_1(x), mask, cache, layer)
-        result: Tensor = x + self.mlp(self.ln_2(x))
+        x = x + self.attn(x, self.ln_1, mask, cache, layer)
+        result: Tensor = x + self.mlp(x, self.ln_2)
         return result
 
 
@@ -120,11 +123,13 @@ class GPT(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        if config.init == "gpt2" and not self.wte.weight.is_meta:
-            self._init_gpt2()
+        # a tied one is not made only to be thrown away: that is the largest piece of memory a small model has
+        place = "meta" if config.tie_weights else None
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device=place)
         if config.tie_weights:
             self.lm_head.weight = self.wte.weight
+        if config.init == "gpt2" and not self.wte.weight.is_meta:
+            self._init_gpt2()
 
     @torch.no_grad()
     def _init_gpt2(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,48 +18,58 @@ class MemoryBudget:
     weights: int
     gradients: int
     optimizer: int
-    activations: int  # of the blocks, kept for the backward pass
-    output_layer: int  # a chunk of logits, and the gradient of the matrix
+    activations: int  # kept for the backward pass
+    output_layer: int  # a chunk of logits, the copy of the matrix for the product, its gradient
+    accumulates: bool  # whether gradients are there before the backward pass begins
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.output_layer
+        """At most at once: when the output layer has been gone through, or when all gradients are there."""
+        forward = self.activations + self.output_layer + (self.gradients if self.accumulates else 0)
+        return self.weights + self.optimizer + max(forward, self.gradients)
 
     @classmethod
-    def of(cls, model: ModelConfig, train: TrainConfig, micro_batch: int, precision: str, device: str) -> MemoryBudget:
-        """The budget of a step that takes `micro_batch` windows at once.
-
-        A block keeps for a token, in multiples of its width: its input, two layer norms, q, k, v, what attention
-        gives, that again for its projection, the sum, and the two sides of GELU. Counted from the code.
-        """
+    def of(
+        cls, model: ModelConfig, train: TrainConfig, micro_batch: int, precision: str, device: str, world_size: int
+    ) -> MemoryBudget:
+        """The budget of a step that takes `micro_batch` windows at once. Counted from the code (`gptpipe.lean`)."""
         c, layers = model.n_embd, model.n_layer
-        block = 12 * c * c + 13 * c
         table = model.vocab_size * c
-        parameters = layers * block + table * (1 if model.tie_weights else 2) + model.context_length * c + 2 * c
-        half = precision == "bfloat16"
-        small = 2 if half else 4
+        parameters = layers * (12 * c * c + 13 * c)
+        parameters += table * (1 if model.tie_weights else 2) + model.context_length * c + 2 * c
+        small = 2 if precision == "bfloat16" else 4
         tokens = micro_batch * model.context_length
-        # input, sum and both norms in float32 (in bfloat16 their copies for the products too), the rest as computed
-        kept = c * (16 + (4 if half else 0) + small * (3 + 1 + 1 + 4 + 4))
-        if model.dropout:
-            kept += c * (small * 2 + 2)
-        activations = tokens * (kept if not train.activation_checkpointing else 4 * c) * layers
+        kept = cls.of_block(model, small, device)
+        activations = tokens * kept * layers
         if train.activation_checkpointing:
-            activations += tokens * kept
-        activations += tokens * c * 4 * 3
-        weights = 4 * parameters
-        if half:
-            weights += 2 * layers * 12 * c * c
+            activations = tokens * (4 * c * layers + kept)
+        activations += tokens * c * 4 * (2 + bool(model.dropout))  # embeddings, last norm
         moments = 8 * parameters
         if train.optimizer == "muon":
             moments -= 4 * layers * 12 * c * c
-        rows = min(chunk_rows(device, torch.bfloat16 if half else torch.float32), tokens)
-        # logits (beside a GPU's float32 of them), the padded matrix, its gradient, and that of an embedding of its own
-        output = rows * model.vocab_size * (small if device == "cpu" else small + 4)
-        output += table * (small + (4 if model.tie_weights else 8))
-        return cls(weights, 4 * parameters, moments, activations, output)
+        rows = min(chunk_rows(device, torch.bfloat16 if small == 2 else torch.float32), tokens)
+        output = rows * model.vocab_size * (small if device == "cpu" else small + 4)  # a GPU's softmax in float32
+        output += table * (4 + (small if small == 2 else 0))
+        # DDP's buckets stay from step to step
+        accumulates = world_size > 1 or micro_batch < math.ceil(train.batch_size / world_size)
+        return cls(4 * parameters, 4 * parameters, moments, activations, output, accumulates)
+
+    @staticmethod
+    def of_block(model: ModelConfig, small: int, device: str) -> int:
+        """Bytes that a block keeps for a token, `small` being those of a number in the type of the products.
+
+        Its input and the sum after the attention in float32; query, key, value, what attention gives, and what stands
+        before GELU. With dropout also its masks, and on a CPU the attention's probabilities: only GPUs have a kernel
+        that makes them again.
+        """
+        c, small_c = model.n_embd, model.n_embd * small
+        if not model.dropout:
+            return 8 * c + small_c * (3 + 1 + 4)
+        if device != "cpu":
+            return 8 * c + small_c * (3 + 1 + 4) + 2 * c
+        return 8 * c + 3 * 4 * c + small_c * (1 + 2 + 4) + 12 * model.n_head * model.context_length
 
     def describe(self) -> str:
         parts = ("weights", "gradients", "optimizer", "activations", "output_layer")
         said = ", ".join(f"{name.replace('_', ' ')} {getattr(self, name) / 1e9:.2f}" for name in parts)
-        return f"{self.total / 1e9:.2f} GB predicted ({said})"
+        return f"{self.total / 1e9:.2f} GB at most at once predicted ({said})"

@@ -178,7 +178,9 @@ class _Training:
             self.ranks.device.type,
             ", compiled" if state.compiled else "",
         )
-        budget = MemoryBudget.of(model, self.config, state.micro_batch, state.precision, self.ranks.device.type)
+        budget = MemoryBudget.of(
+            model, self.config, state.micro_batch, state.precision, self.ranks.device.type, self.ranks.world_size
+        )
         beside = f", beside {self.memory_before / 1e3:.2f} GB of the process" if self.memory_before else ""
         log.info("memory a rank: %s%s", budget.describe(), beside)
 

@@ -133,13 +133,13 @@ def choose_micro_batch(
 def _fits(
     size: int, config: TrainConfig, model: ModelConfig, ranks: Ranks, state: TrainState, trial: Callable[[int], None]
 ) -> bool:
-    budget = MemoryBudget.of(model, config, size, state.precision, ranks.device.type)
+    budget = MemoryBudget.of(model, config, size, state.precision, ranks.device.type, ranks.world_size)
     if ranks.device.type == "cpu":
         return bool(budget.total < _SHARE_OF_RAM * psutil.virtual_memory().available / ranks.local_world_size)
     with suppress(torch.OutOfMemoryError):
         torch.cuda.reset_peak_memory_stats()
         trial(size)
-        used = torch.cuda.max_memory_allocated() + budget.optimizer
+        used = torch.cuda.max_memory_allocated() + budget.optimizer + budget.gradients * budget.accumulates
         return bool(used < _SHARE_OF_GPU * torch.cuda.get_device_properties(ranks.device).total_memory)
     torch.cuda.empty_cache()
     return False

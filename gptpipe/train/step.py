@@ -80,7 +80,11 @@ class Stepper:
             for group in optimizer.param_groups:
                 group["lr"] = rate
         loss = self._backward(batch)
-        norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), config.grad_clip or math.inf)
+        parameters = list(self._model.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # where the norm is known here anyway, gradients that need no scaling are not gone through again
+        if config.grad_clip and (self.decides_on_device or not norm.item() <= config.grad_clip):
+            torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, norm)
         verdict: Literal["ordinary", "spike"] = "ordinary"
         score = 0.0
         if self.decides_on_device:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,15 @@ class Training:
         return process
 
     def finish(self) -> dict[str, Any]:
+        return self.finish_and_listen()[0]
+
+    def finish_and_listen(self) -> tuple[dict[str, Any], str]:
+        """The result, and what was logged on the way."""
         process = self.start()
         out, err = process.communicate(timeout=240)
         assert process.returncode == 0, out + err
         result: dict[str, Any] = json.loads(out)
-        return result
+        return result, err
 
     def family(self) -> list[psutil.Process]:
         """The launcher, torchrun and the ranks that run now, parents first."""
@@ -107,9 +112,11 @@ class Training:
         ]
 
     def steps_logged(self) -> int:
-        lines = [
-            line for file in self.folder.glob("home/jobs/*/metrics.jsonl") for line in file.read_text().splitlines()
-        ]
+        lines: list[str] = []
+        for place in ("home/jobs", "out"):  # from the one into the other when it has finished
+            for file in self.folder.glob(f"{place}/*/metrics.jsonl"):
+                with suppress(FileNotFoundError):
+                    lines += file.read_text().splitlines()
         return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
 
     def wait_for_step(self, step: int, timeout: float = 120) -> None:
@@ -125,6 +132,9 @@ class Training:
         steps = {**TRAIN, **self.train}["steps"]
         (folder,) = (self.folder / "out").glob(f"*/step-{steps:08d}")
         return {name: (folder / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
+
+
+NewTraining = Callable[..., Training]
 
 
 def _command(process: psutil.Process) -> list[str]:
@@ -145,7 +155,7 @@ def kill(processes: list[psutil.Process]) -> None:
 
 
 @pytest.fixture
-def new_training(tmp_path: Path, dataset: str) -> Iterator[Callable[..., Training]]:
+def new_training(tmp_path: Path, dataset: str) -> Iterator[NewTraining]:
     """Makes trainings and sees to it that none outlives the test."""
     made: list[Training] = []
 

@@ -6,15 +6,12 @@ import json
 import random
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.train.conftest import Training, kill
-
-NewTraining = Callable[..., Training]
+from tests.train.conftest import NewTraining, Training, kill
 
 
 def killed_and_resumed(training: Training, kills: int, seed: int) -> None:
@@ -41,9 +38,11 @@ def killed_and_resumed(training: Training, kills: int, seed: int) -> None:
                     assert time.monotonic() < until, "a rank outlived its launcher"
                     time.sleep(0.05)
             elif kind == 3:  # preempted: it saves where it is
+                begun = bool(training.ranks())
                 process.send_signal(signal.SIGTERM)
                 process.communicate(timeout=60)
-                assert process.returncode in (0, 75)
+                # before it has begun there is nothing to save, and Python just ends
+                assert process.returncode in (0, 75) or (process.returncode == -signal.SIGTERM and not begun)
             else:
                 kill(victims)
     training.finish()
@@ -100,15 +99,18 @@ def test_two_ranks_agree_with_accumulation(new_training: NewTraining) -> None:
 
 @pytest.mark.slow
 def test_another_world_size_goes_on_with_the_same_samples(new_training: NewTraining) -> None:
-    undisturbed = new_training("undisturbed", train={"steps": 12}, model={"dropout": 0.0})
+    """A loss of its own for each step: a sample left out or read twice would show."""
+    undisturbed = new_training("undisturbed", train={"steps": 40}, model={"dropout": 0.0})
     undisturbed.finish()
-    moved = new_training("moved", train={"steps": 12, "checkpoint_every": 4}, model={"dropout": 0.0})
-    moved.start()
-    moved.wait_for_step(6)
-    kill(moved.family())
-    moved.train["nproc"] = 2
+    moved = new_training("moved", train={"steps": 40, "checkpoint_every": 4}, model={"dropout": 0.0})
+    for number, nproc in enumerate((1, 2, 4)):
+        moved.train["nproc"] = nproc
+        moved.start()
+        moved.wait_for_step(6 + 10 * number)
+        kill(moved.family())
+    moved.train["nproc"] = 1
     moved.finish()
-    assert losses(moved) == pytest.approx(losses(undisturbed), rel=1e-5)
+    assert losses(moved) == pytest.approx(losses(undisturbed), rel=1e-4)
 
 
 @pytest.mark.slow

@@ -213,7 +213,7 @@ def test_as_many_windows_at_once_as_fit(monkeypatch: pytest.MonkeyPatch) -> None
     assert chosen(1) == 1
     some = chosen(40e9)
     assert 1 < some < 32
-    budget = [MemoryBudget.of(model, config, size, "float32", "cpu").total for size in (some, 2 * some)]
+    budget = [MemoryBudget.of(model, config, size, "float32", "cpu", 2).total for size in (some, 2 * some)]
     assert budget[0] < 0.7 * 20e9 < budget[1]
     assert chosen(1, micro_batch=7) == 7  # as before the stop
     config = TrainConfig(batch_size=64, micro_batch=5)

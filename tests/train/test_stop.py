@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
 from gptpipe.checkpoint import newest_checkpoint
-from tests.train.conftest import Training, kill
+from tests.train.conftest import NewTraining, Training, kill
 
-NewTraining = Callable[..., Training]
 LONG = {"steps": 100_000, "checkpoint_every": 100_000, "validate_every": 0}
 
 
