@@ -457,6 +457,59 @@ def _flat(values: Any) -> str:
 
 
 @app.command()
+def up(as_json: Json = False) -> None:
+    """Start the local stack: object store, PostgreSQL, Prefect server, MLflow server, a worker; and deploy."""
+    from gptpipe.stack import POOL, Stack
+
+    names: list[str] = []
+
+    def deployed() -> None:
+        from flows.deployments import deploy as register
+
+        names.extend(register(POOL))
+
+    stack = Stack()
+    stack.up(deployed, lambda line: print(line, file=sys.stderr, flush=True))
+    text = (
+        f"Prefect   {stack.prefect_url}   start a training there: Deployments, on-demand, Run\n"
+        f"MLflow    {stack.mlflow_url}\n"
+        f"deployed  {', '.join(names)}\n"
+        f"logs      {stack.supervisor.logs}\n"
+        f"`{_command('gptpipe')} run` in this folder uses these servers until `{_command('gptpipe')} down`."
+    )
+    _answer({"prefect": stack.prefect_url, "mlflow": stack.mlflow_url, "deployments": names}, as_json, text)
+
+
+@app.command()
+def down(as_json: Json = False) -> None:
+    """Stop the local stack; all data stays."""
+    from gptpipe.stack import Stack
+
+    stack = Stack()
+    ran = stack.down()
+    text = f"stopped; the data is in {stack.folder}" if ran else "nothing was running"
+    _answer({"stopped": ran, "folder": str(stack.folder)}, as_json, text)
+
+
+@app.command()
+def deploy(
+    pool: Annotated[str, typer.Option(help="Work pool whose workers run the flows.")] = "gptpipe", as_json: Json = False
+) -> None:
+    """Register the deployments with the Prefect server that PREFECT_API_URL names."""
+    api = os.environ.get("PREFECT_API_URL")
+    if not api:
+        raise UserError("no Prefect server", where="PREFECT_API_URL", hint="set it, or start one with `gptpipe up`")
+    from gptpipe.stack import answers
+
+    if ailment := answers(f"{api.rstrip('/')}/health"):
+        raise UserError(f"does not answer: {ailment}", where=api, hint="start the Prefect server, or `gptpipe up`")
+    from flows.deployments import deploy as register
+
+    names = register(pool)
+    _answer({"deployments": names}, as_json, "\n".join(names))
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """What this machine has, and whether storage and tracking answer."""
     from gptpipe.doctor import examine

