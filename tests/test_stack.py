@@ -99,6 +99,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     place = Place(folder, free_ports())
     done = place.call("up", "--json")
     try:
+        if "PostgreSQL does not run as root" in done.stderr:
+            pytest.skip(done.stderr.strip())  # and its own user may not read where this is installed
         assert done.returncode == 0, done.stderr
         answer = json.loads(done.stdout)
         assert answer["deployments"] == DEPLOYMENTS
