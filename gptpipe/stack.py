@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from gptpipe.errors import UserError
-from gptpipe.settings import DEFAULTS, STACK_FILE, Settings, settings
+from gptpipe.settings import DEFAULTS, STACK_FILE, Settings
 from gptpipe.supervisor import Program, Supervisor, write_private
 
 POOL = "gptpipe"  # the work pool of the process worker
@@ -55,8 +55,8 @@ class Secrets:
 class Stack:
     """The servers of this folder's `.gptpipe`, by the settings."""
 
-    def __init__(self, here: Settings | None = None) -> None:
-        self._here = here or settings()
+    def __init__(self) -> None:
+        self._here = Settings()  # without what a stack that is up has set itself
         self.folder = self._here.stack_path
         self.supervisor = Supervisor(self.folder)
 
@@ -194,8 +194,8 @@ class Stack:
                  "--name", socket.gethostname(), "--with-healthcheck"],
                 {
                     **prefect_home,
-                    **given,
                     **self.environment(drawn),
+                    **given,
                     "GPTPIPE_HOME": str(here.home_path),
                     "PREFECT_LOGGING_EXTRA_LOGGERS": "gptpipe",
                     "PREFECT_WORKER_WEBSERVER_PORT": str(self._ports()["worker"]),

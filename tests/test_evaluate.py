@@ -62,7 +62,9 @@ def test_a_split_scores_every_token_but_the_first(model: GPT, batch_size: int, t
     found = evaluate(model, data=made.dataset, config=EvaluateConfig(split="train", batch_size=batch_size))
     validation = evaluate(model, data=made.dataset)
     assert found.tokens + validation.tokens == made.tokens + made.documents - 2  # separators count, first tokens do not
-    assert "nats worse than knowing the token frequencies" in found.sentence  # an untrained model
+    # an untrained model: at, above or below guessing by chance
+    said = "no better than guessing" if found.cross_entropy > math.log(50_257) else "nats worse than knowing the token"
+    assert said in found.sentence
     limited = evaluate(model, data=made.dataset, config=EvaluateConfig(split="train", max_tokens=320))
     assert limited.tokens == 320
     assert limited.unigram == found.unigram
