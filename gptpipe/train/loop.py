@@ -65,7 +65,6 @@ class _Training:
         config = job.train
         self.job, self.ranks, self.stop, self.config = job, ranks, stop, config
         self.state = TrainState()
-        self.memory_before = memory_megabytes() if ranks.device.type == "cpu" else 0.0
         if job.resume and (found := open_checkpoint(job.resume)) is not None:
             resume.check_same_result(job, found)
             self.state = resume.read_state(found)
@@ -89,6 +88,7 @@ class _Training:
         self.loader.seek(self.state.samples_seen)
         self.batches = DeviceBatches(self.loader, ranks.device)
         self.drawn = np.zeros(len(self.loader.order.names))
+        self.memory_before = memory_megabytes() if ranks.device.type == "cpu" else 0.0
         self.model: GPT = resume.initial_model(job).to(ranks.device)
         self.model.recompute = config.activation_checkpointing
         self.optimizers = make_optimizers(self.model, config)

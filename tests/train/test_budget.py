@@ -75,5 +75,4 @@ def test_a_training_takes_what_it_said(new_training: NewTraining, change: dict[s
     predicted, before = (float(number) * 1e3 for number in found)
     measured = json.loads(lines[-1])["train/memory_mb"] - before
     # what the allocator cannot use again, and the libraries' own buffers, come on top
-
-    assert 0.95 * predicted < measured < 1.45 * predicted
+    assert 0.95 * predicted < measured < 1.2 * predicted + 250
