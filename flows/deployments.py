@@ -15,6 +15,7 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
+from pydantic import ValidationError
 
 from flows.evaluate import evaluate
 from flows.retrain import retrain
@@ -71,6 +72,21 @@ def deploy(pool: str) -> list[str]:
     Raises:
         UserError: the cron expression or the time zone is not one.
     """
+    wanted = planned()
+    made = [
+        RunnerDeployment.from_flow(
+            each.flow,
+            each.name,
+            description=each.description,
+            parameters=each.parameters,
+            schedule=_schedule(each.cron),
+            tags=[TAG],
+            version=__version__,
+            work_pool_name=pool,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        for each in wanted
+    ]
     with get_client(sync_client=True) as client:
         try:
             client.create_work_pool(
@@ -78,20 +94,8 @@ def deploy(pool: str) -> list[str]:
             )
         except ObjectAlreadyExists:
             log.debug("work pool %s is there", pool)
-        wanted = planned()
-        for each in wanted:
-            made = RunnerDeployment.from_flow(
-                each.flow,
-                each.name,
-                description=each.description,
-                parameters=each.parameters,
-                schedule=_schedule(each.cron),
-                tags=[TAG],
-                version=__version__,
-                work_pool_name=pool,
-                entrypoint_type=EntrypointType.MODULE_PATH,
-            )
-            made.apply()
+        for deployment in made:
+            deployment.apply()
         names = {each.full_name for each in wanted}
         ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
         for found in client.read_deployments(deployment_filter=ours):
@@ -108,10 +112,9 @@ def _schedule(cron: str | None) -> Any:
     zone = settings().timezone
     try:
         CronSchedule(cron=cron, timezone=zone)
-    except ValueError as error:
-        reason = str(error).splitlines()[-2:][0].strip() if str(error) else "not one"
+    except ValidationError as error:
         raise UserError(
-            f"{cron!r} in {zone!r} cannot be used: {reason}",
+            f"{cron!r} in {zone!r} cannot be used: {error.errors()[0]['msg']}",
             where="GPTPIPE_NIGHTLY_CRON, GPTPIPE_TIMEZONE",
             hint="for example '0 2 * * *' and Europe/Berlin",
         ) from None

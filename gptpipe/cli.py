@@ -499,7 +499,7 @@ def deploy(
     api = os.environ.get("PREFECT_API_URL")
     if not api:
         raise UserError("no Prefect server", where="PREFECT_API_URL", hint="set it, or start one with `gptpipe up`")
-    from gptpipe.stack import answers
+    from gptpipe.ports import answers
 
     if ailment := answers(f"{api.rstrip('/')}/health"):
         raise UserError(f"does not answer: {ailment}", where=api, hint="start the Prefect server, or `gptpipe up`")

@@ -11,8 +11,9 @@ import psutil
 
 from gptpipe import __version__, storage
 from gptpipe.errors import UserError
+from gptpipe.ports import answers
 from gptpipe.settings import settings
-from gptpipe.stack import Stack, answers
+from gptpipe.stack import Stack
 
 _PACKAGES = ("torch", "prefect", "mlflow", "tiktoken", "pyarrow", "s3fs", "safetensors")
 
@@ -108,10 +109,11 @@ def _answers(name: str, url: str, hint: str) -> Check:
 
 def _stack() -> Check:
     """The servers of `gptpipe up`, where it was run here."""
-    found = Stack().health()
+    stack = Stack()
+    found = stack.health()
     if not found:
         return Check("stack", None, "not up: `gptpipe up` starts servers and a worker on this machine")
     ill = [f"{name} {ailment}" for name, ailment in found.items() if ailment]
     if ill:
-        return Check("stack", False, "; ".join(ill), f"see {Stack().supervisor.logs}, or `gptpipe down` and `up`")
+        return Check("stack", False, "; ".join(ill), f"see {stack.supervisor.logs}, or `gptpipe down` and `up`")
     return Check("stack", True, f"{', '.join(found)} are well")

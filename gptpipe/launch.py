@@ -42,7 +42,7 @@ from gptpipe.wording import counted
 
 log = logging.getLogger(__name__)
 
-STAGE_VERSION = 1  # changes when the same configuration would come to another result
+STAGE_VERSION = 2  # changes when the same configuration would come to another result
 _POLL = 0.1  # seconds
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-class _GeluLinear(torch.autograd.Function):
+class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, dtype: torch.dtype) -> Tensor:
         x = x.to(dtype)
@@ -90,8 +90,8 @@ def _dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def gelu_linear(x: Tensor, layer: nn.Linear, gelu: bool = True) -> Tensor:
-    """`layer(gelu(x))` with the tanh form of GELU, or `layer(x)`.
+def linear(x: Tensor, layer: nn.Linear, gelu: bool = False) -> Tensor:
+    """`layer(x)`, or `layer(gelu(x))` with the tanh form of GELU.
 
     Args:
         x: (…, in).
@@ -104,7 +104,7 @@ def gelu_linear(x: Tensor, layer: nn.Linear, gelu: bool = True) -> Tensor:
         return plain
     dtype = _dtype(x)
     with torch.autocast(x.device.type, enabled=False):
-        found: Tensor = _GeluLinear.apply(x, layer.weight, layer.bias, gelu, dtype)  # type: ignore[no-untyped-call]
+        found: Tensor = _Linear.apply(x, layer.weight, layer.bias, gelu, dtype)  # type: ignore[no-untyped-call]
     return found
 
 

@@ -49,7 +49,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         total = torch.zeros((), dtype=wide, device=hidden.device)
         grad_hidden = torch.zeros_like(hidden) if needs else None
-        grad_weight = (torch.empty_like if len(hidden) else torch.zeros_like)(weight) if needs else None
+        grad_weight = None
+        if needs:  # the first chunk writes it; without any it stays zero
+            grad_weight = torch.empty_like(weight) if len(hidden) else torch.zeros_like(weight)
         rows_at_once = chunk_rows(hidden.device.type, dtype)
         buffer = hidden.new_empty((min(rows_at_once, len(hidden)), parts[-1][0].stop), dtype=dtype)
         for start in range(0, len(hidden), rows_at_once):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gptpipe.config import ModelConfig
-from gptpipe.lean import gelu_linear, norm_linear
+from gptpipe.lean import linear, norm_linear
 from gptpipe.loss import SharedGradient, linear_cross_entropy, tied_embedding
 
 
@@ -69,7 +69,7 @@ class Attention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=mask is None,
         )
-        out = gelu_linear(out.transpose(1, 2).reshape(b, t, c), self.c_proj, gelu=False)
+        out = linear(out.transpose(1, 2).reshape(b, t, c), self.c_proj)
         result: Tensor = self.resid_dropout(out)
         return result
 
@@ -84,7 +84,7 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        result: Tensor = self.dropout(gelu_linear(norm_linear(x, norm, self.c_fc), self.c_proj))
+        result: Tensor = self.dropout(linear(norm_linear(x, norm, self.c_fc), self.c_proj, gelu=True))
         return result
 
 

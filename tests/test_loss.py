@@ -77,3 +77,12 @@ def test_nothing_is_scored_where_all_targets_are_ignored() -> None:
     assert loss.item() == 0
     assert hidden.grad is not None
     assert hidden.grad.abs().sum() == 0
+
+
+def test_no_rows_cost_nothing_and_have_no_gradient() -> None:
+    hidden, weight = torch.zeros((0, 8), requires_grad=True), torch.ones((70, 8), requires_grad=True)
+    loss = linear_cross_entropy(hidden, weight, torch.zeros(0, dtype=torch.int64))
+    loss.backward()
+    assert loss.item() == 0
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, torch.zeros_like(weight))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import json
 import os
-import socket
 import stat
 import subprocess
 import sys
@@ -14,13 +13,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+
+from gptpipe.ports import free_ports
 
 PORTS = ("PREFECT", "MLFLOW", "S3", "POSTGRES")
 DEPLOYMENTS = ["evaluate/evaluate", "retrain/nightly", "retrain/on-demand"]
@@ -83,12 +84,8 @@ class Place:
         return {f"{flows[one['flow_id']]}/{one['name']}": one for one in self.prefect("deployments/filter")}
 
 
-def free_ports() -> dict[str, int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in PORTS]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return {name: each.getsockname()[1] for name, each in zip(PORTS, sockets, strict=True)}
+def some_ports() -> dict[str, int]:
+    return dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +93,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("stack")
     for parent in (folder, *list(folder.parents)[:2]):
         parent.chmod(0o755)  # PostgreSQL's own user, where the tests run as root, must be able to pass
-    place = Place(folder, free_ports())
+    place = Place(folder, some_ports())
     done = place.call("up", "--json")
     try:
         if "PostgreSQL does not run as root" in done.stderr:
@@ -120,8 +117,11 @@ def test_all_are_well_listen_here_only_and_keep_their_secrets(stack: Place) -> N
     assert checks["storage"]["detail"].startswith("s3://gptpipe ")
     assert checks["tracking"]["ok"]
     assert checks["prefect"]["ok"]
-    assert {address for address, _ in stack.listeners().values()} == {"127.0.0.1"}
     assert len(stack.listeners()) == 4
+    ours = stack.processes()
+    heard = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in ours]
+    assert len(heard) > 10  # the object store's inner ports and the worker's among them
+    assert {(ours[c.pid].name(), c.laddr.port) for c in heard if c.laddr.ip != "127.0.0.1"} == set()
     for name in ("secrets.json", "stack.env", "supervisord.conf"):
         assert stat.S_IMODE((stack.folder / ".gptpipe" / "stack" / name).stat().st_mode) == 0o600
     with pytest.raises(urllib.error.HTTPError, match="403"):
@@ -211,7 +211,7 @@ def test_after_the_supervisor_was_killed_up_brings_all_back(stack: Place) -> Non
 
 
 def test_a_taken_port_is_named_with_who_holds_it(tmp_path: Path) -> None:
-    place = Place(tmp_path, free_ports())
+    place = Place(tmp_path, some_ports())
     server = http.server.HTTPServer(("127.0.0.1", place.ports["PREFECT"]), http.server.BaseHTTPRequestHandler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from gptpipe.errors import UserError
 from gptpipe.evaluate import Evaluation
 from gptpipe.generate import Sample, Samples
 from gptpipe.launch import TrainResult
+from gptpipe.ports import free_ports
 from gptpipe.settings import reload_settings
 from gptpipe.tracking import RunLink, TrainingTracker
 
@@ -116,18 +116,11 @@ def test_models_that_are_not_registered(weights: str) -> None:
         tracking.resolve_weights(weights)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class Server:
     """A real `mlflow server` that can be started and killed."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
+        self.folder, self.port = folder, free_ports(1)[0]
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 

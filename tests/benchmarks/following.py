@@ -12,14 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -97,9 +94,10 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 @contextmanager
 def servers(folder: Path) -> Iterator[dict[str, str]]:
     """A Prefect and an MLflow server, and the environment in which they are found."""
+    from gptpipe.ports import free_ports
     from gptpipe.settings import DEFAULTS
 
-    prefect, mlflow = free_port(), free_port()
+    prefect, mlflow = free_ports(2)
     environment = {
         **os.environ,
         **DEFAULTS,
@@ -134,22 +132,14 @@ def servers(folder: Path) -> Iterator[dict[str, str]]:
             process.kill()
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 def wait_for(url: str, log: Path) -> None:
+    from gptpipe.ports import answers
+
     until = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except (OSError, urllib.error.URLError):
-            if time.monotonic() > until:
-                raise SystemExit(f"{url} does not answer: {log.read_text()[-2000:]}") from None
-            time.sleep(0.5)
+    while answers(url):
+        if time.monotonic() > until:
+            raise SystemExit(f"{url} does not answer: {log.read_text()[-2000:]}")
+        time.sleep(0.5)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What checkpoints cost a training: gpt2-124m, 4 x 256 tokens a step, saved every 20 steps to an object store or never.
 
+Before that, what a GB costs in processor time when nothing else runs: this process's, and all others' (the store's).
+
 Usage: python tests/benchmarks/saving.py [--every 20] [--steps 61] [--rounds 1] [--precision bfloat16]
 
 GPTPIPE_STORAGE and the S3 settings name where to. The store's own processor time counts: here it runs beside.
@@ -14,7 +16,11 @@ import secrets
 import statistics
 import tempfile
 
+import psutil
+import torch
+
 from gptpipe import storage
+from gptpipe.checkpoint import write_checkpoint
 from gptpipe.config import DataConfig, ModelConfig, TrainConfig
 from gptpipe.data.build import tokenize
 from gptpipe.launch import train
@@ -28,6 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     place = f"{os.environ['GPTPIPE_STORAGE']}/{secrets.token_hex(4)}"
     speeds: dict[int, list[float]] = {options.every: [], 10**6: []}
+    alone(f"{place}/alone")
     with tempfile.TemporaryDirectory() as folder:
         data = tokenize(DataConfig(), folder).dataset
         for turn in range(options.rounds):
@@ -47,6 +54,18 @@ def main() -> None:
         storage.remove_tree(place)
     saved, never = (statistics.median(found) for found in speeds.values())
     print(f"saving every {options.every} steps: {saved / never:.3f} x of the speed without")
+
+
+def alone(place: str) -> None:
+    tensors = {f"part{number}": torch.randn(50_000_000) for number in range(5)}  # a GB
+    for step in (1, 2):
+        before, busy = psutil.Process().cpu_times(), psutil.cpu_times()
+        write_checkpoint(place, step, model={}, config={}, optimizer=tensors, state={})
+        after, all_ = psutil.Process().cpu_times(), psutil.cpu_times()
+        own = after.user + after.system - before.user - before.system
+        whole = all_.user + all_.system - busy.user - busy.system
+        print(f"a GB: {own:.1f} CPU seconds here, {whole - own:.1f} elsewhere on this machine", flush=True)
+    storage.remove_tree(place)
 
 
 if __name__ == "__main__":

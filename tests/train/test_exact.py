@@ -38,11 +38,11 @@ def killed_and_resumed(training: Training, kills: int, seed: int) -> None:
                     assert time.monotonic() < until, "a rank outlived its launcher"
                     time.sleep(0.05)
             elif kind == 3:  # preempted: it saves where it is
-                begun = bool(training.ranks())
+                while process.poll() is None and not training.ranks():  # before that, Python itself just ends
+                    time.sleep(0.01)
                 process.send_signal(signal.SIGTERM)
                 process.communicate(timeout=60)
-                # before it has begun there is nothing to save, and Python just ends
-                assert process.returncode in (0, 75) or (process.returncode == -signal.SIGTERM and not begun)
+                assert process.returncode in (0, 75)
             else:
                 kill(victims)
     training.finish()
@@ -110,7 +110,7 @@ def test_another_world_size_goes_on_with_the_same_samples(new_training: NewTrain
         kill(moved.family())
     moved.train["nproc"] = 1
     moved.finish()
-    assert losses(moved) == pytest.approx(losses(undisturbed), rel=1e-4)
+    assert losses(moved) == pytest.approx(losses(undisturbed), rel=1e-5)
 
 
 @pytest.mark.slow

@@ -166,6 +166,26 @@ def test_the_gradient_of_a_tied_matrix_is_that_of_the_plain_computation(tied: bo
             assert distance({name: parameter.grad}, {name: wanted * (turn + 1)}) < 1e-5, name
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("limit", [0.01, 1e6, 0.0])
+def test_a_gradient_is_scaled_to_the_limit_and_one_below_it_is_left(limit: float, on_device: bool) -> None:
+    _, expected = Rig().gradients(batch())
+    rig = Rig(grad_clip=limit)
+    rig.stepper.decides_on_device = on_device
+    norm = torch.stack([value.norm() for value in expected.values()]).norm().item()
+    if limit == 0.01:
+        expected = {name: value * (limit / norm) for name, value in expected.items()}
+    seen: dict[str, Tensor] = {}
+    for optimizer in rig.optimizers:
+        optimizer.register_step_pre_hook(
+            lambda *_: seen.update({n: p.grad.clone() for n, p in rig.model.named_parameters() if p.grad is not None})
+        )
+    result = rig.stepper.take(batch())
+    assert result.grad_norm.item() == pytest.approx(norm, rel=1e-5)  # before clipping
+    assert distance(seen, expected) < 1e-4 if limit == 0.01 else all(torch.equal(seen[n], expected[n]) for n in seen)
+    assert seen.keys() == expected.keys()
+
+
 def poisoned(rig: Rig, value: float) -> None:
     """From now on a backward pass leaves one gradient that is not finite."""
     real = rig.stepper._backward

@@ -1,0 +1,41 @@
+"""SeaweedFS, the object store of the local stack and of the tests: its binary and its command line."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+SERVICES = ("master", "filer", "volume", "s3", "admin")  # each listens on a port for HTTP and one for gRPC
+
+
+def find_weed() -> str | None:
+    """The server's binary, beside this Python or on the path; None if it is not installed."""
+    beside = Path(sys.executable).with_name("weed")
+    return str(beside) if beside.is_file() else shutil.which("weed")
+
+
+def weed_command(
+    weed: str, data: Path, *, logs: Path, host: str, ports: dict[str, int], sockets: Path | None = None
+) -> list[str]:
+    """One process with all services. The environment gives keys (as for AWS) and the bucket (S3_BUCKET) to make.
+
+    Args:
+        ports: of each service, and of `<service>.grpc`.
+        sockets: where its UNIX sockets go, whose paths must be short; by default the folder for temporary files.
+    """
+    command = [
+        weed, f"-logdir={logs}", "mini", f"-dir={data}", "-ip=127.0.0.1", f"-ip.bind={host}",
+        "-master.telemetry=false", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
+        "-s3.autoCreateBucket=false",
+    ]  # fmt: skip
+    if sockets:
+        command += [f"-filer.localSocket={sockets / 'filer'}", f"-s3.localSocket={sockets / 's3'}"]
+    for name in SERVICES:
+        command += [f"-{name}.port={ports[name]}", f"-{name}.port.grpc={ports[f'{name}.grpc']}"]
+    return command
+
+
+def port_names() -> list[str]:
+    """What `weed_command` wants a port for."""
+    return [*SERVICES, *(f"{name}.grpc" for name in SERVICES)]
