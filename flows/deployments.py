@@ -18,7 +18,9 @@ from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
 from flows.evaluate import evaluate
+from flows.hosts import NODE_POOL
 from flows.retrain import retrain
+from flows.train_node import train_node
 from gptpipe import __version__
 from gptpipe.errors import UserError
 from gptpipe.settings import settings
@@ -36,6 +38,7 @@ class Planned:
     description: str
     parameters: dict[str, Any] = field(default_factory=dict)
     cron: str | None = None
+    pool: str | None = None
 
     @property
     def full_name(self) -> str:
@@ -58,6 +61,12 @@ def planned() -> list[Planned]:
             "The same every night, when GPTPIPE_NIGHTLY_CRON says so.",
             {"parameters": {}},
             cron=settings().nightly_cron,
+        ),
+        Planned(
+            train_node,
+            "train-node",
+            "One machine's part of a training on several. The training starts it.",
+            pool=NODE_POOL,
         ),
         Planned(evaluate, "evaluate", "Score weights on a dataset: cross-entropy, perplexity, bits per byte."),
     ]
@@ -82,18 +91,20 @@ def deploy(pool: str) -> list[str]:
             schedule=_schedule(each.cron),
             tags=[TAG],
             version=__version__,
-            work_pool_name=pool,
+            work_pool_name=each.pool or pool,
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
         for each in wanted
     ]
     with get_client(sync_client=True) as client:
-        try:
-            client.create_work_pool(
-                WorkPoolCreate(name=pool, type="process", description="Processes of gptpipe's workers")
-            )
-        except ObjectAlreadyExists:
-            log.debug("work pool %s is there", pool)
+        for name, description in (
+            (pool, "Flow runs of gptpipe, as processes of its workers"),
+            (NODE_POOL, "Nodes of trainings on several machines: a worker on each, one node at a time"),
+        ):
+            try:
+                client.create_work_pool(WorkPoolCreate(name=name, type="process", description=description))
+            except ObjectAlreadyExists:
+                log.debug("work pool %s is there", name)
         for deployment in made:
             deployment.apply()
         names = {each.full_name for each in wanted}

@@ -9,10 +9,11 @@ from prefect import flow
 from pydantic import Field
 
 from flows import report
+from flows.hosts import PrefectHosts
 from gptpipe import storage
 from gptpipe.config import PipelineConfig, Section
-from gptpipe.launch import Watchers
 from gptpipe.settings import settings
+from gptpipe.torchrun import Watchers
 from gptpipe.tracking import train_and_track
 
 log = logging.getLogger("gptpipe.flows")
@@ -40,6 +41,8 @@ def train(parameters: TrainParameters) -> dict[str, Any]:
         init=parameters.init,
         tags=report.run_tags(),
         watchers=Watchers(is_cancelled=report.is_cancelling),
+        # Prefect's own short-lived server loses what is reserved when its process is killed
+        hosts=PrefectHosts() if settings().prefect_host else None,
     )
     log.info(
         "train: %s, %s",

@@ -190,11 +190,8 @@ def run(
 def _run_flow(parameters: PipelineConfig) -> dict[str, Any]:
     """`retrain` in this process; Prefect's own server is started in it unless PREFECT_API_URL names one."""
     make_home()
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "gptpipe")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
-    # the terminal's logger speaks for itself; Prefect's handler comes on top of it
-    import prefect.main  # noqa: F401
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
     from prefect.settings.context import temporary_settings
 

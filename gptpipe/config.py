@@ -212,7 +212,11 @@ class TrainConfig(Section):
     checkpoint_every: int = operational(100, "Steps between checkpoints; 0 is only at the end", "steps", ge=0)
     keep_checkpoints: int = operational(2, "Latest checkpoints kept; the best is kept beside them", ge=1)
     log_every: int = operational(10, "Steps between lines in metrics.jsonl", "steps", ge=1)
-    nproc: int = operational(1, "Ranks on this machine", "processes", ge=1, le=1024)
+    nproc: int = operational(1, "Ranks a machine", "processes", ge=1, le=1024)
+    nodes: int = operational(1, "Machines that train together; more than one want a Prefect server", ge=1, le=1024)
+    min_nodes: int = operational(
+        0, "Go on with so many machines when the others do not come; 0 waits for all of them", "machines", ge=0, le=1024
+    )
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = operational(
         "auto",
         "Windows a rank takes at once, accumulated to its share of batch_size; auto is as many as fit into memory",

@@ -7,6 +7,7 @@ import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError
@@ -47,6 +48,19 @@ class Settings(BaseSettings):
     mlflow_port: int = Field(5000, description="Port of the MLflow server of `gptpipe up`", gt=0, lt=65536)
     s3_port: int = Field(8333, description="Port of the object store of `gptpipe up`", gt=0, lt=65536)
     postgres_port: int = Field(54320, description="Port of the PostgreSQL of `gptpipe up`", gt=0, lt=65536)
+    gang_address: str | None = Field(
+        None,
+        description="Address under which the nodes of a training reach its parent on this machine; "
+        "by default the one on the route to the Prefect server",
+    )
+    gang_ports: str = Field(
+        "29400-29499", description="Ports that parents of trainings on several nodes take", pattern=r"^\d{1,5}-\d{1,5}$"
+    )
+    node_address: str | None = Field(
+        None,
+        description="Address under which other nodes reach the ranks of this machine; "
+        "by default the one on the route to the training's parent",
+    )
     nightly_cron: str | None = Field(
         None, description="When `retrain/nightly` runs, as a cron expression; empty is never", pattern=r"^\S+( \S+){4}$"
     )
@@ -56,6 +70,16 @@ class Settings(BaseSettings):
     @property
     def home_path(self) -> Path:
         return self.home.expanduser().absolute()
+
+    @property
+    def gang_port_range(self) -> tuple[int, int]:
+        first, _, last = self.gang_ports.partition("-")
+        return int(first), int(last)
+
+    @property
+    def prefect_host(self) -> str:
+        """The host of the Prefect server; empty if there is none."""
+        return urlsplit(os.environ.get("PREFECT_API_URL", "")).hostname or ""
 
     @property
     def stack_path(self) -> Path:

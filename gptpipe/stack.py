@@ -172,6 +172,8 @@ class Stack:
                     "PREFECT_API_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{database}/prefect",
                     "PREFECT_API_DATABASE_CONNECTION_TIMEOUT": "30",
                     "PREFECT_UI_API_URL": f"{self.prefect_url}/api",
+                    # in memory, a restart of the server would leave reserved slots taken for good
+                    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
                 },
             ),
             Program(
@@ -196,7 +198,6 @@ class Stack:
                     **self.environment(drawn),
                     **given,
                     "GPTPIPE_HOME": str(here.home_path),
-                    "PREFECT_LOGGING_EXTRA_LOGGERS": "gptpipe",
                     "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
                     "PREFECT_WORKER_WEBSERVER_PORT": str(ports["worker"]),
                     "PREFECT_WORKER_QUERY_SECONDS": "2",

@@ -24,12 +24,14 @@ from gptpipe.config import PipelineConfig, field_roles, flatten
 from gptpipe.data.dataset import Dataset, open_dataset
 from gptpipe.errors import Preempted, UserError
 from gptpipe.evaluate import Evaluation
+from gptpipe.gang import Hosts
 from gptpipe.generate import Samples
-from gptpipe.launch import TrainResult, Watchers
+from gptpipe.launch import TrainResult
 from gptpipe.plot import loss_curve
 from gptpipe.progress import Progress
 from gptpipe.promote import Decision, Score, decide
 from gptpipe.settings import settings
+from gptpipe.torchrun import Cancelled, Watchers
 from gptpipe.train.job import METRICS, Job
 
 if TYPE_CHECKING:
@@ -141,7 +143,8 @@ class TrainingTracker:
     def start(self, training: str) -> None:
         """Begin to follow the training in this folder."""
         self._training = training
-        self._thread.start()
+        if not self.started:  # a gang has several attempts
+            self._thread.start()
 
     @property
     def started(self) -> bool:
@@ -286,6 +289,7 @@ def train_and_track(
     resume: bool = True,
     tags: dict[str, str] | None = None,
     watchers: Watchers | None = None,
+    hosts: Hosts | None = None,
 ) -> tuple[TrainResult, RunLink | None]:
     """`launch.train`, followed into an MLflow run. The run ends as KILLED or FAILED when training does."""
     tracker = TrainingTracker(config, open_dataset(data), tags or {})
@@ -315,9 +319,10 @@ def train_and_track(
             resume=resume,
             force=config.force,
             watchers=following,
+            hosts=hosts,
         )
         status = "FINISHED"
-    except (Preempted, launch.Cancelled):
+    except (Preempted, Cancelled):
         status = "KILLED"
         raise
     finally:

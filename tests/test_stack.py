@@ -24,7 +24,7 @@ import pytest
 from gptpipe.ports import free_ports
 
 PORTS = ("PREFECT", "MLFLOW", "S3", "POSTGRES")
-DEPLOYMENTS = ["evaluate/evaluate", "retrain/nightly", "retrain/on-demand"]
+DEPLOYMENTS = ["evaluate/evaluate", "retrain/nightly", "retrain/on-demand", "train-node/train-node"]
 TEXT = "def add(a, b):\n    return a + b\n\n\ndef mean(values):\n    return sum(values) / len(values)\n\n\n" * 60
 
 pytestmark = pytest.mark.stack

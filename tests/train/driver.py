@@ -9,7 +9,8 @@ from pathlib import Path
 
 from gptpipe.config import ModelConfig, TrainConfig
 from gptpipe.errors import Preempted, UserError
-from gptpipe.launch import Cancelled, TrainingFailed, train
+from gptpipe.launch import TrainingFailed, train
+from gptpipe.torchrun import Cancelled
 
 
 def main(path: str) -> int:

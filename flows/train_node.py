@@ -1,0 +1,27 @@
+"""train-node: this machine's part of a training on several, started by its parent."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from prefect import flow
+from prefect.states import Cancelled as CancelledState
+
+from flows import report
+from gptpipe import node
+from gptpipe.channel import Invitation
+from gptpipe.torchrun import Cancelled
+
+log = logging.getLogger("gptpipe.flows")
+
+
+@flow(name="train-node")
+def train_node(invitation: Invitation) -> Any:
+    """Join the training that sent the invitation, run its ranks here, and end with it. Nobody else starts this."""
+    try:
+        outcome = node.join(invitation, is_cancelled=report.is_cancelling)
+    except Cancelled as stopped:
+        return CancelledState(message=str(stopped))
+    log.info("train-node: %s%s", outcome.status, f", {outcome.reason}" if outcome.reason else "")
+    return outcome.status
