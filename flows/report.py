@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+from functools import lru_cache
 from typing import Any
+from uuid import UUID
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
@@ -30,12 +32,18 @@ def run_tags() -> dict[str, str]:
 
 
 def is_cancelling() -> bool:
-    """Whether this flow run was cancelled, so that a SIGTERM means: do not save."""
+    """Whether this flow run, or the one it is a part of, was cancelled, so that a SIGTERM means: do not save."""
     if not flow_run.id:
         return False
     with get_client(sync_client=True) as client:
-        state = client.read_flow_run(flow_run.id).state
-    return state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED)
+        states = [client.read_flow_run(each).state for each in _this_and_above(str(flow_run.id))]
+    return any(state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED) for state in states)
+
+
+@lru_cache(maxsize=8)
+def _this_and_above(run: str) -> list[UUID]:
+    """A flow run and those that started it: a subflow is still running when its parent is cancelled."""
+    return [UUID(run), *({UUID(str(flow_run.root_flow_run_id))} - {UUID(run)})]
 
 
 def _shown(value: Any) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import CancelledRun
 
-from flows import report
+from flows import endings, report
 from flows.evaluate import EvaluateParameters, evaluate
 from flows.import_weights import ImportParameters, import_weights
 from flows.sample import SampleParameters, sample
@@ -16,6 +17,7 @@ from flows.tokenize import TokenizeParameters, tokenize
 from flows.train import TrainParameters, train
 from gptpipe import tracking
 from gptpipe.config import PipelineConfig
+from gptpipe.errors import Preempted
 from gptpipe.evaluate import Evaluation
 from gptpipe.generate import Sample, Samples
 from gptpipe.launch import TrainResult
@@ -26,7 +28,15 @@ log = logging.getLogger("gptpipe.flows")
 @flow(name="retrain")
 def retrain(parameters: PipelineConfig) -> dict[str, Any]:
     """Real text in, a trained, evaluated, registered GPT out. A stage done before is not done again."""
-    config = parameters
+    try:
+        return _stages(parameters)
+    except CancelledRun as stopped:
+        return endings.cancelled(stopped)  # type: ignore[no-any-return]
+    except Preempted as stopped:
+        endings.go_on_later(stopped)
+
+
+def _stages(config: PipelineConfig) -> dict[str, Any]:
     tracking.check_registry(config)
     dataset = tokenize(TokenizeParameters(data=config.data))
     init = (

@@ -8,12 +8,12 @@ from typing import Any
 from prefect import flow
 from pydantic import Field
 
-from flows import report
+from flows import endings, report
 from flows.hosts import PrefectHosts
 from gptpipe import storage
 from gptpipe.config import PipelineConfig, Section
 from gptpipe.settings import settings
-from gptpipe.torchrun import Watchers
+from gptpipe.torchrun import Cancelled, Watchers
 from gptpipe.tracking import train_and_track
 
 log = logging.getLogger("gptpipe.flows")
@@ -34,16 +34,19 @@ class TrainParameters(Section):
 def train(parameters: TrainParameters) -> dict[str, Any]:
     """Train, or go on from the newest checkpoint, unless this training is finished."""
     out = storage.join(parameters.storage or settings().storage_url, "trainings")
-    result, link = train_and_track(
-        parameters.config,
-        data=parameters.data,
-        out=out,
-        init=parameters.init,
-        tags=report.run_tags(),
-        watchers=Watchers(is_cancelled=report.is_cancelling),
-        # Prefect's own short-lived server loses what is reserved when its process is killed
-        hosts=PrefectHosts() if settings().prefect_host else None,
-    )
+    try:
+        result, link = train_and_track(
+            parameters.config,
+            data=parameters.data,
+            out=out,
+            init=parameters.init,
+            tags=report.run_tags(),
+            watchers=Watchers(is_cancelled=report.is_cancelling),
+            # Prefect's own short-lived server loses what is reserved when its process is killed
+            hosts=PrefectHosts() if settings().prefect_host else None,
+        )
+    except Cancelled as stopped:
+        return endings.cancelled(stopped)  # type: ignore[no-any-return]
     log.info(
         "train: %s, %s",
         "already done" if result.already_done else f"{result.steps:,} steps",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -93,7 +94,7 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except BaseException as error:
-        if type(error).__name__ == "Cancelled":
+        if type(error).__name__ in ("Cancelled", "CancelledRun"):
             _fail(
                 {"message": str(error), "where": "train", "hint": "run again to go on"},
                 str(error),
@@ -486,6 +487,23 @@ def down(as_json: Json = False) -> None:
     ran = stack.down()
     text = f"stopped; the data is in {stack.folder}" if ran else "nothing was running"
     _answer({"stopped": ran, "folder": str(stack.folder)}, as_json, text)
+
+
+@app.command()
+def worker(
+    pool: Annotated[str, typer.Option(help="Work pool; gptpipe-nodes is that of trainings on several machines.")] = (
+        "gptpipe-nodes"
+    ),
+    name: Annotated[str | None, typer.Option(help="Name of the worker; by default the machine's.")] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="A machine without a GPU.")] = False,
+) -> None:
+    """Take part: run what the Prefect server has for this machine, until SIGTERM, which saves and goes on elsewhere."""
+    from gptpipe.worker import check, work
+
+    make_home()
+    check(pool, wants_gpu=not cpu)
+    # a machine is one node at a time: two trainings would share its devices
+    raise typer.Exit(work(pool, name or socket.gethostname(), limit=1 if pool == "gptpipe-nodes" else None))
 
 
 @app.command()
