@@ -12,6 +12,9 @@ from gptpipe.errors import Preempted, UserError
 from gptpipe.launch import TrainingFailed, train
 from gptpipe.torchrun import Cancelled
 
+sys.path.insert(0, str(Path(__file__).parent))
+from neighbours import Neighbours
+
 
 def main(path: str) -> int:
     """Exit codes: 0 finished, 75 preempted, 130 cancelled, 2 user error, 1 failed; the result on stdout."""
@@ -19,7 +22,11 @@ def main(path: str) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         result = train(
-            ModelConfig(**given["model"]), TrainConfig(**given["train"]), data=given["data"], out=given["out"]
+            ModelConfig(**given["model"]),
+            TrainConfig(**given["train"]),
+            data=given["data"],
+            out=given["out"],
+            hosts=Neighbours(),
         )
     except Preempted as stopped:
         print(stopped)
