@@ -29,6 +29,7 @@ from gptpipe.train.metrics import MetricsFollower
 log = logging.getLogger(__name__)
 
 _POLL = 0.1  # seconds
+_ASK_SECONDS = 1.0
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -154,7 +155,7 @@ class Torchrun:
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._last_lines: list[str] = []
         self.signals = StopSignals()
-        self._preempt_until = float("inf")
+        self._preempt_until, self._ask_at = float("inf"), 0.0
 
     def run(self) -> Outcome:
         """Start the ranks and stay until the last has ended.
@@ -190,6 +191,7 @@ class Torchrun:
                 while self.process.poll() is None:
                     self._relay(follower)
                     self._on_poll(self)
+                    self._ask_to_stop()
                     if time.monotonic() > self._preempt_until:
                         log.warning("not saved within train.save_timeout=%g s: killed", self.job.train.save_timeout)
                         self.kill()
@@ -206,8 +208,14 @@ class Torchrun:
             return
         self.stop_reason = reason
         self._preempt_until = time.monotonic() + self.job.train.save_timeout
-        for process in self._ranks():
-            _signal(process, signal.SIGTERM)
+        self._ask_at = 0.0
+
+    def _ask_to_stop(self) -> None:
+        """Signal every rank, once a second: one that is only starting ignores it, as torchrun does."""
+        if self.stop_reason and time.monotonic() > self._ask_at:
+            self._ask_at = time.monotonic() + _ASK_SECONDS
+            for process in self._ranks():
+                _signal(process, signal.SIGTERM)
 
     def _read_lines(self) -> None:
         assert self.process.stdout is not None

@@ -221,5 +221,5 @@ def test_ports_that_are_all_taken_are_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_several_nodes_without_a_server_are_refused(dataset: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="train.nodes=3: several nodes want a Prefect server"):
+    with pytest.raises(UserError, match=r"train\.nodes=3: several nodes want a Prefect server"):
         launch.train(ModelConfig(**MODEL), TrainConfig(batch_size=6, nodes=3), data=dataset, out=str(tmp_path))

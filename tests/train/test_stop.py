@@ -40,6 +40,17 @@ def test_a_signal_saves_and_ends_resumable(new_training: NewTraining, nproc: int
     assert f"going on from step {saved.step}" in _stop(process)
 
 
+@pytest.mark.slow
+def test_a_signal_that_comes_while_the_ranks_start_is_not_lost(new_training: NewTraining) -> None:
+    training = new_training("early", train={**LONG, "nproc": 2})
+    process = training.start()
+    while not training.ranks():
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+
+
 def _stop(process: object) -> str:
     import subprocess
 
