@@ -24,8 +24,9 @@ def weed_command(
         ports: of each service, and of `<service>.grpc`.
         sockets: where its UNIX sockets go, whose paths must be short; by default the folder for temporary files.
     """
+    reached = "127.0.0.1" if host == "0.0.0.0" else host  # its services talk to one another under this address
     command = [
-        weed, f"-logdir={logs}", "mini", f"-dir={data}", "-ip=127.0.0.1", f"-ip.bind={host}",
+        weed, f"-logdir={logs}", "mini", f"-dir={data}", f"-ip={reached}", f"-ip.bind={host}",
         "-master.telemetry=false", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
         "-s3.autoCreateBucket=false",
     ]  # fmt: skip

@@ -140,6 +140,7 @@ DEFAULTS = {
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is the command's answer
     "GIT_PYTHON_REFRESH": "quiet",
     # MLflow's own retries last minutes; what follows a training tries again by itself
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",

@@ -6,108 +6,32 @@ import http.server
 import json
 import os
 import stat
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from gptpipe.ports import free_ports
+from tests.place import Place, some_ports, stack_in
 
-PORTS = ("PREFECT", "MLFLOW", "S3", "POSTGRES")
 DEPLOYMENTS = ["evaluate/evaluate", "retrain/nightly", "retrain/on-demand", "train-node/train-node"]
 TEXT = "def add(a, b):\n    return a + b\n\n\ndef mean(values):\n    return sum(values) / len(values)\n\n\n" * 60
 
 pytestmark = pytest.mark.stack
 
 
-@dataclass
-class Place:
-    """A folder with ports of its own, and `gptpipe` called in it."""
-
-    folder: Path
-    ports: dict[str, int]
-
-    def call(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("GPTPIPE_", "PREFECT_"))
-        }
-        environment |= {f"GPTPIPE_{name}_PORT": str(port) for name, port in self.ports.items()}
-        environment |= {"GPTPIPE_HOME": str(self.folder / ".gptpipe"), "NO_COLOR": "1", **more}
-        return subprocess.run(
-            [str(Path(sys.executable).with_name("gptpipe")), *words],
-            cwd=self.folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-
-    def processes(self) -> dict[int, psutil.Process]:
-        """All that runs for this folder's stack."""
-        found = {}
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if str(self.folder) in " ".join(process.cmdline()) or str(self.folder) in process.cwd():
-                    found[process.pid] = process
-        return found
-
-    def listeners(self) -> dict[str, tuple[str, int]]:
-        """By server: the address it listens on, and the process."""
-        byport = {
-            connection.laddr.port: (connection.laddr.ip, connection.pid or 0)
-            for connection in psutil.net_connections("tcp")
-            if connection.status == psutil.CONN_LISTEN
-        }
-        return {name: byport[port] for name, port in self.ports.items() if port in byport}
-
-    def prefect(self, path: str, **body: Any) -> Any:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.ports['PREFECT']}/api/{path}",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=30) as reply:
-            return json.load(reply)
-
-    def deployments(self) -> dict[str, dict[str, Any]]:
-        flows = {one["id"]: one["name"] for one in self.prefect("flows/filter")}
-        return {f"{flows[one['flow_id']]}/{one['name']}": one for one in self.prefect("deployments/filter")}
-
-
-def some_ports() -> dict[str, int]:
-    return dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-
-
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    folder = tmp_path_factory.mktemp("stack")
-    for parent in (folder, *list(folder.parents)[:2]):
-        parent.chmod(0o755)  # PostgreSQL's own user, where the tests run as root, must be able to pass
-    place = Place(folder, some_ports())
-    done = place.call("up", "--json")
-    try:
-        if "PostgreSQL does not run as root" in done.stderr:
-            pytest.skip(done.stderr.strip())  # and its own user may not read where this is installed
-        assert done.returncode == 0, done.stderr
-        answer = json.loads(done.stdout)
+    with stack_in(tmp_path_factory.mktemp("stack")) as place:
+        answer = json.loads((place.folder / "up.json").read_text())
         assert answer["deployments"] == DEPLOYMENTS
         assert answer["prefect"] == f"http://127.0.0.1:{place.ports['PREFECT']}"
         yield place
-    finally:
-        place.call("down")
-        for left in place.processes().values():
-            with suppress(psutil.Error):
-                left.kill()
 
 
 def test_all_are_well_listen_here_only_and_keep_their_secrets(stack: Place) -> None:
@@ -158,7 +82,7 @@ def test_deploying_takes_the_schedule_and_removes_what_is_not_named_any_more(sta
     api = {"PREFECT_API_URL": f"http://127.0.0.1:{stack.ports['PREFECT']}/api"}
     flow_id = stack.deployments()["retrain/on-demand"]["flow_id"]
     for name, tags in (("renamed", ["gptpipe"]), ("somebody-elses", [])):
-        stack.prefect("deployments/", name=name, flow_id=flow_id, tags=tags)
+        stack.prefect("deployments/", {"name": name, "flow_id": flow_id, "tags": tags})
     done = stack.call("deploy", GPTPIPE_NIGHTLY_CRON="0 2 * * *", GPTPIPE_TIMEZONE="Europe/Berlin", **api)
     assert done.returncode == 0, done.stderr
     found = stack.deployments()
@@ -184,29 +108,29 @@ def test_a_run_that_is_asked_for_is_trained_by_the_worker(stack: Place) -> None:
         "train": {"steps": 6, "warmup_steps": 1, "batch_size": 4, "validate_every": 3, "checkpoint_every": 3},
     }
     deployment = stack.deployments()["retrain/on-demand"]["id"]
-    run = stack.prefect(f"deployments/{deployment}/create_flow_run", parameters={"parameters": parameters})
+    run = stack.prefect(f"deployments/{deployment}/create_flow_run", {"parameters": {"parameters": parameters}})
     until = time.monotonic() + 200
     while True:
-        (found,) = stack.prefect("flow_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
+        (found,) = stack.prefect("flow_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
         if found["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
             break
         assert time.monotonic() < until, found["state"]
         time.sleep(1)
-    logs = stack.prefect("logs/filter", logs={"flow_run_id": {"any_": [run["id"]]}})
+    logs = stack.prefect("logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})
     assert found["state"]["type"] == "COMPLETED", [one["message"] for one in logs][-20:]
     wrong = {"parameters": {"train": {"steps": -1}}}
     with pytest.raises(urllib.error.HTTPError, match="409"):  # the server itself refuses what does not fit
-        stack.prefect(f"deployments/{deployment}/create_flow_run", parameters=wrong)
+        stack.prefect(f"deployments/{deployment}/create_flow_run", {"parameters": wrong})
 
 
 @pytest.mark.slow
 def test_after_the_supervisor_was_killed_up_brings_all_back(stack: Place) -> None:
-    run_names = {one["name"] for one in stack.prefect("flow_runs/filter")}
+    run_names = {one["name"] for one in stack.prefect("flow_runs/filter", {})}
     pid = int((stack.folder / ".gptpipe" / "stack" / "supervisord.pid").read_text())
     psutil.Process(pid).kill()
     done = stack.call("up")
     assert done.returncode == 0, done.stderr
-    assert {one["name"] for one in stack.prefect("flow_runs/filter")} == run_names
+    assert {one["name"] for one in stack.prefect("flow_runs/filter", {})} == run_names
     assert sorted(stack.deployments()) == sorted([*DEPLOYMENTS, "retrain/somebody-elses"])
 
 

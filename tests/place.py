@@ -1,0 +1,189 @@
+"""A folder with ports of its own, in which `gptpipe up` and other commands are called as a person would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from gptpipe.ports import free_ports
+
+GPTPIPE = str(Path(sys.executable).with_name("gptpipe"))
+PORTS = ("PREFECT", "MLFLOW", "S3", "POSTGRES")
+
+
+def some_ports() -> dict[str, int]:
+    return dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+
+
+def wait_until(happens: Callable[[], Any], seconds: float, what: str) -> float:
+    """Seconds until it happened."""
+    began = time.monotonic()
+    while not happens():
+        assert time.monotonic() - began < seconds, f"{what}: not within {seconds:g} s"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+@dataclass
+class Place:
+    """`gptpipe` called in a folder.
+
+    Attributes:
+        host: address that the stack listens on.
+        workers: those of `start_worker` that have not been stopped.
+    """
+
+    folder: Path
+    ports: dict[str, int]
+    host: str = "127.0.0.1"
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        found = {name: value for name, value in os.environ.items() if not name.startswith(("GPTPIPE_", "PREFECT_"))}
+        found |= {f"GPTPIPE_{name}_PORT": str(port) for name, port in self.ports.items()}
+        found |= {"GPTPIPE_HOME": str(self.folder / ".gptpipe"), "GPTPIPE_STACK_HOST": self.host, "NO_COLOR": "1"}
+        return found | more
+
+    def call(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [GPTPIPE, *words],
+            cwd=self.folder,
+            env=self.environment(**more),
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    def stack_environment(self) -> dict[str, str]:
+        """What another machine sets to use this stack."""
+        lines = (self.folder / ".gptpipe" / "stack" / "stack.env").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines)
+
+    def start_worker(self, name: str, *prefix: str) -> subprocess.Popen[bytes]:
+        """`gptpipe worker` with a home of its own, as on another machine; `prefix` puts it into a network."""
+        home = self.folder / name
+        home.mkdir(exist_ok=True)
+        environment = self.environment(**self.stack_environment())
+        environment |= {"GPTPIPE_HOME": str(home), "PREFECT_HOME": str(home / "prefect")}
+        environment |= {"PREFECT_WORKER_QUERY_SECONDS": "2"}
+        with (home / "worker.log").open("ab") as log:
+            worker = subprocess.Popen(
+                [*prefix, GPTPIPE, "worker", "--cpu", "--name", name],
+                cwd=home,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.workers.append(worker)
+        log_file = home / "worker.log"
+        wait_until(lambda: f"Worker '{name}' started" in log_file.read_text() or worker.poll(), 60, f"worker {name}")
+        assert worker.poll() is None, log_file.read_text()
+        return worker
+
+    def processes(self, *words: str) -> dict[int, psutil.Process]:
+        """All that runs for this folder, or those of them that have all the words on their command line."""
+        found = {}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                command = process.cmdline()
+                if process.status() == psutil.STATUS_ZOMBIE or any(word not in command for word in words):
+                    continue
+                if str(self.folder) in " ".join(command) or str(self.folder) in process.cwd():
+                    found[process.pid] = process
+        return found
+
+    def ranks(self) -> dict[int, psutil.Process]:
+        """The ranks of all trainings here."""
+        found = self.processes("gptpipe.train")
+        return {pid: process for pid, process in found.items() if "torch.distributed.run" not in process.cmdline()}
+
+    def listeners(self) -> dict[str, tuple[str, int]]:
+        """By server: the address it listens on, and the process."""
+        byport = {
+            connection.laddr.port: (connection.laddr.ip, connection.pid or 0)
+            for connection in psutil.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        return {name: byport[port] for name, port in self.ports.items() if port in byport}
+
+    def prefect(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The reply of Prefect's API; a POST unless `body` is None and the path names one thing."""
+        request = urllib.request.Request(
+            f"http://{self.host}:{self.ports['PREFECT']}/api/{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return json.load(reply)
+
+    def deployments(self) -> dict[str, dict[str, Any]]:
+        flows = {one["id"]: one["name"] for one in self.prefect("flows/filter", {})}
+        return {f"{flows[one['flow_id']]}/{one['name']}": one for one in self.prefect("deployments/filter", {})}
+
+    def press_run(self, deployment: str, **parameters: Any) -> str:
+        """Start a deployment as the button does; the id of the flow run."""
+        made = self.deployments()[deployment]
+        body = {"parameters": {"parameters": parameters}, "state": {"type": "SCHEDULED"}}
+        identity: str = self.prefect(f"deployments/{made['id']}/create_flow_run", body)["id"]
+        return identity
+
+    def state(self, run: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.prefect(f"flow_runs/{run}")["state"]
+        return found
+
+    def cancel(self, run: str) -> None:
+        self.prefect(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+
+    def said(self) -> str:
+        """The logs of all flow runs, oldest first."""
+        lines: list[str] = []
+        while True:
+            page = self.prefect("logs/filter", {"sort": "TIMESTAMP_ASC", "limit": 200, "offset": len(lines)})
+            lines += [line["message"] for line in page]
+            if len(page) < 200:
+                return "\n".join(lines)
+
+    def wait_for(self, run: str, kind: str, seconds: float) -> dict[str, Any]:
+        """Until a run's state is of that type."""
+        until = time.monotonic() + seconds
+        while (state := self.state(run))["type"] != kind:
+            told = f"{state['name']}: {state.get('message')}\n{self.said()}"
+            assert state["type"] not in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"), told
+            assert time.monotonic() < until, told
+            time.sleep(0.3)
+        return state
+
+
+@contextmanager
+def stack_in(folder: Path, host: str = "127.0.0.1") -> Iterator[Place]:
+    """The stack of a folder, up; whatever has been started there is gone afterwards."""
+    for parent in (folder, *list(folder.parents)[:2]):
+        parent.chmod(0o755)  # PostgreSQL's own user, where the tests run as root, must be able to pass
+    place = Place(folder, some_ports(), host)
+    done = place.call("up", "--json")
+    try:
+        if "PostgreSQL does not run as root" in done.stderr:
+            pytest.skip(done.stderr.strip())  # and its own user may not read where this is installed
+        assert done.returncode == 0, done.stderr
+        (folder / "up.json").write_text(done.stdout)
+        yield place
+    finally:
+        place.call("down")
+        for left in place.processes().values():
+            with suppress(psutil.Error):
+                left.kill()
+        for worker in place.workers:
+            worker.wait()
