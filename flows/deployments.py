@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterTags,
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import RunnerDeployment
+from prefect.events import DeploymentEventTrigger
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.schedules import Cron
+from prefect.states import Cancelling
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
@@ -21,11 +32,14 @@ from flows.evaluate import evaluate
 from flows.hosts import NODE_POOL
 from flows.retrain import retrain
 from flows.train_node import train_node
+from flows.watch_corpora import EVENT, watch_corpora
 from gptpipe import __version__
+from gptpipe.config import deep_merge, load_config, read_yaml
 from gptpipe.errors import UserError
 from gptpipe.settings import settings
 
 log = logging.getLogger("gptpipe.flows")
+_COLLISION = {"queue": ConcurrencyLimitStrategy.ENQUEUE, "drop": ConcurrencyLimitStrategy.CANCEL_NEW}
 TAG = "gptpipe"  # of every deployment that is ours: one that this page does not name any more is removed
 
 
@@ -39,6 +53,7 @@ class Planned:
     parameters: dict[str, Any] = field(default_factory=dict)
     cron: str | None = None
     pool: str | None = None
+    event: str | None = None
 
     @property
     def full_name(self) -> str:
@@ -47,20 +62,35 @@ class Planned:
 
 def planned() -> list[Planned]:
     """All of them, by the settings."""
+    values = _values()
     return [
         Planned(
             retrain,
             "on-demand",
             "Train a GPT on text, score it, register it, and make it champion if it is better. Press Run, choose a "
             "preset, and leave the rest as it is, or change it.",
-            {"parameters": {}},
+            {"parameters": values},
         ),
         Planned(
             retrain,
             "nightly",
             "The same every night, when GPTPIPE_NIGHTLY_CRON says so.",
-            {"parameters": {}},
+            {"parameters": values},
             cron=settings().nightly_cron,
+        ),
+        Planned(
+            retrain,
+            "on-new-data",
+            "The same whenever watch-corpora has seen text that no dataset was made of.",
+            {"parameters": values},
+            event=EVENT,
+        ),
+        Planned(
+            watch_corpora,
+            "watch-corpora",
+            "Looks for new text when GPTPIPE_WATCH_CRON says so; what it finds starts retrain/on-new-data.",
+            {"parameters": {"data": values["data"]} if "data" in values else {}},
+            cron=settings().watch_cron,
         ),
         Planned(
             train_node,
@@ -92,6 +122,11 @@ def deploy(pool: str) -> list[str]:
             tags=[TAG],
             version=__version__,
             work_pool_name=each.pool or pool,
+            triggers=[DeploymentEventTrigger(expect={each.event})] if each.event else None,
+            # what is triggered while it runs would find the same texts
+            concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=_COLLISION[settings().same_training])
+            if each.cron or each.event
+            else None,
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
         for each in wanted
@@ -115,6 +150,42 @@ def deploy(pool: str) -> list[str]:
                 client.delete_deployment(found.id)
                 log.info("deploy: removed %s/%s", flow_name, found.name)
     return sorted(names)
+
+
+def cancel_running(seconds: float = 20) -> int:
+    """Cancel every flow run that runs, and wait until they have ended; how many there were."""
+    running = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])),
+        deployment_id=FlowRunFilterDeploymentId(is_null_=False),
+    )
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_runs(flow_run_filter=running)
+        for run in found:
+            client.set_flow_run_state(run.id, Cancelling(message="the stack is being stopped"))
+        until = time.monotonic() + seconds
+        left = [run.id for run in found]
+        while left and time.monotonic() < until:
+            time.sleep(0.2)
+            states = [client.read_flow_run(each).state for each in left]
+            left = [each for each, state in zip(left, states, strict=True) if state and not state.is_final()]
+    return len(found)
+
+
+def _values() -> dict[str, Any]:
+    """What GPTPIPE_RETRAIN_CONFIG says, as the form shows it.
+
+    Raises:
+        UserError: the file is not there, or says something that cannot be used.
+    """
+    file = settings().retrain_config
+    if file is None:
+        return {}
+    config = load_config(file=file)
+    values = read_yaml(file)
+    if "corpus" in (values.get("data") or {}):  # in a file a corpus may be a text
+        corpora = [corpus.model_dump(mode="json", exclude_none=True) for corpus in config.data.corpus]
+        values = deep_merge(values, {"data": {"corpus": corpora}})
+    return values
 
 
 def _schedule(cron: str | None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from prefect import flow
@@ -12,11 +13,13 @@ from flows import endings, report
 from flows.hosts import PrefectHosts
 from gptpipe import storage
 from gptpipe.config import PipelineConfig, Section
+from gptpipe.lease import Held
 from gptpipe.settings import settings
 from gptpipe.torchrun import Cancelled, Watchers
 from gptpipe.tracking import train_and_track
 
 log = logging.getLogger("gptpipe.flows")
+_ASK_SECONDS = 5  # between two looks whether the same training still runs
 
 
 class TrainParameters(Section):
@@ -34,19 +37,31 @@ class TrainParameters(Section):
 def train(parameters: TrainParameters) -> dict[str, Any]:
     """Train, or go on from the newest checkpoint, unless this training is finished."""
     out = storage.join(parameters.storage or settings().storage_url, "trainings")
-    try:
-        result, link = train_and_track(
-            parameters.config,
-            data=parameters.data,
-            out=out,
-            init=parameters.init,
-            tags=report.run_tags(),
-            watchers=Watchers(is_cancelled=report.is_cancelling),
-            # Prefect's own short-lived server loses what is reserved when its process is killed
-            hosts=PrefectHosts() if settings().prefect_host else None,
-        )
-    except Cancelled as stopped:
-        return endings.cancelled(stopped)  # type: ignore[no-any-return]
+    waits = False
+    while True:
+        try:
+            result, link = train_and_track(
+                parameters.config,
+                data=parameters.data,
+                out=out,
+                init=parameters.init,
+                tags=report.run_tags(),
+                watchers=Watchers(is_cancelled=report.is_cancelling),
+                # Prefect's own short-lived server loses what is reserved when its process is killed
+                hosts=PrefectHosts() if settings().prefect_host else None,
+            )
+            break
+        except Cancelled as stopped:
+            return endings.cancelled(stopped)  # type: ignore[no-any-return]
+        except Held as held:
+            if not settings().prefect_host:
+                raise
+            if settings().same_training == "drop":
+                return endings.cancelled(held)  # type: ignore[no-any-return]
+            if not waits:
+                log.warning("train: the same training runs already (%s); waiting for its end", held.message)
+                waits = True
+            time.sleep(_ASK_SECONDS)
     log.info(
         "train: %s, %s",
         "already done" if result.already_done else f"{result.steps:,} steps",

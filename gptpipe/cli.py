@@ -480,11 +480,17 @@ def up(as_json: Json = False) -> None:
 
 @app.command()
 def down(as_json: Json = False) -> None:
-    """Stop the local stack; all data stays."""
+    """Cancel what runs and stop the local stack; all data stays."""
     from gptpipe.stack import Stack
 
+    def cancelled() -> None:
+        from flows.deployments import cancel_running
+
+        if count := cancel_running():
+            print(f"cancelled {counted(count, 'run')}", file=sys.stderr, flush=True)
+
     stack = Stack()
-    ran = stack.down()
+    ran = stack.down(cancelled)
     text = f"stopped; the data is in {stack.folder}" if ran else "nothing was running"
     _answer({"stopped": ran, "folder": str(stack.folder)}, as_json, text)
 

@@ -341,7 +341,7 @@ def load_config(
     """
     values: dict[str, Any] = {}
     if file is not None:
-        values = _read_yaml(file)
+        values = read_yaml(file)
     if preset is not None:
         values["preset"] = preset
     for text in overrides or []:
@@ -454,7 +454,12 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"known: {', '.join(known)}"
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The keys and values of a file, as they are written.
+
+    Raises:
+        UserError: it is not there, or no mapping.
+    """
     try:
         values = yaml.safe_load(file.read_text("utf-8"))
     except OSError as error:

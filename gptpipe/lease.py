@@ -25,13 +25,17 @@ RENEW_EVERY = 15.0
 _SETTLE = 1.0  # how long a taken-over lease must stand on a store without compare-and-swap
 
 
+class Held(UserError):
+    """Another process holds the lease."""
+
+
 class Lease:
     """Hold a folder while the block runs.
 
     A holder on this machine that no longer lives is replaced at once, one elsewhere when its lease is over.
 
     Raises:
-        UserError: on entering, another process holds it; the holder is named.
+        Held: on entering, another process holds it; the holder is named.
     """
 
     def __init__(self, folder: str) -> None:
@@ -45,7 +49,7 @@ class Lease:
             holder = self._read()
             if holder is not None and _holds(holder):
                 who = f"{holder['user']}@{holder['host']} (process {holder['pid']})"
-                raise UserError(
+                raise Held(
                     f"{who} is writing here",
                     where=self.url.rsplit("/", 1)[0],
                     hint="wait until it ends, or stop it; a dead holder's lease is over after a minute",
@@ -54,7 +58,7 @@ class Lease:
             time.sleep(_SETTLE)
             now = self._read()
             if now is None or now["token"] != self._token:
-                raise UserError(
+                raise Held(
                     "another process took over at the same moment",
                     where=self.url.rsplit("/", 1)[0],
                     hint="wait until it ends",

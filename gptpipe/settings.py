@@ -64,7 +64,16 @@ class Settings(BaseSettings):
     nightly_cron: str | None = Field(
         None, description="When `retrain/nightly` runs, as a cron expression; empty is never", pattern=r"^\S+( \S+){4}$"
     )
-    timezone: str = Field("UTC", description="Time zone of the cron expression, for example Europe/Berlin")
+    watch_cron: str | None = Field(
+        None, description="When `watch-corpora` looks for new text, likewise; empty is never", pattern=r"^\S+( \S+){4}$"
+    )
+    timezone: str = Field("UTC", description="Time zone of the cron expressions, for example Europe/Berlin")
+    retrain_config: Path | None = Field(
+        None, description="YAML file with what the deployments train, as for --config; by default the nano preset"
+    )
+    same_training: Literal["queue", "drop"] = Field(
+        "queue", description="What happens to a retraining that is asked for while the same one runs: it waits, or ends"
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
 
     @property

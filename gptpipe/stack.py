@@ -106,9 +106,16 @@ class Stack:
         self._wait_until_healthy("worker", drawn)
         say(f"{'worker':9} is up")
 
-    def down(self) -> bool:
-        """Stop all, keep all data; False if nothing ran."""
+    def down(self, cancel: Callable[[], None]) -> bool:
+        """Stop all, keep all data; False if nothing ran.
+
+        Args:
+            cancel: ends the flow runs; called while the servers answer.
+        """
         ran = self.supervisor.process is not None
+        if not answers(f"{self.prefect_url}/api/health"):
+            os.environ["PREFECT_API_URL"] = f"{self.prefect_url}/api"
+            cancel()
         self.supervisor.stop()
         (self.folder / STACK_FILE).unlink(missing_ok=True)
         self._end_strays()
@@ -191,8 +198,7 @@ class Stack:
             ),
             Program(
                 "worker",
-                [python, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process",
-                 "--name", socket.gethostname(), "--with-healthcheck"],
+                [str(binaries / "gptpipe"), "worker", "--cpu", "--pool", POOL, "--name", socket.gethostname()],
                 {
                     **prefect_home,
                     **self.environment(drawn),

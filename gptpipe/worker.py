@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import json
 import logging
 import os
@@ -78,9 +79,11 @@ def work(pool: str, name: str, limit: int | None) -> int:
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", name]
     if limit:
         command += ["--limit", str(limit)]
+    if "PREFECT_WORKER_WEBSERVER_PORT" in os.environ:
+        command.append("--with-healthcheck")
     signals = StopSignals()
     with signals.caught():
-        process = subprocess.Popen(command, start_new_session=True)
+        process = subprocess.Popen(command, start_new_session=True, preexec_fn=_end_with_parent)
         saving: list[psutil.Process] | None = None
         while process.poll() is None:
             if signals.count and saving is None:
@@ -96,6 +99,12 @@ def work(pool: str, name: str, limit: int | None) -> int:
                 process.terminate()
             time.sleep(_POLL)
     return process.returncode if saving is None else 0
+
+
+def _end_with_parent() -> None:
+    """A worker that nobody watches any more would take runs beside the one that replaces it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _signal(process: psutil.Process, number: int) -> None:

@@ -19,7 +19,14 @@ import pytest
 
 from tests.place import Place, some_ports, stack_in
 
-DEPLOYMENTS = ["evaluate/evaluate", "retrain/nightly", "retrain/on-demand", "train-node/train-node"]
+DEPLOYMENTS = [
+    "evaluate/evaluate",
+    "retrain/nightly",
+    "retrain/on-demand",
+    "retrain/on-new-data",
+    "train-node/train-node",
+    "watch-corpora/watch-corpora",
+]
 TEXT = "def add(a, b):\n    return a + b\n\n\ndef mean(values):\n    return sum(values) / len(values)\n\n\n" * 60
 
 pytestmark = pytest.mark.stack
