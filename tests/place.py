@@ -42,19 +42,21 @@ class Place:
 
     Attributes:
         host: address that the stack listens on.
+        settings: more of the environment.
         workers: those of `start_worker` that have not been stopped.
     """
 
     folder: Path
     ports: dict[str, int]
     host: str = "127.0.0.1"
+    settings: dict[str, str] = field(default_factory=dict)
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def environment(self, **more: str) -> dict[str, str]:
         found = {name: value for name, value in os.environ.items() if not name.startswith(("GPTPIPE_", "PREFECT_"))}
         found |= {f"GPTPIPE_{name}_PORT": str(port) for name, port in self.ports.items()}
         found |= {"GPTPIPE_HOME": str(self.folder / ".gptpipe"), "GPTPIPE_STACK_HOST": self.host, "NO_COLOR": "1"}
-        return found | more
+        return found | self.settings | more
 
     def call(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -156,6 +158,10 @@ class Place:
             if len(page) < 200:
                 return "\n".join(lines)
 
+    def wait_for_words(self, words: str, seconds: float = 15) -> None:
+        """Until a log says so: logs come some seconds after the state."""
+        wait_until(lambda: words in self.said(), seconds, words)
+
     def wait_for(self, run: str, kind: str, seconds: float) -> dict[str, Any]:
         """Until a run's state is of that type."""
         until = time.monotonic() + seconds
@@ -168,11 +174,11 @@ class Place:
 
 
 @contextmanager
-def stack_in(folder: Path, host: str = "127.0.0.1") -> Iterator[Place]:
+def stack_in(folder: Path, host: str = "127.0.0.1", **settings: str) -> Iterator[Place]:
     """The stack of a folder, up; whatever has been started there is gone afterwards."""
     for parent in (folder, *list(folder.parents)[:2]):
         parent.chmod(0o755)  # PostgreSQL's own user, where the tests run as root, must be able to pass
-    place = Place(folder, some_ports(), host)
+    place = Place(folder, some_ports(), host, settings)
     done = place.call("up", "--json")
     try:
         if "PostgreSQL does not run as root" in done.stderr:

@@ -1,0 +1,119 @@
+"""What starts retrainings on the real stack: new text, the same one twice, and what `down` does to one that runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from tests.place import Place, stack_in, wait_until
+
+pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(900)]
+
+TEXT = "def add(a, b):\n    return a + b\n\n\ndef mean(values):\n    return sum(values) / len(values)\n\n\n" * 60
+TINY = {
+    "model": {"n_layer": 1, "n_embd": 16, "n_head": 2, "context_length": 16},
+    "train": {
+        "steps": 4,
+        "batch_size": 4,
+        "warmup_steps": 2,
+        "validate_every": 0,
+        "checkpoint_every": 2,
+        "log_every": 1,
+        "precision": "float32",
+    },
+    "evaluate": {"max_tokens": 64},
+    "sample": {"max_new_tokens": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("deployments")
+    text = folder / "text"
+    text.mkdir()
+    for number in range(8):
+        (text / f"{number}.py").write_text(TEXT.replace("mean", f"mean_{number}"))
+    (folder / "retrain.yaml").write_text(yaml.safe_dump({"data": {"corpus": [str(text)]}, **TINY}))
+    with stack_in(folder, GPTPIPE_RETRAIN_CONFIG=str(folder / "retrain.yaml")) as place:
+        yield place
+
+
+def runs_of(place: Place, flow: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = place.prefect(
+        "flow_runs/filter", {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_ASC"}
+    )
+    return found
+
+
+def look_for_new_text(place: Place) -> dict[str, Any]:
+    made = place.deployments()["watch-corpora/watch-corpora"]
+    run = place.prefect(f"deployments/{made['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}})["id"]
+    return place.wait_for(run, "COMPLETED", 90)
+
+
+def test_new_text_starts_a_retraining_and_old_text_does_not(place: Place) -> None:
+    look_for_new_text(place)
+    place.wait_for_words("8 of 8 files are new or changed")
+    wait_until(lambda: runs_of(place, "retrain"), 60, "a retraining")
+    (first,) = runs_of(place, "retrain")
+    place.wait_for(first["id"], "COMPLETED", 180)
+    look_for_new_text(place)
+    place.wait_for_words("0 of 8 files are new or changed")
+    (place.folder / "text" / "more.py").write_text(TEXT.replace("add", "subtract"))
+    look_for_new_text(place)
+    place.wait_for_words("1 of 9 files are new or changed")
+    wait_until(lambda: len(runs_of(place, "retrain")) == 2, 60, "a second retraining")
+    place.wait_for(runs_of(place, "retrain")[1]["id"], "COMPLETED", 180)
+    assert len(runs_of(place, "retrain")) == 2
+
+
+def test_the_same_training_twice_is_trained_once(place: Place) -> None:
+    wanted = {**TINY, "data": {"corpus": [{"url": str(place.folder / "text")}]}}
+    wanted["train"] = {**TINY["train"], "steps": 300, "checkpoint_every": 300}
+    runs = [place.press_run("retrain/on-demand", **wanted) for _ in range(2)]
+    for run in runs:
+        place.wait_for(run, "COMPLETED", 240)
+    said = place.said()
+    assert "the same training runs already" in said or "waiting until another training on this machine" in said
+    assert said.count("train: 300 steps") == 1
+    assert "train: already done" in said
+
+
+def test_down_cancels_what_runs_and_leaves_no_process(place: Place) -> None:
+    wanted = {**TINY, "data": {"corpus": [{"url": str(place.folder / "text")}]}}
+    wanted["train"] = {**TINY["train"], "steps": 100_000, "nproc": 2}
+    run = place.press_run("retrain/on-demand", **wanted)
+    wait_until(lambda: len(place.ranks()) == 2, 90, "two ranks")
+    time.sleep(2)
+    done = place.call("down")
+    assert done.returncode == 0, done.stderr
+    assert "cancelled 1 run" in done.stderr
+    assert place.processes() == {}
+    assert not [p for p in psutil.process_iter() if "gptpipe.train" in _command(p) and str(place.folder) in _command(p)]
+    assert place.call("up").returncode == 0
+    assert place.state(run)["type"] == "CANCELLED"
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def test_a_file_of_settings_that_cannot_be_used_deploys_nothing(place: Place) -> None:
+    before = place.deployments()
+    wrong = Path(place.folder / "wrong.yaml")
+    wrong.write_text("train: {stepz: 3}\n")
+    api = {"PREFECT_API_URL": f"http://127.0.0.1:{place.ports['PREFECT']}/api"}
+    done = place.call("deploy", GPTPIPE_RETRAIN_CONFIG=str(wrong), **api)
+    assert done.returncode == 2
+    assert "wrong.yaml" in done.stderr
+    assert "stepz" in done.stderr
+    assert place.deployments().keys() == before.keys()
