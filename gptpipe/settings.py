@@ -80,6 +80,16 @@ class Settings(BaseSettings):
     def home_path(self) -> Path:
         return self.home.expanduser().absolute()
 
+    def as_environment(self) -> dict[str, str]:
+        """What was set by hand, secrets too, for a process that reads no `.env`."""
+        found = {}
+        for name in sorted(self.model_fields_set & type(self).model_fields.keys()):
+            value = getattr(self, name)
+            if value is not None:
+                plain = value.get_secret_value() if isinstance(value, SecretStr) else value
+                found[f"GPTPIPE_{name.upper()}"] = str(plain)
+        return found
+
     @property
     def gang_port_range(self) -> tuple[int, int]:
         first, _, last = self.gang_ports.partition("-")
@@ -178,8 +188,10 @@ def prepare_environment() -> None:
     # Prefect asks for a folder that machines without a desktop session have not
     warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
     here = settings()
-    if api := dotenv_values(here.stack_path / STACK_FILE).get("PREFECT_API_URL"):
-        os.environ.setdefault("PREFECT_API_URL", api)
+    written = {**dotenv_values(here.stack_path / STACK_FILE), **dotenv_values(".env")}
+    for name in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING"):
+        if given := written.get(name):
+            os.environ.setdefault(name, given)
     if not os.environ.get("PREFECT_API_URL"):
         os.environ.setdefault("PREFECT_HOME", str(here.home_path / "prefect"))
     places: dict[str, str | None] = {

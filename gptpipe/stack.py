@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -151,11 +150,6 @@ class Stack:
         data = self.folder / "postgres"
         database = f"gptpipe:{drawn.postgres}@127.0.0.1:{here.postgres_port}"
         prefect_home = {**DEFAULTS, "PREFECT_HOME": str(self.folder / "prefect")}
-        given = {  # all that was set by hand, for the worker reads no .env
-            f"GPTPIPE_{name.upper()}": _plain(getattr(here, name))
-            for name in sorted(here.model_fields_set)
-            if name in Settings.model_fields and getattr(here, name) is not None
-        }
         s3 = {"AWS_ACCESS_KEY_ID": drawn.s3_access, "AWS_SECRET_ACCESS_KEY": drawn.s3_secret}
         objects, ports = self.folder / "seaweedfs", self._ports()
         objects.mkdir(exist_ok=True)
@@ -202,7 +196,7 @@ class Stack:
                 {
                     **prefect_home,
                     **self.environment(drawn),
-                    **given,
+                    **here.as_environment(),  # it reads no .env
                     "GPTPIPE_HOME": str(here.home_path),
                     "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
                     "PREFECT_WORKER_WEBSERVER_PORT": str(ports["worker"]),
@@ -384,7 +378,3 @@ def _database_user() -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _plain(value: Any) -> str:
-    return value.get_secret_value() if hasattr(value, "get_secret_value") else str(value)

@@ -81,9 +81,12 @@ def work(pool: str, name: str, limit: int | None) -> int:
         command += ["--limit", str(limit)]
     if "PREFECT_WORKER_WEBSERVER_PORT" in os.environ:
         command.append("--with-healthcheck")
+    here = settings()
+    # its runs work in other folders, where no .env lies
+    environment = {**os.environ, **here.as_environment(), "GPTPIPE_HOME": str(here.home_path)}
     signals = StopSignals()
     with signals.caught():
-        process = subprocess.Popen(command, start_new_session=True, preexec_fn=_end_with_parent)
+        process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_end_with_parent)
         saving: list[psutil.Process] | None = None
         while process.poll() is None:
             if signals.count and saving is None:

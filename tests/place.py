@@ -77,9 +77,9 @@ class Place:
         """`gptpipe worker` with a home of its own, as on another machine; `prefix` puts it into a network."""
         home = self.folder / name
         home.mkdir(exist_ok=True)
-        environment = self.environment(**self.stack_environment())
-        environment |= {"GPTPIPE_HOME": str(home), "PREFECT_HOME": str(home / "prefect")}
-        environment |= {"PREFECT_WORKER_QUERY_SECONDS": "2"}
+        (home / ".env").write_text((self.folder / ".gptpipe" / "stack" / "stack.env").read_text())
+        environment = self.environment(PREFECT_WORKER_QUERY_SECONDS="2", PREFECT_HOME=str(home / "prefect"))
+        del environment["GPTPIPE_HOME"]
         with (home / "worker.log").open("ab") as log:
             worker = subprocess.Popen(
                 [*prefix, GPTPIPE, "worker", "--cpu", "--name", name],

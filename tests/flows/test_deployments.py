@@ -9,8 +9,10 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
 
+from gptpipe.ports import free_ports
 from tests.place import Place, stack_in, wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -83,6 +85,28 @@ def test_the_same_training_twice_is_trained_once(place: Place) -> None:
     assert "the same training runs already" in said or "waiting until another training on this machine" in said
     assert said.count("train: 300 steps") == 1
     assert "train: already done" in said
+
+
+def test_a_worker_that_could_not_work_does_not_start(place: Place) -> None:
+    given = place.stack_environment()
+
+    def refused(*words: str, **more: str) -> str:
+        done = place.call("worker", *words, **{**given, **more})
+        assert done.returncode == 2, done.stderr
+        return done.stderr
+
+    assert "no work pool nowhere" in refused("--cpu", "--pool", "nowhere")
+    (port,) = free_ports(1)
+    assert "does not answer" in refused("--cpu", PREFECT_API_URL=f"http://127.0.0.1:{port}/api")
+    assert "GPTPIPE_S3" in refused("--cpu", GPTPIPE_S3_SECRET_KEY="another")
+    if not torch.cuda.is_available():
+        assert "torch sees no GPU" in refused()
+    made = place.deployments()["train-node/train-node"]
+    try:
+        place.prefect("deployments/", {"name": "train-node", "flow_id": made["flow_id"], "version": "0.0.7"})
+        assert "the server's deployments are of 0.0.7" in refused("--cpu")
+    finally:
+        assert place.call("deploy", **given).returncode == 0
 
 
 def test_down_cancels_what_runs_and_leaves_no_process(place: Place) -> None:
