@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
@@ -16,20 +16,27 @@ from flows.sample import SampleParameters, sample
 from flows.tokenize import TokenizeParameters, tokenize
 from flows.train import TrainParameters, train
 from gptpipe import tracking
-from gptpipe.config import PipelineConfig
+from gptpipe.config import PipelineConfig, parse
 from gptpipe.errors import Preempted
 from gptpipe.evaluate import Evaluation
+from gptpipe.form import FormSection, form_of
 from gptpipe.generate import Sample, Samples
 from gptpipe.launch import TrainResult
 
 log = logging.getLogger("gptpipe.flows")
 
 
+if TYPE_CHECKING:
+    RetrainParameters = FormSection
+else:
+    RetrainParameters = form_of(PipelineConfig, "RetrainParameters", shown=("preset", "init", "force"))
+
+
 @flow(name="retrain")
-def retrain(parameters: PipelineConfig) -> dict[str, Any]:
+def retrain(parameters: RetrainParameters) -> dict[str, Any]:
     """Real text in, a trained, evaluated, registered GPT out. A stage done before is not done again."""
     try:
-        return _stages(parameters)
+        return _stages(parse(PipelineConfig, parameters.model_dump(mode="json", exclude_none=True)))
     except CancelledRun as stopped:
         return endings.cancelled(stopped)  # type: ignore[no-any-return]
     except Preempted as stopped:

@@ -196,12 +196,12 @@ def _run_flow(parameters: PipelineConfig) -> dict[str, Any]:
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
     from prefect.settings.context import temporary_settings
 
-    from flows.retrain import retrain
+    from flows.retrain import RetrainParameters, retrain
 
     show_on_console(settings().log_level)
     # each flow waits up to a second for its heartbeat's thread to end; nobody watches this process for zombies
     with temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        result: dict[str, Any] = retrain(parameters)
+        result: dict[str, Any] = retrain(RetrainParameters(**parameters.model_dump(mode="json")))
     return result
 
 

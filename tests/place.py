@@ -109,8 +109,8 @@ class Place:
 
     def ranks(self) -> dict[int, psutil.Process]:
         """The ranks of all trainings here."""
-        found = self.processes("gptpipe.train")
-        return {pid: process for pid, process in found.items() if "torch.distributed.run" not in process.cmdline()}
+        launchers = self.processes("gptpipe.train", "torch.distributed.run").keys()
+        return {pid: rank for pid, rank in self.processes("gptpipe.train").items() if pid not in launchers}
 
     def listeners(self) -> dict[str, tuple[str, int]]:
         """By server: the address it listens on, and the process."""
