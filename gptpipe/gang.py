@@ -85,17 +85,16 @@ def train_on_nodes(next_job: Callable[[], Job], hosts: Hosts, watchers: Watchers
     with signals.caught():
         while True:
             attempt += 1
-            job = next_job()
-            config = job.train
+            config = next_job().train
             try:
                 with hosts.nodes(config.nodes, config.min_nodes or config.nodes, poll) as nodes:
                     gang = Gang(next_job(), nodes, min(nodes, config.min_nodes or nodes), attempt, hosts, watchers)
                     outcome = gang.run(signals)
             except _Preempted as stopped:
-                return Outcome(status="preempted", reason=str(stopped), step=_step(job.resume))
-            if outcome.status in ("finished", "user_error") or (outcome.status == "preempted" and gang.stopped):
-                return outcome
-            if outcome.status == "preempted" and outcome.reason.startswith("train.max_hours"):
+                return Outcome(status="preempted", reason=str(stopped), step=_step(next_job().resume))
+            # a node that goes away by itself is replaced; a stop of the whole training is the caller's
+            whole = gang.stopped or outcome.reason.startswith("train.max_hours")
+            if outcome.status in ("finished", "user_error") or (outcome.status == "preempted" and whole):
                 return outcome
             newest = next_job().resume
             failures = failures + 1 if newest == reached and outcome.status == "failed" else 1
@@ -111,7 +110,7 @@ def train_on_nodes(next_job: Callable[[], Job], hosts: Hosts, watchers: Watchers
 
 
 class _Preempted(Exception):
-    pass
+    """Asked to stop while it waited for nodes."""
 
 
 def _heed(signals: StopSignals, watchers: Watchers) -> None:
