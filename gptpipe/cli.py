@@ -503,7 +503,7 @@ def worker(
     name: Annotated[str | None, typer.Option(help="Name of the worker; by default the machine's.")] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="A machine without a GPU.")] = False,
 ) -> None:
-    """Take part: run what the Prefect server has for this machine, until SIGTERM, which saves and goes on elsewhere."""
+    """Work for a Prefect server, by default as a node of trainings on several machines, until SIGTERM."""
     from gptpipe.worker import check, work
 
     make_home()
