@@ -70,6 +70,7 @@ def test_a_second_up_changes_nothing(stack: Place) -> None:
     assert f"http://127.0.0.1:{stack.ports['MLFLOW']}" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_member_that_crashes_is_started_again(stack: Place) -> None:
     _, pid = stack.listeners()["MLFLOW"]
     # the listener is a child of the program: all of it goes, as it does when memory runs out
@@ -85,6 +86,7 @@ def test_a_member_that_crashes_is_started_again(stack: Place) -> None:
     assert stack.listeners()["MLFLOW"][1] != pid
 
 
+@pytest.mark.slow
 def test_deploying_takes_the_schedule_and_removes_what_is_not_named_any_more(stack: Place) -> None:
     api = {"PREFECT_API_URL": f"http://127.0.0.1:{stack.ports['PREFECT']}/api"}
     flow_id = stack.deployments()["retrain/on-demand"]["flow_id"]

@@ -154,6 +154,7 @@ def test_silence_ends_the_link_and_closing_ends_it_at_once(pair: Any) -> None:
     assert listening.lost == "silent for 5 s"
 
 
+@pytest.mark.slow
 def test_two_ends_that_live_hear_each_other_for_longer_than_the_silence(pair: Any) -> None:
     ends = [Channel(each) for each in pair]
     for end in ends:

@@ -111,6 +111,7 @@ def test_documents_at_is_what_counting_gives(dataset: str, tmp_path: Path) -> No
     assert documents_at(stream, places) == [everything[n] for n in sorted(set(numbers.tolist()))]
 
 
+@pytest.mark.slow
 def test_a_roll_back_takes_weights_and_moments_of_the_checkpoint_and_goes_on_in_the_samples(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -150,6 +151,7 @@ def test_another_value_that_decides_the_result_is_refused_by_name(run: Run, tmp_
     assert caught.value.where == newest.url
 
 
+@pytest.mark.slow
 def test_an_upload_that_fails_does_not_stop_training_but_the_last_must_be_saved(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

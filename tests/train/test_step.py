@@ -112,6 +112,7 @@ def test_compiled_blocks_leave_loss_and_gradients(precision: str) -> None:
     assert distance(found, expected) < tolerance
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_told_and_done_without(caplog: pytest.LogCaptureFixture) -> None:
     rig = Rig(compile=True)
 

@@ -70,6 +70,7 @@ def test_max_hours_ends_resumable(new_training: NewTraining) -> None:
     assert "max_hours is used up" in out
 
 
+@pytest.mark.slow
 def test_a_second_signal_cancels_within_two_seconds(new_training: NewTraining) -> None:
     training = new_training("cancel", train={**LONG, "nproc": 2})
     process = training.start()
