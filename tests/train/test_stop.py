@@ -21,9 +21,8 @@ def folder_of(training: Training) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize(
-    ("nproc", "number"), [pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow), (2, signal.SIGINT)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("nproc", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
 def test_a_signal_saves_and_ends_resumable(new_training: NewTraining, nproc: int, number: int) -> None:
     training = new_training("long", train={**LONG, "nproc": nproc})
     process = training.start()
