@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 from prefect import Flow
 from prefect.client.orchestration import get_client
@@ -28,6 +29,7 @@ from prefect.states import Cancelling
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
+from flows import automations
 from flows.evaluate import evaluate
 from flows.hosts import NODE_POOL
 from flows.retrain import retrain
@@ -103,7 +105,7 @@ def planned() -> list[Planned]:
 
 
 def deploy(pool: str) -> list[str]:
-    """Make the work pool and register every deployment; the same again changes nothing, renamed ones are removed.
+    """Make pools, deployments and automations; the same again changes nothing, renamed deployments are removed.
 
     Returns:
         The deployments' full names.
@@ -140,8 +142,9 @@ def deploy(pool: str) -> list[str]:
                 client.create_work_pool(WorkPoolCreate(name=name, type="process", description=description))
             except ObjectAlreadyExists:
                 log.debug("work pool %s is there", name)
-        for deployment in made:
-            deployment.apply()
+        identities = [cast(UUID, deployment.apply()) for deployment in made]
+        retrainings = [one for one, each in zip(identities, wanted, strict=True) if each.flow is retrain]
+        automations.apply(client, automations.planned(TAG, retrainings))
         names = {each.full_name for each in wanted}
         ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
         for found in client.read_deployments(deployment_filter=ours):

@@ -1,4 +1,4 @@
-"""How a flow run ends early: cancelled it says so, preempted it is scheduled once more and goes on elsewhere."""
+"""How a flow run ends early, and begins again: cancelled, preempted, crashed with its machine."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.exceptions import Abort
+from prefect.exceptions import Abort, TerminationSignal
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Scheduled
 
-from gptpipe.errors import Preempted
+from flows import report
+from flows.automations import CRASHED_ONCE_MORE
+from gptpipe.errors import Preempted, UserError
 
 _PAUSE = timedelta(seconds=5)
+_MOST_CRASHES = 3
 
 
 def cancelled(reason: BaseException) -> Any:
@@ -22,16 +25,38 @@ def cancelled(reason: BaseException) -> Any:
     return Cancelled(message=str(reason))
 
 
-def go_on_later(stopped: Preempted) -> NoReturn:
+def go_on_later(stopped: Preempted | TerminationSignal) -> NoReturn:
     """Schedule this flow run again, so that another worker, or this one, goes on from what was saved.
 
+    Args:
+        stopped: in mid-training, or a SIGTERM in another stage, which had nothing to save.
+
     Raises:
-        Preempted: no worker would take it up: the run was started by hand.
+        Preempted, TerminationSignal: the run was cancelled, or no worker would take it up as it was started by hand.
         Abort: it is scheduled; this process has nothing more to say about it.
     """
-    if not deployment.id or not flow_run.id:
+    if not deployment.id or not flow_run.id or report.is_cancelling():
         raise stopped
-    again: State[Any] = Scheduled(name="Preempted", message=str(stopped), scheduled_time=datetime.now(UTC) + _PAUSE)
+    message = str(stopped) if isinstance(stopped, Preempted) else "SIGTERM; nothing that was done is done again"
+    again: State[Any] = Scheduled(name="Preempted", message=message, scheduled_time=datetime.now(UTC) + _PAUSE)
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(UUID(str(flow_run.id)), again, force=True)
-    raise Abort(str(stopped)) from stopped
+    raise Abort(message) from stopped
+
+
+def refuse_after_crashes() -> None:
+    """A run that takes its machine down every time would do so for ever.
+
+    Raises:
+        UserError: it has crashed three times.
+    """
+    if not deployment.id or not flow_run.id:
+        return
+    with get_client(sync_client=True) as client:
+        crashes = [s for s in client.read_flow_run_states(UUID(str(flow_run.id))) if s.name == CRASHED_ONCE_MORE]
+    if len(crashes) >= _MOST_CRASHES:
+        raise UserError(
+            f"crashed {len(crashes)} times: its process was killed, or its machine went away",
+            where=str(flow_run.name),
+            hint="if memory ran out, lower train.micro_batch or data.workers; then start it again",
+        )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.exceptions import CancelledRun
+from prefect.exceptions import CancelledRun, TerminationSignal
 
 from flows import endings, report
 from flows.evaluate import EvaluateParameters, evaluate
@@ -36,10 +36,11 @@ else:
 def retrain(parameters: RetrainParameters) -> dict[str, Any]:
     """Real text in, a trained, evaluated, registered GPT out. A stage done before is not done again."""
     try:
+        endings.refuse_after_crashes()
         return _stages(parse(PipelineConfig, parameters.model_dump(mode="json", exclude_none=True)))
     except CancelledRun as stopped:
         return endings.cancelled(stopped)  # type: ignore[no-any-return]
-    except Preempted as stopped:
+    except (Preempted, TerminationSignal) as stopped:
         endings.go_on_later(stopped)
 
 

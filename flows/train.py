@@ -11,8 +11,11 @@ from pydantic import Field
 
 from flows import endings, report
 from flows.hosts import PrefectHosts
+from flows.live import Live
 from gptpipe import storage
 from gptpipe.config import PipelineConfig, Section
+from gptpipe.errors import UserError
+from gptpipe.gang import Hosts
 from gptpipe.lease import Held
 from gptpipe.settings import settings
 from gptpipe.torchrun import Cancelled, Watchers
@@ -33,6 +36,19 @@ class TrainParameters(Section):
     storage: str | None = Field(None, description="Folder or s3:// URL; by default GPTPIPE_STORAGE")
 
 
+def _hosts() -> Hosts:
+    template = settings().jobset
+    if template is None:
+        return PrefectHosts()
+    try:
+        from flows.jobsets import JobSetHosts
+    except ImportError:
+        raise UserError(
+            "the Kubernetes client is not installed", where="GPTPIPE_JOBSET", hint="pip install 'gptpipe[kubernetes]'"
+        ) from None
+    return JobSetHosts(template, settings().jobset_nodes)
+
+
 @flow(name="train")
 def train(parameters: TrainParameters) -> dict[str, Any]:
     """Train, or go on from the newest checkpoint, unless this training is finished."""
@@ -40,16 +56,18 @@ def train(parameters: TrainParameters) -> dict[str, Any]:
     waits = False
     while True:
         try:
-            result, link = train_and_track(
-                parameters.config,
-                data=parameters.data,
-                out=out,
-                init=parameters.init,
-                tags=report.run_tags(),
-                watchers=Watchers(is_cancelled=report.is_cancelling),
-                # Prefect's own short-lived server loses what is reserved when its process is killed
-                hosts=PrefectHosts() if settings().prefect_host else None,
-            )
+            with Live(parameters.config).shown() as live:
+                result, link = train_and_track(
+                    parameters.config,
+                    data=parameters.data,
+                    out=out,
+                    init=parameters.init,
+                    tags=report.run_tags(),
+                    watchers=Watchers(is_cancelled=report.is_cancelling, on_metrics=live.add),
+                    # Prefect's own short-lived server loses what is reserved when its process is killed
+                    hosts=_hosts() if settings().prefect_host else None,
+                    on_link=live.link,
+                )
             break
         except Cancelled as stopped:
             return endings.cancelled(stopped)  # type: ignore[no-any-return]

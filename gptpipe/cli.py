@@ -504,12 +504,15 @@ def worker(
     cpu: Annotated[bool, typer.Option("--cpu", help="A machine without a GPU.")] = False,
 ) -> None:
     """Work for a Prefect server, by default as a node of trainings on several machines, until SIGTERM."""
+    from flows.worker import command
     from gptpipe.worker import check, work
 
     make_home()
     check(pool, wants_gpu=not cpu)
     # a machine is one node at a time: two trainings would share its devices
-    raise typer.Exit(work(pool, name or socket.gethostname(), limit=1 if pool == "gptpipe-nodes" else None))
+    limit = 1 if pool == "gptpipe-nodes" else None
+    has_health_port = "PREFECT_WORKER_WEBSERVER_PORT" in os.environ
+    raise typer.Exit(work(command(pool, name or socket.gethostname(), limit, has_health_port)))
 
 
 @app.command()
@@ -517,13 +520,9 @@ def deploy(
     pool: Annotated[str, typer.Option(help="Work pool whose workers run the flows.")] = "gptpipe", as_json: Json = False
 ) -> None:
     """Register the deployments with the Prefect server that PREFECT_API_URL names."""
-    api = os.environ.get("PREFECT_API_URL")
-    if not api:
-        raise UserError("no Prefect server", where="PREFECT_API_URL", hint="set it, or start one with `gptpipe up`")
-    from gptpipe.ports import answers
+    from gptpipe.servers import prefect_server
 
-    if ailment := answers(f"{api.rstrip('/')}/health"):
-        raise UserError(f"does not answer: {ailment}", where=api, hint="start the Prefect server, or `gptpipe up`")
+    prefect_server().ask("admin/version")
     from flows.deployments import deploy as register
 
     names = register(pool)

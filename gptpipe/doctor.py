@@ -6,15 +6,18 @@ import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import psutil
 
 from gptpipe import __version__, storage
+from gptpipe.clocks import check_clock
 from gptpipe.errors import UserError
-from gptpipe.ports import answers
+from gptpipe.servers import mlflow_server, prefect_server
 from gptpipe.settings import settings
 from gptpipe.stack import Stack
 
+_NOT_DEPLOYED = ("nothing is deployed", "`gptpipe deploy` makes the button and the schedules")
 _PACKAGES = ("torch", "prefect", "mlflow", "tiktoken", "pyarrow", "s3fs", "safetensors")
 
 
@@ -89,22 +92,38 @@ def _storage() -> Check:
 
 def _tracking() -> Check:
     uri = settings().tracking_uri
-    if uri.startswith("http"):
-        return _answers("tracking", f"{uri.rstrip('/')}/health", "start the MLflow server or set GPTPIPE_MLFLOW_URI")
-    path = uri.removeprefix("sqlite:///")
-    return Check("tracking", True, f"{uri}{'' if os.path.exists(path) else ' (made at the first run)'}")  # noqa: PTH110
+    if not uri.startswith("http"):
+        made = "" if Path(uri.removeprefix("sqlite:///")).exists() else " (made at the first run)"
+        return Check("tracking", True, f"{uri}{made}")
+    try:
+        running = str(mlflow_server(uri).ask("version")).strip()
+        mlflow_server(uri).ask("api/2.0/mlflow/experiments/get-by-name?experiment_name=Default")
+    except UserError as error:
+        return Check("tracking", False, str(error), "start the MLflow server or set GPTPIPE_MLFLOW_URI")
+    return Check("tracking", True, f"MLflow {running} at {uri} answers and lets this machine in")
 
 
 def _prefect() -> Check:
-    url = os.environ.get("PREFECT_API_URL")
-    if not url:
+    if not os.environ.get("PREFECT_API_URL"):
         return Check("prefect", None, "no PREFECT_API_URL: `gptpipe run` starts a server in its own process")
-    return _answers("prefect", f"{url.rstrip('/')}/health", "start the Prefect server or unset PREFECT_API_URL")
-
-
-def _answers(name: str, url: str, hint: str) -> Check:
-    ailment = answers(url)
-    return Check(name, not ailment, f"{url}: {ailment}" if ailment else f"{url} answers", hint if ailment else "")
+    try:
+        server = prefect_server()
+        running = server.ask("admin/version")
+        check_clock(server.skew())
+        detail = f"Prefect {running} at {server.url} answers and lets this machine in"
+        deployed = server.ask("deployments/name/train-node/train-node", absent=_NOT_DEPLOYED)["version"]
+    except UserError as error:
+        if (error.message, error.hint) == _NOT_DEPLOYED:
+            return Check("prefect", True, f"{detail}; {error.message}: {error.hint}")
+        return Check("prefect", False, str(error))
+    if deployed != __version__:
+        return Check(
+            "prefect",
+            False,
+            f"{detail}; gptpipe {deployed} is deployed, this is {__version__}",
+            "run `gptpipe deploy`, or install that version here",
+        )
+    return Check("prefect", True, f"{detail}; gptpipe {deployed} is deployed")
 
 
 def _stack() -> Check:

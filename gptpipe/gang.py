@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from gptpipe import __version__, storage
 from gptpipe.channel import Channel, Invitation, Refused
+from gptpipe.clocks import check_clock
 from gptpipe.errors import UserError
 from gptpipe.settings import settings
 from gptpipe.torchrun import Cancelled, StopSignals, Watchers
@@ -35,7 +36,7 @@ _POLL = 0.1
 _CANCEL_POLL = 0.7  # how often the flow run's state is asked for
 _LATE_SECONDS = 30.0  # after which `min_nodes` are enough, and missing ones are named
 _SETTLE_SECONDS = 2.0  # in which the other nodes tell what they saw of a failure
-_MOST_SKEW = 30.0  # seconds between two clocks; leases and S3 signatures live by them
+_TOLD_SECONDS = 3.0  # in which whoever started a node may tell why it is gone
 _CONNECTION = re.compile(r"connection (closed|reset|refused)|gloo|nccl|ProcessGroup|DistBackend|Broken pipe", re.I)
 
 
@@ -57,6 +58,9 @@ class Hosts(Protocol):
 
     def ailment(self) -> Outcome | None:
         """How a node ended that has not said so itself; raises Cancelled when somebody cancelled one."""
+
+    def cause(self) -> str:
+        """Why a node has gone without a word; empty if that is not known, or not yet."""
 
     def missing(self) -> str:
         """Why nodes may not have come, and what to do."""
@@ -189,12 +193,12 @@ class Gang:
             token=self._invitation_token,
             training=self.job.training,
         )
-        reason = "this attempt is over"
+        reason, vanished = "this attempt is over", False
         try:
             self.hosts.start(invitation, self.nodes)
             outcome = self._gather() or self._follow()
             reason = outcome.reason or reason
-            return outcome
+            vanished = any(m.channel.lost and m.outcome is None for m in self.members)
         except Cancelled:
             reason = "the training was cancelled"
             raise
@@ -206,10 +210,13 @@ class Gang:
                 if member.outcome is None:
                     member.channel.send({"kill": reason})
             self._wait_until_closed()
+            if vanished and (cause := self._cause()):
+                outcome.reason += f": {cause}"
             self.hosts.end()
             for member in [*self.members, *self._joining]:
                 member.channel.close()
             del store
+        return outcome
 
     def _gather(self) -> Outcome | None:
         """Until all are ready, or enough; an outcome if it comes to nothing."""
@@ -279,6 +286,12 @@ class Gang:
             if ended or (settled and time.monotonic() > settled):
                 return self._merged()
             time.sleep(_POLL)
+
+    def _cause(self) -> str:
+        until = time.monotonic() + _TOLD_SECONDS
+        while not (cause := self.hosts.cause()) and time.monotonic() < until:
+            time.sleep(5 * _POLL)
+        return cause
 
     def _merged(self) -> Outcome:
         """What rank 0 says when all went well, else the first cause: lost connections are only its echo."""
@@ -391,12 +404,7 @@ def check_member(about: dict[str, Any], others: list[dict[str, Any]], job: Job) 
         raise UserError(
             f"node {name} has GPUs, node {others[0]['name']} has none", where="train.device", hint="set it to cpu"
         )
-    if abs(about["skew"]) > _MOST_SKEW:
-        raise UserError(
-            f"the clock of node {name} is {abs(about['skew']):.0f} s {'ahead' if about['skew'] > 0 else 'behind'}",
-            where=name,
-            hint="set it by NTP (chrony, systemd-timesyncd)",
-        )
+    check_clock(about["skew"], f"node {name}")
 
 
 def route_to(host: str) -> str:

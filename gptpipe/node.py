@@ -6,11 +6,13 @@ import logging
 import os
 import platform
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import psutil
+from pydantic import ValidationError
 
 from gptpipe import __version__
 from gptpipe.channel import Channel, Invitation, Refused
@@ -18,7 +20,8 @@ from gptpipe.config import digest
 from gptpipe.data.dataset import open_dataset
 from gptpipe.errors import UserError
 from gptpipe.launch import check_devices, prepare_folder, prepare_tokens
-from gptpipe.settings import settings
+from gptpipe.progress import show_on_console
+from gptpipe.settings import make_home, prepare_environment, settings
 from gptpipe.torchrun import Cancelled, Rendezvous, StopSignals, Torchrun, Watchers
 from gptpipe.train.job import Job, Outcome
 
@@ -200,3 +203,22 @@ class _Node:
 
     def _metrics(self, lines: list[dict[str, Any]]) -> None:
         self.channel.send({"metrics": lines})
+
+
+def main(invitation: str) -> int:
+    """`python -m gptpipe.node INVITATION`: a node that nothing but the parent starts, stops and follows."""
+    prepare_environment()
+    show_on_console(settings().log_level)
+    try:
+        make_home()
+        join(Invitation.model_validate_json(invitation), is_cancelled=lambda: False)
+    except Cancelled as stopped:
+        log.info("ended: %s", stopped)
+    except (LinkLost, UserError, ValidationError) as error:
+        print(f"gptpipe.node: {error}", file=sys.stderr)
+        return 1 if isinstance(error, LinkLost) else 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

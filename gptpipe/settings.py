@@ -61,6 +61,11 @@ class Settings(BaseSettings):
         description="Address under which other nodes reach the ranks of this machine; "
         "by default the one on the route to the training's parent",
     )
+    jobset: Path | None = Field(
+        None,
+        description="YAML of a Kubernetes JobSet whose pods are the nodes of a training; empty is workers of Prefect",
+    )
+    jobset_nodes: int = Field(8, description="Most nodes that such trainings may have at once", ge=1)
     nightly_cron: str | None = Field(
         None, description="When `retrain/nightly` runs, as a cron expression; empty is never", pattern=r"^\S+( \S+){4}$"
     )

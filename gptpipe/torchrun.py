@@ -215,7 +215,7 @@ class Torchrun:
         if self.stop_reason and time.monotonic() > self._ask_at:
             self._ask_at = time.monotonic() + _ASK_SECONDS
             for process in self._ranks():
-                _signal(process, signal.SIGTERM)
+                send_signal(process, signal.SIGTERM)
 
     def _read_lines(self) -> None:
         assert self.process.stdout is not None
@@ -258,7 +258,7 @@ class Torchrun:
         if self.process.poll() is None:
             self.process.kill()
         for process in family:
-            _signal(process, signal.SIGKILL)
+            send_signal(process, signal.SIGKILL)
         psutil.wait_procs(family, timeout=5)
         self.process.wait()
 
@@ -304,6 +304,7 @@ def _killed_by_signal(lines: list[str]) -> str:
     return ""
 
 
-def _signal(process: psutil.Process, number: int) -> None:
-    with suppress(psutil.NoSuchProcess):
+def send_signal(process: psutil.Process, number: int) -> None:
+    """Send it, unless the process is gone."""
+    with suppress(psutil.Error):
         process.send_signal(number)

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,8 +127,14 @@ class TrainingTracker:
     logged when the training is started or looked at again.
     """
 
-    def __init__(self, config: PipelineConfig, dataset: Dataset, tags: dict[str, str]) -> None:
-        self._config, self._dataset, self._tags = config, dataset, tags
+    def __init__(
+        self,
+        config: PipelineConfig,
+        dataset: Dataset,
+        tags: dict[str, str],
+        on_link: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._config, self._dataset, self._tags, self._on_link = config, dataset, tags, on_link
         self._lines: list[dict[str, Any]] = []
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -199,6 +205,7 @@ class TrainingTracker:
             )
         run_id = self._run.info.run_id
         self._client.update_run(run_id, status="RUNNING")
+        self._on_link(RunLink(run_id, self._run.info.experiment_id).url)
         self._log_facts(self._client, self._run)
         history = self._client.get_metric_history(run_id, "train/loss")
         self._logged_step = max((point.step for point in history), default=-1)
@@ -290,9 +297,14 @@ def train_and_track(
     tags: dict[str, str] | None = None,
     watchers: Watchers | None = None,
     hosts: Hosts | None = None,
+    on_link: Callable[[str], None] = lambda _: None,
 ) -> tuple[TrainResult, RunLink | None]:
-    """`launch.train`, followed into an MLflow run. The run ends as KILLED or FAILED when training does."""
-    tracker = TrainingTracker(config, open_dataset(data), tags or {})
+    """`launch.train`, followed into an MLflow run. The run ends as KILLED or FAILED when training does.
+
+    Args:
+        on_link: called, from a thread of the tracker's own, with the address of the run's page once there is one.
+    """
+    tracker = TrainingTracker(config, open_dataset(data), tags or {}, on_link)
     steps_tokens = config.train.batch_size * config.model.context_length
     progress = Progress(config.train.steps, steps_tokens)
     given = watchers or Watchers()

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class Place:
         host: address that the stack listens on.
         settings: more of the environment.
         workers: those of `start_worker` that have not been stopped.
+        since: from when on logs are read; a test of several in one place forgets what others have said.
     """
 
     folder: Path
@@ -51,6 +53,7 @@ class Place:
     host: str = "127.0.0.1"
     settings: dict[str, str] = field(default_factory=dict)
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    since: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def environment(self, **more: str) -> dict[str, str]:
         found = {name: value for name, value in os.environ.items() if not name.startswith(("GPTPIPE_", "PREFECT_"))}
@@ -150,10 +153,12 @@ class Place:
         self.prefect(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
 
     def said(self) -> str:
-        """The logs of all flow runs, oldest first."""
+        """The logs of all flow runs since `since`, oldest first."""
         lines: list[str] = []
+        logs = {"timestamp": {"after_": self.since.isoformat()}}
         while True:
-            page = self.prefect("logs/filter", {"sort": "TIMESTAMP_ASC", "limit": 200, "offset": len(lines)})
+            asked = {"logs": logs, "sort": "TIMESTAMP_ASC", "limit": 200, "offset": len(lines)}
+            page = self.prefect("logs/filter", asked)
             lines += [line["message"] for line in page]
             if len(page) < 200:
                 return "\n".join(lines)
@@ -161,6 +166,15 @@ class Place:
     def wait_for_words(self, words: str, seconds: float = 15) -> None:
         """Until a log says so: logs come some seconds after the state."""
         wait_until(lambda: words in self.said(), seconds, words)
+
+    def wait_for_step(self, step: int, of: int) -> None:
+        """Until a training of `of` steps has logged one from `step` on."""
+
+        def reached() -> bool:
+            lines = [line for line in self.said().splitlines() if f"/{of:,}  loss" in line]
+            return any(int(line.split()[1].split("/")[0].replace(",", "")) >= step for line in lines)
+
+        wait_until(reached, 120, f"step {step}")
 
     def wait_for(self, run: str, kind: str, seconds: float) -> dict[str, Any]:
         """Until a run's state is of that type."""

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import psutil
@@ -80,6 +81,11 @@ def place(cable: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pla
         yield place
 
 
+@pytest.fixture(autouse=True)
+def forget_what_was_said(place: Place) -> None:
+    place.since = datetime.now(UTC)
+
+
 def start_a(place: Place) -> subprocess.Popen[bytes]:
     return place.start_worker("A")
 
@@ -139,14 +145,6 @@ def trained(place: Place, run: str) -> str:
     return lines[-1].split(", ", 1)[1].rsplit("/", 1)[0]
 
 
-def wait_for_step(place: Place, step: int, of: int) -> None:
-    def reached() -> bool:
-        lines = [line for line in place.said().splitlines() if f"/{of}  loss" in line]
-        return any(int(line.split()[1].split("/")[0].replace(",", "")) >= step for line in lines)
-
-    wait_until(reached, 120, f"step {step}")
-
-
 def slots(place: Place) -> int:
     """Slots of nodes that are taken."""
     limits = place.prefect("v2/concurrency_limits/filter", {})
@@ -155,7 +153,7 @@ def slots(place: Place) -> int:
 
 def test_a_cut_cable_ends_both_sides_and_when_it_is_mended_the_run_goes_on(place: Place) -> None:
     run = place.press_run("retrain/on-demand", **wanted(place, steps=150))
-    wait_for_step(place, 12, 150)
+    place.wait_for_step(12, 150)
     assert len(place.ranks()) == 4
     peers = {c.raddr.ip for rank in place.ranks().values() for c in rank.net_connections("tcp") if c.raddr}
     assert any(THERE in peer for peer in peers)  # over the cable, not over the loopback
@@ -163,7 +161,7 @@ def test_a_cut_cable_ends_both_sides_and_when_it_is_mended_the_run_goes_on(place
     cut = time.monotonic()
     wait_until(lambda: not place.ranks(), 9, "the end of both sides")
     assert time.monotonic() - cut < 7.5
-    wait_until(lambda: slots(place) == 0 or "attempt 1 ended" in place.said(), 20, "free slots")
+    place.wait_for_words("attempt 1 ended", 20)
     assert f"({THERE}) is silent for 5 s" in place.said()
     time.sleep(5)
     assert place.state(run)["type"] == "RUNNING"
@@ -176,7 +174,7 @@ def test_a_cut_cable_ends_both_sides_and_when_it_is_mended_the_run_goes_on(place
 
 def test_a_killed_machine_is_replaced(place: Place) -> None:
     run = place.press_run("retrain/on-demand", **wanted(place, steps=151))
-    wait_for_step(place, 12, 151)
+    place.wait_for_step(12, 151)
     worker = place.workers.pop()
     family = psutil.Process(worker.pid).children(recursive=True)
     others = {pid: rank for pid, rank in place.ranks().items() if pid not in {each.pid for each in family}}
@@ -209,7 +207,7 @@ def test_cancelled_by_the_api_nothing_is_left_every_time(place: Place) -> None:
 
 def test_a_machine_that_goes_away_saves_and_the_run_goes_on(place: Place) -> None:
     run = place.press_run("retrain/on-demand", **wanted(place, steps=400, checkpoint_every=300))
-    wait_for_step(place, 8, 400)
+    place.wait_for_step(8, 400)
     worker = place.workers.pop()
     os.kill(worker.pid, signal.SIGTERM)
     assert worker.wait(60) == 0

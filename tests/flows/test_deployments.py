@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +49,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield place
 
 
+@pytest.fixture(autouse=True)
+def forget_what_was_said(place: Place) -> None:
+    place.since = datetime.now(UTC)
+
+
 def runs_of(place: Place, flow: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = place.prefect(
         "flow_runs/filter", {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_ASC"}
     )
     return found
+
+
+def wanted(place: Place, corpus: str = "", **train: Any) -> dict[str, Any]:
+    """A retraining of a second, unless `train` says otherwise."""
+    text = corpus or str(place.folder / "text")
+    return {**TINY, "data": {"corpus": [{"url": text}]}, "train": {**TINY["train"], **train}}
 
 
 def look_for_new_text(place: Place) -> dict[str, Any]:
@@ -76,15 +90,76 @@ def test_new_text_starts_a_retraining_and_old_text_does_not(place: Place) -> Non
 
 
 def test_the_same_training_twice_is_trained_once(place: Place) -> None:
-    wanted = {**TINY, "data": {"corpus": [{"url": str(place.folder / "text")}]}}
-    wanted["train"] = {**TINY["train"], "steps": 300, "checkpoint_every": 300}
-    runs = [place.press_run("retrain/on-demand", **wanted) for _ in range(2)]
+    given = wanted(place, steps=300, checkpoint_every=300)
+    runs = [place.press_run("retrain/on-demand", **given) for _ in range(2)]
     for run in runs:
         place.wait_for(run, "COMPLETED", 240)
     said = place.said()
-    assert "the same training runs already" in said or "waiting until another training on this machine" in said
+    assert "the same training runs already" in said
     assert said.count("train: 300 steps") == 1
     assert "train: already done" in said
+
+
+def test_two_trainings_on_one_machine_come_one_after_the_other(place: Place) -> None:
+    runs = [place.press_run("retrain/on-demand", **wanted(place, steps=300 + n, checkpoint_every=300)) for n in (1, 2)]
+    most = 0
+    while any(place.state(run)["type"] != "COMPLETED" for run in runs):
+        most = max(most, len(place.ranks()))
+        time.sleep(0.3)
+    assert most == 1
+    assert "waiting until another training on this machine has ended" in place.said()
+
+
+@pytest.mark.parametrize("stage", ["train", "tokenize"])
+def test_a_worker_that_is_stopped_saves_what_runs_and_it_goes_on(place: Place, stage: str) -> None:
+    """SIGTERM, as from a machine that is taken away: here the supervisor starts a worker again."""
+    train = {"steps": 1500 if stage == "train" else 8, "checkpoint_every": 1000}
+    corpus = str(place.folder / "text") if stage == "train" else "stdlib:"
+    run = place.press_run("retrain/on-demand", **wanted(place, corpus=corpus, **train))
+    if stage == "train":
+        place.wait_for_step(200, 1500)
+    else:
+        wait_until(lambda: [r for r in runs_of(place, "tokenize") if r["state_type"] == "RUNNING"], 60, "tokenizing")
+        time.sleep(2)
+    (worker,) = place.processes("worker", "--pool", "gptpipe").values()
+    family = worker.children(recursive=True)
+    worker.terminate()
+    psutil.wait_procs([worker, *family], timeout=30)
+    assert not [process for process in family if process.is_running()]
+    place.wait_for(run, "COMPLETED", 240)
+    names = [state["name"] for state in place.prefect(f"flow_run_states/?flow_run_id={run}")]
+    assert "Preempted" in names
+    assert "Crashed" not in names
+    if stage == "train":
+        said = place.said()
+        assert "SIGTERM: finishing the step and saving" in said
+        (step,) = re.findall(r"training going on from step (\d+)", said)
+        assert 200 <= int(step) < 1000
+
+
+@pytest.mark.parametrize("what", ["its process", "its machine"])
+def test_a_run_whose_process_is_killed_goes_on(place: Place, what: str) -> None:
+    """The worker reports a process that was killed; of a machine that is gone nobody does, until it has been silent."""
+    train = {"steps": 1501 if what == "its process" else 1502, "checkpoint_every": 100}
+    run = place.press_run("retrain/on-demand", **wanted(place, **train))
+    place.wait_for_step(200, train["steps"])
+    (worker,) = place.processes("worker", "--pool", "gptpipe").values()
+    killed = [worker, *worker.children(recursive=True)]
+    if what == "its process":
+        (flow,) = [process for process in killed if "prefect.engine" in process.cmdline()]
+        killed = [flow]
+    for process in killed:
+        with suppress(psutil.Error):
+            process.kill()
+    wait_until(lambda: not place.ranks(), 10, "the end of its ranks")
+    until = time.monotonic() + 300
+    while (state := place.state(run))["type"] != "COMPLETED":
+        assert state["name"] != "Failed"
+        assert time.monotonic() < until, state
+        time.sleep(0.5)
+    names = [state["name"] for state in place.prefect(f"flow_run_states/?flow_run_id={run}")]
+    assert "LostMachine" in names
+    assert re.search(r"training going on from step [2-9]00", place.said())
 
 
 def test_a_worker_that_could_not_work_does_not_start(place: Place) -> None:
@@ -110,9 +185,7 @@ def test_a_worker_that_could_not_work_does_not_start(place: Place) -> None:
 
 
 def test_down_cancels_what_runs_and_leaves_no_process(place: Place) -> None:
-    wanted = {**TINY, "data": {"corpus": [{"url": str(place.folder / "text")}]}}
-    wanted["train"] = {**TINY["train"], "steps": 100_000, "nproc": 2}
-    run = place.press_run("retrain/on-demand", **wanted)
+    run = place.press_run("retrain/on-demand", **wanted(place, steps=100_000, nproc=2))
     wait_until(lambda: len(place.ranks()) == 2, 90, "two ranks")
     time.sleep(2)
     done = place.call("down")

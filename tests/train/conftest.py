@@ -52,13 +52,18 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @dataclass
 class Training:
-    """One training in `folder`; `start` may be called again after a kill, as a person would."""
+    """One training in `folder`; `start` may be called again after a kill, as a person would.
+
+    Attributes:
+        absent: of its nodes, how many never come.
+    """
 
     folder: Path
     data: str
     train: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     out: str = ""
+    absent: int = 0
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self) -> subprocess.Popen[str]:
@@ -67,6 +72,7 @@ class Training:
             "train": {**TRAIN, **self.train},
             "data": self.data,
             "out": self.out or str(self.folder / "out"),
+            "absent": self.absent,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "settings.json").write_text(json.dumps(given))

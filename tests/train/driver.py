@@ -26,7 +26,7 @@ def main(path: str) -> int:
             TrainConfig(**given["train"]),
             data=given["data"],
             out=given["out"],
-            hosts=Neighbours(),
+            hosts=Neighbours(given["absent"]),
         )
     except Preempted as stopped:
         print(stopped)

@@ -1,0 +1,88 @@
+"""What the server does by itself: a run that has fallen silent has crashed, and a retraining that crashed goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+
+SILENT, GOES_ON = "gptpipe: a silent run has crashed", "gptpipe: a crashed retraining goes on"
+CRASHED_ONCE_MORE = "LostMachine"  # the state's name in which a crashed run waits to go on
+SILENCE = timedelta(seconds=90)  # three heartbeats
+_RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
+
+
+def planned(tag: str, retrainings: Iterable[UUID]) -> list[AutomationCore]:
+    """Both of them.
+
+    Args:
+        tag: of the deployments whose runs are watched.
+        retrainings: the deployments whose runs go on.
+    """
+    ids = [f"prefect.deployment.{identity}" for identity in retrainings]
+    silent = EventTrigger(
+        match=_RUNS,
+        match_related=ResourceSpecification(
+            {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"}
+        ),
+        for_each={"prefect.resource.id"},
+        # a run is pending while its process starts, on a machine that may go away as well
+        after={"prefect.flow-run.heartbeat", "prefect.flow-run.Pending"},
+        expect={
+            "prefect.flow-run.heartbeat",
+            *(f"prefect.flow-run.{name}" for name in ("Running", "Completed", "Failed", "Crashed", "Preempted")),
+            *(f"prefect.flow-run.{name}" for name in ("Cancelling", "Cancelled", "Scheduled", CRASHED_ONCE_MORE)),
+        },
+        posture=Posture.Proactive,
+        threshold=1,
+        within=SILENCE,
+    )
+    crashed = EventTrigger(
+        match=_RUNS,
+        match_related=ResourceSpecification({"prefect.resource.role": "deployment", "prefect.resource.id": ids}),
+        expect={"prefect.flow-run.Crashed"},
+        posture=Posture.Reactive,
+        threshold=1,
+    )
+    seconds = f"{SILENCE.total_seconds():g}"
+    return [
+        AutomationCore(
+            name=SILENT,
+            description=f"No heartbeat for {seconds} s: its process, its machine or the network is gone.",
+            trigger=silent,
+            actions=[
+                ChangeFlowRunState(
+                    state=StateType.CRASHED, message=f"not heard of for {seconds} s: its machine is gone", force=True
+                )
+            ],
+        ),
+        AutomationCore(
+            name=GOES_ON,
+            description="It goes on from its last checkpoint, where there is a worker.",
+            trigger=crashed,
+            actions=[
+                ChangeFlowRunState(
+                    state=StateType.SCHEDULED,
+                    name=CRASHED_ONCE_MORE,
+                    message="crashed with its machine or its process; it goes on from the last checkpoint",
+                    force=True,
+                )
+            ],
+        ),
+    ]
+
+
+def apply(client: SyncPrefectClient, wanted: list[AutomationCore]) -> None:
+    """Make them, or make them as they should be; the same again changes nothing."""
+    for automation in wanted:
+        found = client.read_automations_by_name(automation.name)
+        if not found:
+            client.create_automation(automation)
+        elif AutomationCore.model_validate(found[0].model_dump(include=set(AutomationCore.model_fields))) != automation:
+            client.update_automation(found[0].id, automation)
