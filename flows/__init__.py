@@ -9,7 +9,19 @@ make_home()
 
 from prefect.logging.handlers import APILogHandler  # noqa: E402
 
+from flows.report import top_run  # noqa: E402
+
+
+def _to_the_page_that_was_opened(record: logging.LogRecord) -> bool:
+    """Prefect shows a subflow's lines on a page of its own: they go to the run that a person or a schedule started."""
+    if run := top_run():
+        record.flow_run_id = run
+    return True
+
+
 # what the library says belongs into the flow run's log
 _logger = logging.getLogger("gptpipe")
 _logger.setLevel(settings().log_level)
-_logger.addHandler(APILogHandler())
+_handler = APILogHandler()
+_handler.addFilter(_to_the_page_that_was_opened)
+_logger.addHandler(_handler)

@@ -13,8 +13,8 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
-from prefect.runtime import flow_run
 
+from flows import report
 from gptpipe.config import PipelineConfig
 from gptpipe.plot import loss_curve
 from gptpipe.progress import Progress
@@ -36,7 +36,7 @@ class Live:
         self._steps = config.train.steps
         self._progress = Progress(self._steps, config.train.batch_size * config.model.context_length)
         self._title = f"{config.preset}, so far"
-        self._run = str(flow_run.root_flow_run_id or flow_run.id or "")
+        self._run = report.top_run()
         self._lines: list[dict[str, Any]] = []
         self._link = ""
         self._ending = threading.Event()
@@ -82,7 +82,7 @@ class Live:
         if not trained:
             return
         step = trained[-1]["step"]
-        text = self._progress.read(lines).describe(trained[-1])
+        text = self._progress.read(lines).describe(trained[-1]).replace("  ", " · ")
         if self._link:
             text += f"\n\n[Run in MLflow]({self._link})"
         self._bar = self._put(client, self._bar, "training-progress", "progress", 100 * step / self._steps, text)
@@ -90,7 +90,7 @@ class Live:
         far = (step - self._drawn_step) * _CURVES >= self._steps and now - self._drawn_at > _CURVE_SECONDS
         if far or ending:
             self._drawn_at, self._drawn_step = now, step
-            picture = base64.b64encode(loss_curve(lines, title=self._title)).decode()
+            picture = base64.b64encode(loss_curve(lines, title=self._title, ended=False)).decode()
             page = f"{text}\n\n![loss over tokens](data:image/png;base64,{picture})"
             self._curve = self._put(client, self._curve, "training-curve", "markdown", page, "The loss so far")
 

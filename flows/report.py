@@ -19,11 +19,11 @@ def table(key: str, description: str, values: dict[str, Any]) -> None:
     create_table_artifact(table=rows, key=key, description=description)
 
 
-def page(key: str, text: str, picture: bytes | None = None) -> None:
-    """A page of Markdown with an optional PNG in it."""
+def page(key: str, text: str, picture: bytes | None = None, *, description: str) -> None:
+    """A page of Markdown with an optional PNG at its end."""
     if picture is not None:
         text += f"\n\n![loss over tokens](data:image/png;base64,{base64.b64encode(picture).decode()})"
-    create_markdown_artifact(markdown=text, key=key)
+    create_markdown_artifact(markdown=text, key=key, description=description)
 
 
 def run_tags() -> dict[str, str]:
@@ -36,14 +36,19 @@ def is_cancelling() -> bool:
     if not flow_run.id:
         return False
     with get_client(sync_client=True) as client:
-        states = [client.read_flow_run(each).state for each in _this_and_above(str(flow_run.id))]
+        states = [client.read_flow_run(each).state for each in {UUID(str(flow_run.id)), UUID(top_run())}]
     return any(state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED) for state in states)
 
 
+def top_run() -> str:
+    """The id of the flow run that a person or a schedule started, of which this one may be a part; empty outside."""
+    return _top_of(str(flow_run.id)) if flow_run.id else ""
+
+
 @lru_cache(maxsize=8)
-def _this_and_above(run: str) -> list[UUID]:
-    """A flow run and those that started it: a subflow is still running when its parent is cancelled."""
-    return [UUID(run), *({UUID(str(flow_run.root_flow_run_id))} - {UUID(run)})]
+def _top_of(run: str) -> str:
+    """Asked for once: the server tells, and it may be away later."""
+    return str(flow_run.root_flow_run_id or run)
 
 
 def _shown(value: Any) -> str:

@@ -81,10 +81,12 @@ def publish(
     registered = None
     if config.promote.register_model:
         registered = tracking.register(config, link, result, scored)
-        verdict = f"{config.promote.alias}: {registered.decision.reason}"
-        log.info("register: %s version %s, %s", registered.name, registered.version, verdict)
-        text += f"\n\nModel `{registered.uri}`, {verdict}"
-    report.page("retrain", text, picture)
+        alias = config.promote.alias
+        verdict = f"now {alias}" if registered.decision.promote else f"the {alias} stays"
+        log.info("register: %s, %s: %s", registered.uri, verdict, registered.decision.reason)
+        text += f"\n\n[Model {registered.name}, version {registered.version}, in MLflow]({registered.url}): "
+        text += f"`{registered.uri}`, {verdict}; {registered.decision.reason}"
+    report.page("retrain", text, picture, description="The result, with links to the run and the model")
     if registered is None:
         return None
     return {

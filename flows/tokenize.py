@@ -32,6 +32,8 @@ class TokenizeParameters(Section):
 def tokenize(parameters: TokenizeParameters) -> dict[str, Any]:
     """Make the dataset of these texts, unless it is there."""
     out = storage.join(parameters.storage or settings().storage_url, "datasets")
+    if (runner := settings().task_runner) != "processes":
+        log.info("tokenize: on %s, %s", runner, settings().task_runner_address or "started on this machine")
     result = make_dataset(parameters.data, out, engine(parameters.data.workers))
     if result.already_done:
         log.info("tokenize: already done, %s", result.dataset)
@@ -48,5 +50,7 @@ def tokenize(parameters: TokenizeParameters) -> dict[str, Any]:
     if not result.already_done:
         found = inspect(result.dataset)
         picture = length_histogram(found.histogram, f"{counted(found.documents, 'document')} of {found.id}")
-        report.page("dataset-at-a-glance", f"```\n{describe(found)}\n```", picture)
+        report.page(
+            "dataset-at-a-glance", f"```\n{describe(found)}\n```", picture, description="What the dataset holds"
+        )
     return result.as_dict()

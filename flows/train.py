@@ -87,6 +87,6 @@ def train(parameters: TrainParameters) -> dict[str, Any]:
     )
     page = f"Checkpoint `{result.checkpoint}`\n\n"
     page += f"[Run in MLflow]({link.url})" if link else "MLflow did not answer; the metrics are in metrics.jsonl."
-    report.page("training", page)
+    report.page("training", page, description="Where the training is")
     report.table("training-results", "The training", result.as_dict())
     return {**result.as_dict(), "run_id": link and link.run_id, "experiment_id": link and link.experiment_id}

@@ -27,11 +27,14 @@ def length_histogram(rows: list[tuple[int, int, int]], title: str = "") -> bytes
     return _png(figure)
 
 
-def loss_curve(lines: list[dict[str, Any]], *, unigram: float | None = None, title: str = "") -> bytes:
+def loss_curve(
+    lines: list[dict[str, Any]], *, unigram: float | None = None, title: str = "", ended: bool = True
+) -> bytes:
     """A PNG of training and validation loss (nats a token) over tokens.
 
     Args:
         lines: of metrics.jsonl.
+        ended: whether the last of them is the training's last.
         unigram: cross-entropy of the text's own token frequencies, drawn as a line.
     """
     from matplotlib.figure import Figure
@@ -45,7 +48,7 @@ def loss_curve(lines: list[dict[str, Any]], *, unigram: float | None = None, tit
         points = [(line["tokens"], line[key]) for line in lines if key in line]
         if points:
             xs, ys = zip(*points, strict=True)
-            axes.plot(xs, ys, color=color, label=f"{label} ({ys[-1]:.2f} at the end)", **style)
+            axes.plot(xs, ys, color=color, label=f"{label} ({ys[-1]:.2f} {'at the end' if ended else 'now'})", **style)
     if unigram is not None:
         axes.axhline(
             unigram,
@@ -56,7 +59,7 @@ def loss_curve(lines: list[dict[str, Any]], *, unigram: float | None = None, tit
         )
     axes.set_xlabel("tokens")
     axes.set_ylabel("loss (nats a token)")
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k" if x else "0")
     axes.set_title(title, color=_INK, fontsize=11)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

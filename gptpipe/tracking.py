@@ -93,6 +93,12 @@ def check_registry(config: PipelineConfig) -> None:
         )
 
 
+def _web() -> str:
+    """Where MLflow's pages are; those of `mlflow ui` where there is no server."""
+    uri = settings().tracking_uri
+    return uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+
+
 @dataclass(frozen=True)
 class RunLink:
     """Where a run is looked at."""
@@ -103,9 +109,7 @@ class RunLink:
     @property
     def url(self) -> str:
         """Its page, where a server shows it; the path of the page below `mlflow ui` otherwise."""
-        uri = settings().tracking_uri
-        base = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
-        return f"{base}/#/experiments/{self.experiment_id}/runs/{self.run_id}?{_VIEW}"
+        return f"{_web()}/#/experiments/{self.experiment_id}/runs/{self.run_id}?{_VIEW}"
 
     @property
     def how_to_open(self) -> str:
@@ -427,6 +431,11 @@ class Registered:
     @property
     def uri(self) -> str:
         return f"{_MODELS}{self.name}/{self.version}"
+
+    @property
+    def url(self) -> str:
+        """Its page in MLflow's registry."""
+        return f"{_web()}/#/models/{self.name}/versions/{self.version}"
 
 
 def register(config: PipelineConfig, link: RunLink, result: TrainResult, evaluation: Evaluation) -> Registered:

@@ -153,15 +153,19 @@ class Place:
         self.prefect(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
 
     def said(self) -> str:
+        """The messages of `lines`."""
+        return "\n".join(line["message"] for line in self.lines())
+
+    def lines(self) -> list[dict[str, Any]]:
         """The logs of all flow runs since `since`, oldest first."""
-        lines: list[str] = []
+        lines: list[dict[str, Any]] = []
         logs = {"timestamp": {"after_": self.since.isoformat()}}
         while True:
             asked = {"logs": logs, "sort": "TIMESTAMP_ASC", "limit": 200, "offset": len(lines)}
             page = self.prefect("logs/filter", asked)
-            lines += [line["message"] for line in page]
+            lines += page
             if len(page) < 200:
-                return "\n".join(lines)
+                return lines
 
     def wait_for_words(self, words: str, seconds: float = 15) -> None:
         """Until a log says so: logs come some seconds after the state."""

@@ -122,9 +122,8 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]
     import psycopg
 
     folder = tmp_path_factory.mktemp("containers")
-    (folder / "stack").mkdir()
-    with stack_in(folder / "stack") as stack:  # for its PostgreSQL
-        password = json.loads((folder / "stack" / ".gptpipe" / "stack" / "secrets.json").read_text())["postgres"]
+    with stack_in(tmp_path_factory.mktemp("database")) as stack:
+        password = json.loads((stack.folder / ".gptpipe" / "stack" / "secrets.json").read_text())["postgres"]
         ports = dict(zip((variable for variable, _ in PUBLISHED.values()), map(str, free_ports(3)), strict=True))
         given = {"POSTGRES_PASSWORD": password, "PREFECT_API_AUTH_STRING": "somebody:something"}
         given |= {"GPTPIPE_S3_SECRET_KEY": secrets.token_hex(8), **ports}
@@ -152,9 +151,9 @@ def test_a_training_is_asked_for_and_made(containers: Containers) -> None:
     train = {"steps": 4, "batch_size": 4, "warmup_steps": 2, "checkpoint_every": 2, "precision": "float32"}
     text = containers.folder / "text"
     text.mkdir()
-    for number in range(6):
+    for number in range(12):
         (text / f"{number}.py").write_text(f"def f{number}(a, b):\n    return a + b\n" * 60)
-    wanted = {"data": {"corpus": [{"url": str(text)}]}, "model": model, "train": train}
+    wanted = {"data": {"corpus": [{"url": str(text)}], "validation": 0.5}, "model": model, "train": train}
     wanted |= {"evaluate": {"max_tokens": 64}, "sample": {"max_new_tokens": 2}}
     press = [sys.executable, "-m", "prefect", "deployment", "run", "retrain/on-demand", "--watch", "--params"]
     asked = subprocess.run(

@@ -127,9 +127,18 @@ def test_a_run_that_is_asked_for_is_trained_by_the_worker(stack: Place) -> None:
         time.sleep(1)
     logs = stack.prefect("logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})
     assert found["state"]["type"] == "COMPLETED", [one["message"] for one in logs][-20:]
-    wrong = {"parameters": {"train": {"steps": -1}}}
-    with pytest.raises(urllib.error.HTTPError, match="409"):  # the server itself refuses what does not fit
-        stack.prefect(f"deployments/{deployment}/create_flow_run", {"parameters": wrong})
+    assert any("step 6/6" in one["message"] for one in logs)  # a subflow's lines are on the page of this run
+    made = stack.prefect("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
+    artifacts = {one["key"]: one for one in made}
+    assert artifacts["training-progress"]["data"] == 100
+    assert "step 6/6" in artifacts["training-progress"]["description"]
+    assert "data:image/png;base64" in artifacts["training-curve"]["data"]
+    address = f"http://127.0.0.1:{stack.ports['MLFLOW']}/#/"
+    for link in (f"{address}experiments/", f"{address}models/gptpipe/versions/1"):
+        assert link in artifacts["retrain"]["data"]
+    for wrong in ({"train": {"steps": -1}}, {"train": {"stepz": 1}}, {"stepz": 1}):
+        with pytest.raises(urllib.error.HTTPError, match="409"):  # the server itself refuses what does not fit
+            stack.prefect(f"deployments/{deployment}/create_flow_run", {"parameters": {"parameters": wrong}})
 
 
 @pytest.mark.slow

@@ -46,13 +46,15 @@ def train(job: Job, stop: StopRequest) -> Outcome:
     """Train until the last step, or until asked to stop; every rank returns the same outcome.
 
     Raises:
-        UserError: the dataset, the weights or the checkpoint cannot be used.
+        UserError: the dataset, the weights or the checkpoint cannot be used, or memory does not suffice.
     """
     config = job.train
     ranks = Ranks.join(operation.pick_device(config.device))
     gc.disable()  # a collection in the middle of a step holds up every rank
     try:
         return _Training(job, ranks, stop).run()
+    except torch.OutOfMemoryError as error:
+        raise operation.out_of_memory(error) from error
     finally:
         gc.enable()
         ranks.leave()
@@ -69,6 +71,7 @@ class _Training:
             resume.check_same_result(job, found)
             self.state = resume.read_state(found)
         self.precision = operation.settle(config, ranks, self.state)
+        operation.check_memory(config, job.model, ranks, self.precision.name)
         dataset = open_dataset(job.dataset)
         self.tokenizer: Tokenizer = dataset.load_tokenizer()
         self.byte_lengths = torch.from_numpy(self.tokenizer.byte_lengths)

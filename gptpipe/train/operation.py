@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from gptpipe.config import ModelConfig, TrainConfig
+from gptpipe.errors import UserError
 from gptpipe.model import GPT
 from gptpipe.train.budget import MemoryBudget
 from gptpipe.train.ranks import Ranks
@@ -26,6 +28,10 @@ from gptpipe.train.state import TrainState
 log = logging.getLogger(__name__)
 _SHARE_OF_RAM = 0.7  # of what is available, shared by the ranks of a host
 _SHARE_OF_GPU = 0.92
+_LESS_MEMORY = (
+    "choose a smaller preset, a shorter model.context_length, train.activation_checkpointing=true or "
+    "train.micro_batch=1"
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,30 @@ def settle(config: TrainConfig, ranks: Ranks, state: TrainState) -> Precision:
         else:
             torch.set_float32_matmul_precision("high")  # TF32
     return precision
+
+
+def check_memory(config: TrainConfig, model: ModelConfig, ranks: Ranks, precision: str) -> None:
+    """Before anything is allocated: a step of one window must fit at all.
+
+    Raises:
+        UserError: it needs more than the device has; on a CPU the ranks of a host share its memory.
+    """
+    needed = MemoryBudget.of(model, config, 1, precision, ranks.device.type, ranks.world_size).total
+    if ranks.device.type == "cuda":
+        there, where = torch.cuda.get_device_properties(ranks.device).total_memory, "a GPU"
+    else:
+        there, where = psutil.virtual_memory().total // ranks.local_world_size, "a rank"
+    if needed > there:
+        raise UserError(
+            f"training wants at least {needed / 1e9:.1f} GB, there are {there / 1e9:.1f} for {where}",
+            where=f"model.n_layer={model.n_layer}, n_embd={model.n_embd} on {socket.gethostname()}",
+            hint=_LESS_MEMORY,
+        )
+
+
+def out_of_memory(error: Exception) -> UserError:
+    """What a person can do about a GPU whose memory did not suffice."""
+    return UserError(f"the GPU's memory is full: {error}", where=socket.gethostname(), hint=_LESS_MEMORY)
 
 
 def compile_blocks(model: GPT, config: TrainConfig, state: TrainState, trial: Callable[[], None], ranks: Ranks) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,6 +98,41 @@ def test_the_same_training_twice_is_trained_once(place: Place) -> None:
     assert "the same training runs already" in said
     assert said.count("train: 300 steps") == 1
     assert "train: already done" in said
+
+
+@pytest.fixture
+def up_again(place: Place) -> Iterator[Callable[..., None]]:
+    """Brings the stack up with other settings; as it was afterwards."""
+    before = dict(place.settings)
+
+    def up(**settings: str) -> None:
+        place.settings = before | settings
+        done = place.call("up")
+        assert done.returncode == 0, done.stderr
+
+    yield up
+    up()
+
+
+def test_the_same_training_twice_is_dropped_where_that_is_wanted(place: Place, up_again: Callable[..., None]) -> None:
+    up_again(GPTPIPE_SAME_TRAINING="drop")
+    given = wanted(place, steps=400, checkpoint_every=400)
+    first = place.press_run("retrain/on-demand", **given)
+    wait_until(place.ranks, 60, "the first one's rank")
+    second = place.press_run("retrain/on-demand", **given)
+    place.wait_for(second, "CANCELLED", 90)
+    place.wait_for(first, "COMPLETED", 120)
+    assert place.said().count("train: 400 steps") == 1
+
+
+@pytest.mark.parametrize("engine", ["dask", "ray"])
+def test_a_deployment_tokenizes_on_another_engine(place: Place, up_again: Callable[..., None], engine: str) -> None:
+    pytest.importorskip(f"prefect_{engine}", reason=f"the extra {engine} is not installed")
+    up_again(GPTPIPE_TASK_RUNNER=engine)
+    (place.folder / "text" / f"{engine}.py").write_text(TEXT.replace("mean", engine))
+    run = place.press_run("retrain/on-demand", **wanted(place))
+    place.wait_for(run, "COMPLETED", 240)
+    assert f"tokenize: on {engine}, started on this machine" in place.said()
 
 
 def test_two_trainings_on_one_machine_come_one_after_the_other(place: Place) -> None:

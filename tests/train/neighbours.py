@@ -18,10 +18,11 @@ class Neighbours:
 
     Args:
         absent: how many nodes never come.
+        environment: more of it, by the node's number.
     """
 
-    def __init__(self, absent: int = 0) -> None:
-        self._absent = absent
+    def __init__(self, absent: int = 0, environment: dict[int, dict[str, str]] | None = None) -> None:
+        self._absent, self._environment = absent, environment or {}
         self.running: list[subprocess.Popen[bytes]] = []
 
     @contextmanager
@@ -39,7 +40,7 @@ class Neighbours:
             self.running.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "gptpipe.node", invitation.model_dump_json()],
-                    env={**os.environ, "GPTPIPE_HOME": str(home)},
+                    env={**os.environ, "GPTPIPE_HOME": str(home), **self._environment.get(number, {})},
                     stdout=subprocess.DEVNULL,
                 )
             )

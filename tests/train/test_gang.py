@@ -13,14 +13,16 @@ from typing import Any
 import psutil
 import pytest
 
-from gptpipe import __version__, gang, launch, node
+from gptpipe import __version__, gang, launch, node, storage
 from gptpipe.channel import SILENCE_SECONDS, Channel, Invitation, Refused
-from gptpipe.config import ModelConfig, TrainConfig
+from gptpipe.config import DataConfig, ModelConfig, TrainConfig
+from gptpipe.data.build import tokenize
 from gptpipe.errors import UserError
 from gptpipe.settings import reload_settings
 from gptpipe.train.job import Job
 from tests.place import wait_until
-from tests.train.conftest import MODEL, NewTraining, Training, kill
+from tests.train.conftest import MODEL, TRAIN, NewTraining, Training, kill, text_of
+from tests.train.neighbours import Neighbours
 
 
 def nodes_of(training: Training) -> list[psutil.Process]:
@@ -121,6 +123,19 @@ def test_cancelled_it_leaves_no_process(new_training: NewTraining) -> None:
     assert took < 3
     process.communicate(timeout=20)
     assert process.returncode == 130
+
+
+@pytest.mark.slow
+def test_a_node_without_the_stores_keys_is_named_and_nothing_is_trained(s3_storage: str, tmp_path: Path) -> None:
+    for number in range(40):
+        (tmp_path / f"{number}.txt").write_text(text_of(number))
+    data = tokenize(DataConfig(corpus=[str(tmp_path)], validation=0.2), f"{s3_storage}/datasets").dataset
+    hosts = Neighbours(environment={1: {"GPTPIPE_S3_SECRET_KEY": "another"}})
+    config = TrainConfig(**{**TRAIN, "nodes": 2})
+    with pytest.raises(UserError, match=f"{socket.gethostname()}: .*GPTPIPE_S3") as refused:
+        launch.train(ModelConfig(**MODEL), config, data=data, out=f"{s3_storage}/trainings", hosts=hosts)
+    assert "\n" not in str(refused.value)
+    assert not [name for name in storage.list_folders(f"{s3_storage}/trainings") if "step" in name]
 
 
 @pytest.fixture

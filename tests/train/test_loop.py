@@ -26,10 +26,11 @@ from gptpipe.train import loop
 from gptpipe.train.budget import MemoryBudget
 from gptpipe.train.guard import SpikeGuard
 from gptpipe.train.job import Job, Outcome
-from gptpipe.train.operation import choose_micro_batch
+from gptpipe.train.operation import check_memory, choose_micro_batch
 from gptpipe.train.ranks import Ranks
 from gptpipe.train.state import TrainState
 from gptpipe.train.step import Stepper
+from gptpipe.train.stop import StopRequest
 from tests.train.conftest import MODEL, TRAIN, text_of
 
 Run = Callable[..., Outcome]
@@ -200,6 +201,32 @@ def test_numbers_that_are_logged(run: Run, tmp_path: Path) -> None:
     }
     assert 0 <= found[-1]["train/checkpoint_stall"] < 1
     assert found[-1]["validation/train_loss"] < found[0]["train/loss"]
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks, config = Ranks(0, 0, 2, 2, torch.device("cpu")), TrainConfig()
+    model = ModelConfig(n_layer=48, n_embd=1600, n_head=25)
+    needed = MemoryBudget.of(model, config, 1, "float32", "cpu", 2).total
+    assert 24e9 < needed < 40e9  # 1.5 G parameters, 16 bytes each
+
+    def check(total: float) -> None:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"total": int(total)})())
+        check_memory(config, model, ranks, "float32")
+
+    check(2 * needed)
+    with pytest.raises(UserError, match=r"n_layer=48, n_embd=1600 on .* wants at least [\d.]+ GB, there are 16\.0"):
+        check(32e9)
+
+
+def test_a_gpu_that_is_full_is_a_line_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(loop, "_Training", full)
+    given = {"id": "0", "model": ModelConfig(), "train": TrainConfig(), "training": "", "dataset": ""}
+    job = Job(**given, folder=tmp_path, cache=tmp_path, launcher=1)
+    with pytest.raises(UserError, match=r"memory is full: CUDA out of memory.* — choose a smaller preset"):
+        loop.train(job, StopRequest(0))
 
 
 def test_as_many_windows_at_once_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
