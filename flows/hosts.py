@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import cast
 from uuid import UUID
 
@@ -73,7 +73,7 @@ class PrefectHosts:
 
     def end(self) -> None:
         until = time.monotonic() + 2
-        with get_client(sync_client=True) as client:
+        with suppress(*slots.AWAY), get_client(sync_client=True) as client:  # the nodes end by themselves
             while running := [run for run in self._states() if run.state and not run.state.is_final()]:
                 waiting = [run for run in running if run.state and run.state.is_scheduled()]
                 for run in waiting:
@@ -86,10 +86,12 @@ class PrefectHosts:
         self._runs = []
 
     def _states(self) -> list[FlowRun]:
+        """The runs of the nodes; none where the server is away."""
         if not self._runs:
             return []
-        with get_client(sync_client=True) as client:
+        with suppress(*slots.AWAY), get_client(sync_client=True) as client:
             return client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=self._runs)))
+        return []
 
     def _online(self) -> list[str]:
         """The names of the workers that are online in the pool of nodes."""

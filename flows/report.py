@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import base64
+import contextvars
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
+
+_ASK_SECONDS = 0.5
 
 
 def table(key: str, description: str, values: dict[str, Any]) -> None:
@@ -32,12 +40,42 @@ def run_tags() -> dict[str, str]:
 
 
 def is_cancelling() -> bool:
-    """Whether this flow run, or the one it is a part of, was cancelled, so that a SIGTERM means: do not save."""
+    """Whether this flow run, or the one it is a part of, was cancelled; False where the server does not answer."""
     if not flow_run.id:
         return False
-    with get_client(sync_client=True) as client:
-        states = [client.read_flow_run(each).state for each in {UUID(str(flow_run.id)), UUID(top_run())}]
+    runs = {UUID(str(flow_run.id)), UUID(top_run())}  # a subflow is still running when its parent is cancelled
+    try:
+        with get_client(sync_client=True) as client:
+            states = [client.read_flow_run(each).state for each in runs]
+    except (httpx.HTTPError, PrefectHTTPStatusError):
+        return False
     return any(state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED) for state in states)
+
+
+class CancelWatch:
+    """Asks all the time, in a thread of its own, whether this run was cancelled: the server may be slow, or away."""
+
+    def __init__(self) -> None:
+        self._cancelled, self._ended = threading.Event(), threading.Event()
+
+    def __call__(self) -> bool:
+        """Whether it is known to have been cancelled; answers at once."""
+        return self._cancelled.is_set()
+
+    @contextmanager
+    def running(self) -> Iterator[CancelWatch]:
+        """Ask while the block runs."""
+        context = contextvars.copy_context()
+        threading.Thread(target=context.run, args=(self._ask,), name="cancel-watch", daemon=True).start()
+        try:
+            yield self
+        finally:
+            self._ended.set()
+
+    def _ask(self) -> None:
+        while not self._ended.wait(_ASK_SECONDS) and not self._cancelled.is_set():
+            if is_cancelling():
+                self._cancelled.set()
 
 
 def top_run() -> str:

@@ -3,22 +3,96 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from gptpipe.wording import counted
 
 log = logging.getLogger("gptpipe.flows")
 
+AWAY = (httpx.HTTPError, PrefectHTTPStatusError)  # what is raised when the server does not answer, or not as it should
 _NODES = "gptpipe-nodes"  # the concurrency limit: as many slots as there are nodes
-_LEASE_SECONDS = 60  # after which the slots of a parent that was killed come free
+_LEASE_SECONDS = 60.0  # after which the slots of a parent that was killed come free
+_RENEW_SECONDS = 15.0
 _ASK_SECONDS = 2.0
 _SAY_SECONDS = 60.0
+_LOCKED, _GONE = 423, 410
+
+
+class Reservation:
+    """Slots of a concurrency limit under a lease, renewed by a thread until they are given back.
+
+    Prefect's own `concurrency` ends the run when a lease cannot be renewed, or goes on without it for good. A server
+    that is away for some minutes must cost a training nothing, so here it is asked again until it answers, and what
+    has expired meanwhile is reserved once more.
+    """
+
+    def __init__(self, name: str, slots: int) -> None:
+        self._name, self._slots = name, slots
+        self._lease: UUID | None = None
+        self._ended = threading.Event()
+
+    def take(self) -> bool:
+        """All slots, or none: False when others hold them."""
+        with get_client(sync_client=True) as client:
+            try:
+                reply = client.increment_concurrency_slots_with_lease(
+                    [self._name], self._slots, "concurrency", _LEASE_SECONDS
+                )
+            except PrefectHTTPStatusError as error:
+                if error.response.status_code == _LOCKED:
+                    return False
+                raise
+        self._lease = UUID(reply.json()["lease_id"])
+        return True
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep them while the block runs, then give them back."""
+        thread = threading.Thread(target=self._renew, name="slots", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join(_ASK_SECONDS)
+            if self._lease is not None:
+                with suppress(*AWAY), get_client(sync_client=True) as client:  # a lease expires by itself
+                    client.release_concurrency_slots_with_lease(self._lease)
+
+    def _renew(self) -> None:
+        wait, warned = _RENEW_SECONDS, False
+        while not self._ended.wait(wait):
+            try:
+                renewed = self._renewed() or self.take()
+            except AWAY:
+                wait = _ASK_SECONDS
+                continue
+            wait = _RENEW_SECONDS if renewed else _ASK_SECONDS
+            if not renewed and not warned:
+                warned = True
+                log.warning("train: while the Prefect server was away, another training has taken the same machines")
+
+    def _renewed(self) -> bool:
+        """False when the lease has expired."""
+        if self._lease is None:
+            return False
+        with get_client(sync_client=True) as client:
+            try:
+                client.renew_concurrency_lease(self._lease, _LEASE_SECONDS)
+            except PrefectHTTPStatusError as error:
+                if error.response.status_code != _GONE:
+                    raise
+                self._lease = None
+                return False
+        return True
 
 
 @contextmanager
@@ -27,12 +101,13 @@ def machine(name: str) -> Iterator[None]:
     limit = f"gptpipe-machine-{name}"
     with get_client(sync_client=True) as client:
         _set_limit(client, limit, 1)
-    said = False
-    with ExitStack() as held:
-        while not _hold(held, limit, 1):
-            if not said:
-                log.info("train: waiting until another training on this machine has ended")
-                said = True
+    said, reservation = False, Reservation(limit, 1)
+    while not reservation.take():
+        if not said:
+            log.info("train: waiting until another training on this machine has ended")
+            said = True
+        time.sleep(_ASK_SECONDS)
+    with reservation.held():
         yield
 
 
@@ -51,35 +126,28 @@ def nodes(
         How many are held, from `least` to `wanted`.
     """
     said = 0.0
-    with ExitStack() as held:
-        while True:
-            poll()
+    while True:
+        poll()
+        try:
             there = available()
-            count = min(wanted, there)
             if there < least:
                 reason = missing()
-                time.sleep(_ASK_SECONDS)
             else:
                 with get_client(sync_client=True) as client:
                     _set_limit(client, _NODES, there)
-                if _hold(held, _NODES, count):
+                count = min(wanted, there)
+                reservation = Reservation(_NODES, count)
+                if reservation.take():
                     break
                 reason = f"other trainings hold them; {counted(there, 'node')} in all"
-            if not said or time.monotonic() - said > _SAY_SECONDS:
-                said = time.monotonic()
-                log.warning("train: waiting for %s: %s", counted(least, "node"), reason)
+        except AWAY as error:
+            reason = f"the Prefect server does not answer ({type(error).__name__})"
+        if not said or time.monotonic() - said > _SAY_SECONDS:
+            said = time.monotonic()
+            log.warning("train: waiting for %s: %s", counted(least, "node"), reason)
+        time.sleep(_ASK_SECONDS)
+    with reservation.held():
         yield count
-
-
-def _hold(held: ExitStack, name: str, slots: int) -> bool:
-    """Take slots of a concurrency limit, all of them or none."""
-    try:
-        held.enter_context(
-            concurrency(name, slots, timeout_seconds=_ASK_SECONDS, lease_duration=_LEASE_SECONDS, strict=True)
-        )
-    except TimeoutError:
-        return False
-    return True
 
 
 def _set_limit(client: SyncPrefectClient, name: str, limit: int) -> None:

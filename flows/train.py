@@ -12,6 +12,7 @@ from pydantic import Field
 from flows import endings, report
 from flows.hosts import PrefectHosts
 from flows.live import Live
+from flows.report import CancelWatch
 from gptpipe import storage
 from gptpipe.config import PipelineConfig, Section
 from gptpipe.errors import UserError
@@ -56,14 +57,15 @@ def train(parameters: TrainParameters) -> dict[str, Any]:
     waits = False
     while True:
         try:
-            with Live(parameters.config).shown() as live:
+            with Live(parameters.config).shown() as live, CancelWatch().running() as was_cancelled:
+                watchers = Watchers(on_metrics=live.add, is_cancelled=report.is_cancelling, was_cancelled=was_cancelled)
                 result, link = train_and_track(
                     parameters.config,
                     data=parameters.data,
                     out=out,
                     init=parameters.init,
                     tags=report.run_tags(),
-                    watchers=Watchers(is_cancelled=report.is_cancelling, on_metrics=live.add),
+                    watchers=watchers,
                     # Prefect's own short-lived server loses what is reserved when its process is killed
                     hosts=_hosts() if settings().prefect_host else None,
                     on_link=live.link,

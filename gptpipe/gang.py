@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 TRIES = 3  # attempts without a new checkpoint after which a failing training has failed
 _POLL = 0.1
-_CANCEL_POLL = 0.7  # how often the flow run's state is asked for
 _LATE_SECONDS = 30.0  # after which `min_nodes` are enough, and missing ones are named
 _SETTLE_SECONDS = 2.0  # in which the other nodes tell what they saw of a failure
 _TOLD_SECONDS = 3.0  # in which whoever started a node may tell why it is gone
@@ -119,7 +118,7 @@ class _Preempted(Exception):
 
 def _heed(signals: StopSignals, watchers: Watchers) -> None:
     """A second signal cancels; so does the first when the run was cancelled."""
-    if signals.count > 1 or (signals.count and watchers.is_cancelled()):
+    if signals.count > 1 or watchers.was_cancelled() or (signals.count and watchers.is_cancelled()):
         raise Cancelled("cancelled; the last committed checkpoint stands")
 
 
@@ -177,7 +176,7 @@ class Gang:
         Raises:
             Cancelled: no rank is left.
         """
-        self._signals, self._started, self._asked = signals, False, 0.0
+        self._signals, self._started = signals, False
         self._joining: list[_Member] = []
         self._invitation_token = secrets.token_hex(16)
         address = settings().gang_address or route_to(settings().prefect_host or "127.0.0.1")
@@ -304,12 +303,8 @@ class Gang:
 
     def _hear(self) -> None:
         """Take in new nodes and what all have said; raise when the run was cancelled."""
-        now = time.monotonic()
-        cancel = self._signals.count > 1
-        if not cancel and (self._signals.count or now - self._asked > _CANCEL_POLL) and not self.stopped:
-            self._asked = now
-            cancel = self.watchers.is_cancelled()
-        if cancel:
+        asked = self._signals.count and not self.stopped
+        if self._signals.count > 1 or self.watchers.was_cancelled() or (asked and self.watchers.is_cancelled()):
             raise Cancelled(f"cancelled; the last committed checkpoint in {self.job.training} stands")
         while self._joining:
             self._take(self._joining.pop(0))

@@ -29,7 +29,7 @@ class Progress:
         self.read(records)
         last = next((record for record in reversed(records) if "train/loss" in record), None)
         if last is not None:
-            log.info(self.describe(last), extra={"progress": True})
+            log.info(self.describe(last), extra={"progress": True, "last": last["step"] == self._steps})
 
     def describe(self, record: dict[str, Any]) -> str:
         speed = record["train/tokens_per_second"]

@@ -45,13 +45,15 @@ class Watchers:
         on_start: the job, before any rank is started.
         on_line: a line that a rank printed.
         on_metrics: the lines of metrics.jsonl, each once, beginning with those from before a resume.
-        is_cancelled: whether a SIGTERM means cancel (do not save) rather than preemption (save).
+        is_cancelled: whether a SIGTERM means cancel (do not save) rather than preemption (save); may take a moment.
+        was_cancelled: whether the run is known to have been cancelled; asked all the time, and answers at once.
     """
 
     on_start: Callable[[Job], None] = lambda job: None
     on_line: Callable[[str], None] = log.info
     on_metrics: Callable[[list[dict[str, Any]]], None] = lambda lines: None
     is_cancelled: Callable[[], bool] = lambda: False
+    was_cancelled: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
@@ -285,11 +287,10 @@ class Torchrun:
 
 def _heed_signals(run: Torchrun) -> None:
     """The first signal preempts, the second cancels; so does the first when the run was cancelled."""
-    if not run.signals.count:
-        return
-    if run.signals.count > 1 or (not run.stop_reason and run.watchers.is_cancelled()):
+    asked = run.signals.count and not run.stop_reason
+    if run.signals.count > 1 or run.watchers.was_cancelled() or (asked and run.watchers.is_cancelled()):
         raise Cancelled(f"cancelled; the last committed checkpoint in {run.job.training} stands")
-    if not run.stop_reason:
+    if asked:
         log.warning("%s: finishing the step and saving; once more to stop without saving", run.signals.first)
         run.preempt(run.signals.first)
 

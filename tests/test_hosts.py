@@ -205,6 +205,23 @@ def test_cancelled_by_the_api_nothing_is_left_every_time(place: Place) -> None:
     assert max(took) <= 3
 
 
+def test_a_gang_goes_on_while_the_prefect_server_is_away(place: Place) -> None:
+    run = place.press_run("retrain/on-demand", **wanted(place, steps=100_100))
+    place.wait_for_step(5, 100_100)
+    ranks = place.ranks()
+    server = psutil.Process(place.listeners()["PREFECT"][1])
+    server.suspend()
+    try:
+        time.sleep(30)
+    finally:
+        server.resume()
+    assert place.ranks().keys() == ranks.keys()
+    place.cancel(run)
+    assert wait_until(lambda: not place.ranks(), 20, "the last rank's end") < 5
+    place.wait_for(run, "CANCELLED", 60)
+    wait_until(lambda: slots(place) == 0, 10, "free slots")
+
+
 def test_a_machine_that_goes_away_saves_and_the_run_goes_on(place: Place) -> None:
     run = place.press_run("retrain/on-demand", **wanted(place, steps=400, checkpoint_every=300))
     place.wait_for_step(8, 400)

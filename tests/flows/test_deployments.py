@@ -100,6 +100,30 @@ def test_the_same_training_twice_is_trained_once(place: Place) -> None:
     assert "train: already done" in said
 
 
+def test_a_training_goes_on_while_the_prefect_server_is_away_and_can_be_cancelled_afterwards(place: Place) -> None:
+    """Longer than a lease lasts; it hangs, so that nothing is refused either."""
+    run = place.press_run("retrain/on-demand", **wanted(place, steps=1_000_000, checkpoint_every=100_000))
+    place.wait_for_step(10, 1_000_000)
+    ranks = place.ranks()
+    server = psutil.Process(place.listeners()["PREFECT"][1])
+    server.suspend()
+    try:
+        time.sleep(80)
+    finally:
+        server.resume()
+    assert place.ranks().keys() == ranks.keys()
+    wait_until(lambda: machine_slots(place) == 1, 30, "the machine reserved once more")
+    place.cancel(run)
+    assert wait_until(lambda: not place.ranks(), 20, "the last rank's end") < 5
+    place.wait_for(run, "CANCELLED", 90)
+    wait_until(lambda: machine_slots(place) == 0, 10, "a free machine")
+
+
+def machine_slots(place: Place) -> int:
+    limits = place.prefect("v2/concurrency_limits/filter", {})
+    return sum(limit["active_slots"] for limit in limits if limit["name"].startswith("gptpipe-machine-"))
+
+
 @pytest.fixture
 def up_again(place: Place) -> Iterator[Callable[..., None]]:
     """Brings the stack up with other settings; as it was afterwards."""
