@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from gptpipe import storage
 from gptpipe.errors import UserError
+from gptpipe.fetch import local_copy
+from gptpipe.stored import Stored, open_safetensors
 
 FORMAT_VERSION = 1
 MODEL, CONFIG, OPTIMIZER, STATE, MANIFEST = (
@@ -68,21 +69,29 @@ class Checkpoint:
         return content
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        return load_tensors(self.read(name), storage.join(self.url, name))
+        """All tensors of a file, in memory."""
+        return {key: each.read() for key, each in self.stored(name).items()}
+
+    def stored(self, name: str) -> dict[str, Stored]:
+        """The tensors of a file, held against the manifest, to be read one by one.
+
+        Raises:
+            UserError: it is missing, or a byte of it is not what was written.
+        """
+        url = storage.join(self.url, name)
+        promised = self.manifest["files"].get(name)
+        hint = "remove this folder to use the checkpoint before it, or give another"
+        if promised is None:
+            raise UserError(f"the checkpoint has no {name}", where=self.url, hint=hint)
+        try:
+            with local_copy(url, promised["sha256"]) as path:
+                return open_safetensors(path, url)
+        except FileNotFoundError:
+            raise UserError("missing from the checkpoint", where=url, hint=hint) from None
 
     def json(self, name: str) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(self.read(name))
         return values
-
-
-def load_tensors(content: bytes, where: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file's content; a UserError when it is not one."""
-    try:
-        return safetensors.torch.load(content)
-    except SafetensorError as error:
-        raise UserError(
-            f"not a whole safetensors file ({error})", where=where, hint="fetch or write it again"
-        ) from None
 
 
 def step_name(step: int) -> str:
@@ -93,7 +102,7 @@ def write_checkpoint(
     training: str,
     step: int,
     *,
-    model: dict[str, Tensor],
+    model: Mapping[str, Tensor | Stored],
     config: dict[str, Any],
     optimizer: dict[str, Tensor] | None = None,
     state: dict[str, Any] | None = None,
@@ -102,7 +111,7 @@ def write_checkpoint(
     url = storage.join(training, step_name(step))
     contents: dict[str, Iterable[bytes | memoryview]] = {
         CONFIG: [_json_bytes(config)],
-        MODEL: _safetensors(model, {"format": "pt"}),  # transformers asks for the format entry
+        MODEL: model_file(model),
     }
     if optimizer is not None:
         contents[OPTIMIZER] = _safetensors(optimizer)
@@ -126,19 +135,27 @@ def _write(url: str, blocks: Iterable[bytes | memoryview]) -> dict[str, Any]:
     return {"size": size, "sha256": state.hexdigest()}
 
 
-def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Iterator[bytes | memoryview]:
+def model_file(tensors: Mapping[str, Tensor | Stored]) -> Iterator[bytes | memoryview]:
+    """The bytes of model.safetensors; the same tensors have the same."""
+    return _safetensors(tensors, {"format": "pt"})  # transformers asks for the format entry
+
+
+def _safetensors(
+    tensors: Mapping[str, Tensor | Stored], metadata: dict[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
     """The bytes of a safetensors file, without a copy of what it holds: its header, then blocks of each tensor.
 
     The format: the header's length in eight bytes, JSON of every tensor's type, shape and place, then the tensors
     (https://github.com/huggingface/safetensors). The library can only build it whole in memory, or in a local file.
+    Tensors that have not been read are read one at a time.
     """
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     place = 0
     # the library's own order: wide types first, so that all are aligned, then by name, so that equal content has
     # equal bytes
-    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
+    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
     for name, tensor in ordered.items():
-        size = tensor.numel() * tensor.element_size()
+        size = math.prod(tensor.shape) * tensor.dtype.itemsize
         header[name] = {
             "dtype": _DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
@@ -149,7 +166,8 @@ def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str] | None = N
     content += b" " * (-len(content) % 8)
     yield len(content).to_bytes(8, "little") + content
     for tensor in ordered.values():
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        content_of = tensor.read() if isinstance(tensor, Stored) else tensor
+        data = content_of.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         for start in range(0, len(data), _BLOCK):
             yield data[start : start + _BLOCK]
 

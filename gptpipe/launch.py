@@ -20,8 +20,9 @@ from gptpipe.data.rows import ROW_GROUP_TOKENS
 from gptpipe.data.tokens import TokenStream
 from gptpipe.errors import Preempted, UserError
 from gptpipe.gang import Hosts, metrics_before, train_on_nodes
+from gptpipe.hf import model_config_from_hf
 from gptpipe.lease import Lease
-from gptpipe.pretrained import check_same_shape, model_config_from_hf
+from gptpipe.pretrained import check_same_shape
 from gptpipe.settings import settings
 from gptpipe.torchrun import Torchrun, Watchers
 from gptpipe.train.job import METRICS, OUTCOME, Job, Outcome

@@ -1,14 +1,14 @@
-"""Weights in, from any of the layouts people have, and out in the one that Hugging Face's GPT-2 reads.
+"""WEIGHTS: any of the layouts that people have, found, read as lean as it can be, and written as a checkpoint.
 
-Inside, names are GPT-2's without prefix (`h.0.attn.c_attn.weight`) and linear layers are (out, in). GPT-2's
-files hold them (in, out), as transformers' Conv1D does.
+Inside, names are GPT-2's without prefix (`h.0.attn.c_attn.weight`) and linear layers are (out, in).
 """
 
 from __future__ import annotations
 
-import pickle
-import re
+import hashlib
+import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +17,57 @@ from torch import Tensor
 
 from gptpipe import checkpoint as checkpoints
 from gptpipe import storage
-from gptpipe.checkpoint import CONFIG, MODEL, Checkpoint, load_tensors
+from gptpipe.checkpoint import CONFIG, MODEL, Checkpoint
 from gptpipe.config import ModelConfig, digest
 from gptpipe.errors import UserError
+from gptpipe.fetch import local_copy
+from gptpipe.hf import hf_config, hf_stored, model_config_from_hf
+from gptpipe.layouts import SUPPORTED, guessed_config, nanogpt_config, standardized
 from gptpipe.model import GPT
+from gptpipe.stored import Stored, open_safetensors, open_torch
 
-_LINEAR = re.compile(r"^h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
-_BUFFERS = re.compile(r"(^|\.)(attn\.bias|attn\.masked_bias)$")  # causal masks that old files carry
-_SUPPORTED = "a checkpoint folder or its parent, a Hugging Face GPT-2 folder, a .safetensors, or a .pth state dict"
+log = logging.getLogger(__name__)
+
+_HUB = "hf:"
+_TORCH = "pytorch_model.bin"
+_STATE_DICTS = ("model_state_dict", "state_dict", "model")  # under which people keep one in a larger dictionary
+_PADDED = 128  # a vocabulary is padded to a multiple of at most that
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights found and read: a model configuration and tensors in our layout.
+    """Weights that were found: a model configuration, and tensors in our layout, which are read when they are wanted.
 
     Attributes:
-        url: what they were read from.
-        identity: digest of tensors and shape, part of the id of whatever is made from them.
+        url: where they were found.
+        sha256: digest of the tensors where it is known without reading them; empty otherwise.
         tokenizer: name of the tokenizer they were trained with.
         step: of the training that made them, 0 where that is not known.
     """
 
     url: str
-    identity: str
     config: ModelConfig
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Stored]
+    sha256: str = ""
     tokenizer: str = "gpt2"
     step: int = 0
 
+    @cached_property
+    def identity(self) -> str:
+        """Digest of tensors and shape, whatever the layout they came in; a part of the id of what is made from them."""
+        # the number of heads, for one, does not show in the tensors
+        shape = self.config.model_dump(mode="json", exclude={"dropout", "init"})
+        return digest({"tensors": self.sha256 or self._digest(), "model": shape})
+
+    def _digest(self) -> str:
+        """What the checkpoint's file would have, were they written as one."""
+        state = hashlib.sha256()
+        for block in checkpoints.model_file(hf_stored(self.config, self.tensors)):
+            state.update(block)
+        return state.hexdigest()
+
     def build(self, config: ModelConfig | None = None) -> GPT:
-        """A model with these weights, in float32.
+        """A model with these weights, in float32. Holds the model and one tensor at a time.
 
         Args:
             config: of the same shape; its dropout is taken. By default the weights' own.
@@ -54,7 +75,7 @@ class Weights:
         config = config or self.config
         with torch.device("meta"):
             model = GPT(config)
-        tensors = {name: tensor.to(torch.float32) for name, tensor in self.tensors.items()}
+        tensors = {name: _own(each) for name, each in self.tensors.items()}
         if config.tie_weights:
             tensors["lm_head.weight"] = tensors["wte.weight"]
         model.load_state_dict(tensors, assign=True)
@@ -63,6 +84,13 @@ class Weights:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         return model
+
+
+def _own(stored: Stored) -> Tensor:
+    """In float32, in memory that is not the file's."""
+    found = stored.read()
+    own = torch.empty(stored.shape, dtype=torch.float32)
+    return own.copy_(found)
 
 
 def check_same_shape(wanted: ModelConfig, have: ModelConfig, where: str) -> None:
@@ -86,26 +114,29 @@ def load(weights: str, *, device: str | torch.device = "cpu") -> GPT:
 
 
 def read_weights(weights: str) -> Weights:
-    """Find and read WEIGHTS: a checkpoint of ours or its parent, a Hugging Face folder, a file."""
+    """Find WEIGHTS: a checkpoint of ours or its parent, a Hugging Face folder or repository, a file.
+
+    Raises:
+        UserError: there are none, or they are not a GPT-2's.
+    """
+    if weights.startswith(_HUB):
+        return _read_folder(_from_hub(weights), weights)
     url = storage.normalize(weights)
-    name = url.rsplit("/", 1)[-1]
+    name = url.split("?")[0].rsplit("/", 1)[-1]
     if name.endswith(".safetensors"):
-        return _read_file(url, load_tensors(_content(url), url))
+        return _weights(url, _config_beside(url), _stored_file(url))
     if name.endswith((".pth", ".pt", ".bin")):
-        return _read_file(url, _unpickle(url))
+        return _read_state_dict(url)
     if storage.is_local(url) and storage.local_path(url).is_file():
-        raise UserError("not a file of weights", where=url, hint=f"give {_SUPPORTED}")
+        raise UserError("not a file of weights", where=url, hint=f"give {SUPPORTED}")
     if found := find_checkpoint(url):
-        return _read_checkpoint(found)
+        return _weights(found.url, found.json(CONFIG), found.stored(MODEL), found.model_sha256, found.step)
     if storage.exists(storage.join(url, CONFIG)):
-        file = storage.join(url, MODEL)
-        if not storage.exists(file):
-            raise UserError(f"the folder has no {MODEL}", where=url, hint=f"give {_SUPPORTED}")
-        return _read_file(file, load_tensors(_content(file), file))
+        return _read_folder(url, url)
     inside = [name for name in storage.list_folders(url) if checkpoints.newest_checkpoint(storage.join(url, name))]
     if inside:
         raise UserError("trainings lie there, not weights", where=url, hint=f"give {storage.join(url, inside[-1])}")
-    raise UserError("no weights there", where=url, hint=f"give {_SUPPORTED}")
+    raise UserError("no weights there", where=url, hint=f"give {SUPPORTED}")
 
 
 def find_checkpoint(url: str) -> Checkpoint | None:
@@ -113,65 +144,109 @@ def find_checkpoint(url: str) -> Checkpoint | None:
     return checkpoints.open_checkpoint(url) or checkpoints.newest_checkpoint(url)
 
 
-def _content(url: str) -> bytes:
+def _from_hub(weights: str) -> str:
+    """A repository of the Hugging Face hub in its cache: fetched with a progress bar, resumed and verified there."""
     try:
-        return storage.read_bytes(url)
-    except FileNotFoundError:
-        raise UserError("no such file", where=url, hint=f"give {_SUPPORTED}") from None
-
-
-def _unpickle(url: str) -> dict[str, Tensor]:
-    """A state dict out of torch's own format, by the restricted loader that runs no code."""
-    import io
-
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError:
+        raise UserError("the hub's client is not installed", where=weights, hint="pip install 'gptpipe[hf]'") from None
+    name = weights.removeprefix(_HUB).strip("/")
+    wanted = [CONFIG, "*.safetensors", "*.safetensors.index.json"]
     try:
-        loaded = torch.load(io.BytesIO(_content(url)), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        detail = f"it wants to import {wanted[1].rstrip('.')}" if wanted else "it is not a plain state dict"
+        folder = Path(snapshot_download(name, allow_patterns=wanted))
+        if not list(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[CONFIG, f"{_TORCH[:-4]}*"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"refused: {detail}", where=url, hint="save only model.state_dict(), or use safetensors"
+            f"cannot be fetched: {reason}", where=weights, hint="see https://huggingface.co for the name, as owner/name"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"not a torch file, or cut off ({error})", where=url, hint="save it again") from None
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise UserError("not a state dict of tensors", where=url, hint="save model.state_dict()")
-    return loaded
+    return str(folder)
 
 
-def _read_checkpoint(found: Checkpoint) -> Weights:
-    config = found.json(CONFIG)
-    tensors = _standardize(found.tensors(MODEL), found.url)
-    return _weights(found.url, found.model_sha256, config, tensors, found.step)
-
-
-def _read_file(url: str, tensors: dict[str, Tensor]) -> Weights:
-    parent = url.rsplit("/", 1)[0]
-    tensors = _standardize(tensors, url)
+def _read_folder(url: str, where: str) -> Weights:
+    """A Hugging Face folder: one file or several with an index, of safetensors or torch's own format."""
     try:
-        config = storage.read_json(storage.join(parent, CONFIG))
+        config = storage.read_json(storage.join(url, CONFIG))
     except FileNotFoundError:
-        config = _guess_config(tensors, url)
-    identity = digest({name: _tensor_digest(tensor) for name, tensor in sorted(tensors.items())})
-    return _weights(url, identity, config, tensors, 0)
+        raise UserError(f"no {CONFIG} there", where=where, hint=f"give {SUPPORTED}") from None
+    model_config_from_hf(config, where)  # another architecture is named before its tensors are looked for
+    for name in (MODEL, _TORCH):
+        if storage.exists(storage.join(url, name)):
+            return _weights(where, config, _tensors_of(storage.join(url, name)))
+        if storage.exists(index := storage.join(url, f"{name}.index.json")):
+            parts = sorted(set(storage.read_json(index)["weight_map"].values()))
+            tensors: dict[str, Stored] = {}
+            for part in parts:
+                tensors |= _tensors_of(storage.join(url, part))
+            return _weights(where, config, tensors)
+    raise UserError(f"the folder has no {MODEL}", where=where, hint=f"give {SUPPORTED}")
 
 
-def _tensor_digest(tensor: Tensor) -> list[Any]:
-    import hashlib
-
-    data = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return [str(tensor.dtype), list(tensor.shape), hashlib.sha256(data).hexdigest()]
+def _tensors_of(url: str) -> dict[str, Stored]:
+    return _stored_file(url) if url.endswith(".safetensors") else _state_dict(_loaded(url), url)
 
 
-def _weights(url: str, identity: str, config: dict[str, Any], tensors: dict[str, Tensor], step: int) -> Weights:
+def _stored_file(url: str) -> dict[str, Stored]:
+    try:
+        with local_copy(url) as path:
+            return open_safetensors(path, url)
+    except FileNotFoundError:
+        raise UserError("no such file", where=url, hint=f"give {SUPPORTED}") from None
+
+
+def _loaded(url: str) -> dict[str, Any]:
+    try:
+        with local_copy(url) as path:
+            return open_torch(path, url)
+    except FileNotFoundError:
+        raise UserError("no such file", where=url, hint=f"give {SUPPORTED}") from None
+
+
+def _state_dict(loaded: dict[str, Any], url: str) -> dict[str, Stored]:
+    for key in _STATE_DICTS:
+        if isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise UserError("not a state dict of tensors", where=url, hint="save model.state_dict()")
+    return {name: Stored.of(value) for name, value in loaded.items()}
+
+
+def _read_state_dict(url: str) -> Weights:
+    """A .pth, .pt or .bin: a state dict, or nanoGPT's checkpoint with its shape beside it."""
+    loaded = _loaded(url)
+    tensors = standardized(_state_dict(loaded, url), url)
+    arguments = loaded.get("model_args")
+    config = nanogpt_config(arguments, tensors, url) if isinstance(arguments, dict) else _config_beside(url)
+    return _weights(url, config, tensors)
+
+
+def _config_beside(url: str) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = storage.read_json(storage.join(url.rsplit("/", 1)[0], CONFIG))
+        return found
+    except FileNotFoundError:
+        return None
+
+
+def _weights(
+    url: str, config: dict[str, Any] | None, tensors: dict[str, Stored], sha256: str = "", step: int = 0
+) -> Weights:
+    """Held together: names, shapes and configuration.
+
+    Args:
+        config: as Hugging Face's; None is guessed from the tensors.
+        sha256: of the tensors' file in our layout, where that is what they were read from.
+    """
+    tensors = standardized(tensors, url)
+    config = config or guessed_config(tensors, url)
+    tensors = _without_padding(config, tensors, url)
     model = model_config_from_hf(config, url)
     ours = config.get("gptpipe") or {}
     if not model.qkv_bias:
         for name in [name for name in tensors if name.endswith("c_attn.bias")]:
-            if tensors.pop(name).any():
+            if tensors.pop(name).read().any():
                 raise UserError(
                     f"{name} is not zero, but the config says that there is no QKV bias",
                     where=url,
@@ -180,31 +255,21 @@ def _weights(url: str, identity: str, config: dict[str, Any], tensors: dict[str,
     check_tensors(model, tensors, url)
     if model.tie_weights:
         tensors.pop("lm_head.weight", None)
-    # the number of heads, for one, does not show in the tensors
-    identity = digest({"tensors": identity, "model": model.model_dump(mode="json", exclude={"dropout", "init"})})
-    return Weights(url, identity, model, tensors, str(ours.get("tokenizer", "gpt2")), step)
+    return Weights(url, model, tensors, sha256, str(ours.get("tokenizer", "gpt2")), step)
 
 
-def _standardize(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Our names and layout: prefix and mask buffers dropped, linear layers turned to (out, in)."""
-    plain: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        short = name.removeprefix("module.").removeprefix("_orig_mod.").removeprefix("transformer.")
-        if not _BUFFERS.search(short):
-            plain[short] = tensor
-    first = plain.get("h.0.attn.c_attn.weight")
-    if first is None:
-        raise UserError(
-            f"not a GPT-2: no tensor h.0.attn.c_attn.weight among {', '.join(sorted(plain)[:3])}, …",
-            where=where,
-            hint=f"give {_SUPPORTED}",
-        )
-    if first.ndim == 2 and first.shape[1] == 3 * first.shape[0]:  # (in, out): GPT-2's own layout
-        plain = {name: t.t().contiguous() if _LINEAR.match(name) and t.ndim == 2 else t for name, t in plain.items()}
-    return plain
+def _without_padding(config: dict[str, Any], tensors: dict[str, Stored], where: str) -> dict[str, Stored]:
+    """Rows that only fill the vocabulary up to a round number, as nanoGPT's 50,304, are left out: no token has them."""
+    have, true = config.get("vocab_size", 0), 50257
+    if (config.get("gptpipe") or {}).get("tokenizer", "gpt2") != "gpt2" or not true < have < true + _PADDED:
+        return tensors
+    log.info("%s: %d rows of padding are left out of a vocabulary of %d", where, have - true, have)
+    config["vocab_size"] = true
+    cut = {name: tensors[name].rows(true) for name in ("wte.weight", "lm_head.weight") if name in tensors}
+    return tensors | cut
 
 
-def check_tensors(config: ModelConfig, tensors: dict[str, Tensor], where: str) -> None:
+def check_tensors(config: ModelConfig, tensors: dict[str, Stored], where: str) -> None:
     """Hold names and shapes against the configuration; every tensor that does not fit is named at once."""
     with torch.device("meta"):
         expected = {name: tuple(value.shape) for name, value in GPT(config).state_dict().items()}
@@ -213,11 +278,11 @@ def check_tensors(config: ModelConfig, tensors: dict[str, Tensor], where: str) -
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     problems += [f"{name} is not part of it" for name in tensors if name not in expected and name != "lm_head.weight"]
     problems += [
-        f"{name} is {tuple(tensors[name].shape)} instead of {shape}"
+        f"{name} is {tensors[name].shape} instead of {shape}"
         for name, shape in expected.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
+        if name in tensors and tensors[name].shape != shape
     ]
-    problems += [f"{name} is {t.dtype}" for name, t in tensors.items() if not t.is_floating_point()]
+    problems += [f"{name} is {t.dtype}" for name, t in tensors.items() if not t.dtype.is_floating_point]
     if problems:
         raise UserError(
             f"{len(problems)} tensors do not fit the configuration: {'; '.join(problems)}",
@@ -226,144 +291,29 @@ def check_tensors(config: ModelConfig, tensors: dict[str, Tensor], where: str) -
         )
 
 
-def _guess_config(tensors: dict[str, Tensor], where: str) -> dict[str, Any]:
-    """The shape of a state dict that came without a config, heads taken to be 64 wide as in all of GPT-2."""
-    blocks = {int(match[1]) for name in tensors if (match := re.match(r"h\.(\d+)\.", name))}
-    try:
-        vocab, width = tensors["wte.weight"].shape
-        context = tensors["wpe.weight"].shape[0]
-    except (KeyError, ValueError):
-        raise UserError("wte.weight or wpe.weight is missing", where=where, hint="give a GPT-2 state dict") from None
-    if width % 64:
-        raise UserError(
-            f"its width {width} does not tell the number of heads",
-            where=where,
-            hint="put the model's config.json beside the file",
-        )
-    head = tensors.get("lm_head.weight")
-    untied = head is not None and not torch.equal(head, tensors["wte.weight"])
-    return {
-        "model_type": "gpt2",
-        "vocab_size": vocab,
-        "n_positions": context,
-        "n_embd": width,
-        "n_head": width // 64,
-        "n_layer": max(blocks) + 1,
-        "tie_word_embeddings": not untied,
-        "gptpipe": {"qkv_bias": "h.0.attn.c_attn.bias" in tensors},
-    }
-
-
-def model_config_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
-    """Our configuration of a Hugging Face GPT-2 config.
-
-    Raises:
-        UserError: it is another architecture, or uses a switch of GPT-2's that changes the computation.
-    """
-    kind = config.get("model_type")
-    if kind != "gpt2":
-        raise UserError(f"a {kind or 'nameless'} model, not a GPT-2", where=where, hint=f"give {_SUPPORTED}")
-    width = config.get("n_embd")
-    unsupported = {
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-        "n_inner": (None, 4 * (width or 0)),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
-    }
-    for key, allowed in unsupported.items():
-        if key in config and config[key] not in allowed:
-            raise UserError(
-                f"{key} is {config[key]!r}, only {allowed[-1]!r} is supported",
-                where=where,
-                hint="give a GPT-2 without it",
-            )
-    ours = config.get("gptpipe") or {}
-    try:
-        return ModelConfig(
-            vocab_size=config["vocab_size"],
-            context_length=config.get("n_positions", config.get("n_ctx", 1024)),
-            n_layer=config["n_layer"],
-            n_head=config["n_head"],
-            n_embd=config["n_embd"],
-            dropout=config.get("resid_pdrop", 0.1),
-            qkv_bias=ours.get("qkv_bias", True),
-            tie_weights=config.get("tie_word_embeddings", True),
-            init=ours.get("init", "gpt2"),
-            layer_norm_epsilon=config.get("layer_norm_epsilon", 1e-5),
-        )
-    except KeyError as error:
-        raise UserError(f"the config has no {error}", where=where, hint="give the model's own config.json") from None
-    except ValueError as error:
-        raise UserError(
-            f"the config cannot be used: {error}", where=where, hint="give the model's own config.json"
-        ) from None
-
-
-def hf_config(config: ModelConfig, tokenizer: str, end_of_text: int) -> dict[str, Any]:
-    """`config.json` as Hugging Face's GPT-2 has it, with what it cannot say under `gptpipe`."""
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": config.vocab_size,
-        "n_positions": config.context_length,
-        "n_ctx": config.context_length,
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "n_embd": config.n_embd,
-        "n_inner": None,
-        "activation_function": "gelu_new",
-        "resid_pdrop": config.dropout,
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout,
-        "layer_norm_epsilon": config.layer_norm_epsilon,
-        "initializer_range": 0.02,
-        "tie_word_embeddings": config.tie_weights,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-        "use_cache": True,
-        "dtype": "float32",
-        "gptpipe": {"tokenizer": tokenizer, "qkv_bias": config.qkv_bias, "init": config.init},
-    }
-
-
-def hf_tensors(model: GPT) -> dict[str, Tensor]:
-    """The weights under GPT-2's names and in its layout, float32: views of the model's own tensors where possible."""
-    config = model.config
-    tensors: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
-        if name == "lm_head.weight":
-            if not config.tie_weights:
-                tensors[name] = value.detach().float()
-            continue
-        value = value.detach().float()
-        tensors[f"transformer.{name}"] = value.t() if _LINEAR.match(name) else value
-    if not config.qkv_bias:  # transformers' GPT-2 always has them
-        for layer in range(config.n_layer):
-            tensors[f"transformer.h.{layer}.attn.c_attn.bias"] = torch.zeros(3 * config.n_embd)
-    return tensors
-
-
 def import_weights(weights: str, out: str) -> Checkpoint:
     """Write WEIGHTS as a checkpoint, `<out>/step-<step>/`, unless the same weights are there already.
+
+    Holds one tensor at a time.
 
     Raises:
         UserError: they cannot be read, or other weights are there.
     """
     from gptpipe.tokenizer import get_tokenizer
 
-    read = read_weights(weights)
-    tokenizer = get_tokenizer(read.tokenizer)
-    check_vocabulary(read.config, tokenizer.vocab_size, tokenizer.name, read.url)
-    state = {"imported_from": Path(read.url).name, "identity": read.identity, "step": read.step}
+    found = read_weights(weights)
+    tokenizer = get_tokenizer(found.tokenizer)
+    check_vocabulary(found.config, tokenizer.vocab_size, tokenizer.name, found.url)
     out = storage.normalize(out)
-    there = checkpoints.open_checkpoint(storage.join(out, checkpoints.step_name(read.step)))
+    there = checkpoints.open_checkpoint(storage.join(out, checkpoints.step_name(found.step)))
     if there is not None:
-        if there.json(checkpoints.STATE).get("identity") == read.identity:
+        if read_weights(there.url).identity == found.identity:
             return there
         raise UserError("other weights are there already", where=there.url, hint="choose another --out")
-    config = hf_config(read.config, tokenizer.name, tokenizer.end_of_text)
-    return checkpoints.write_checkpoint(out, read.step, model=hf_tensors(read.build()), config=config, state=state)
+    state = {"imported_from": Path(found.url).name, "step": found.step}
+    config = hf_config(found.config, tokenizer.name, tokenizer.end_of_text)
+    tensors = hf_stored(found.config, found.tensors)
+    return checkpoints.write_checkpoint(out, found.step, model=tensors, config=config, state=state)
 
 
 def check_vocabulary(config: ModelConfig, vocab_size: int, tokenizer: str, where: str) -> None:

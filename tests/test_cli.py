@@ -14,7 +14,7 @@ import torch
 from gptpipe import GPT, ModelConfig
 from gptpipe.checkpoint import write_checkpoint
 from gptpipe.cli import main
-from gptpipe.pretrained import hf_config, hf_tensors
+from gptpipe.hf import hf_config, hf_tensors
 
 GPTPIPE = str(Path(sys.executable).with_name("gptpipe"))
 

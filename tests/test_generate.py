@@ -129,7 +129,7 @@ def test_share_of_python_lines() -> None:
 
 def test_generate_from_a_checkpoint_gives_text(tmp_path: Path) -> None:
     from gptpipe.checkpoint import write_checkpoint
-    from gptpipe.pretrained import hf_config, hf_tensors
+    from gptpipe.hf import hf_config, hf_tensors
 
     torch.manual_seed(0)
     model = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=8, context_length=8))

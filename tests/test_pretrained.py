@@ -12,7 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptpipe import GPT, ModelConfig, UserError, load
 from gptpipe.checkpoint import open_checkpoint, write_checkpoint
-from gptpipe.pretrained import hf_config, hf_tensors, import_weights, read_weights
+from gptpipe.hf import hf_config, hf_tensors
+from gptpipe.pretrained import import_weights, read_weights
 
 SHAPES = [(1, 1, 16, 8, 101), (2, 4, 32, 16, 257), (3, 2, 64, 20, 50257), (5, 3, 48, 33, 1000)]
 

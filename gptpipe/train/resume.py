@@ -14,8 +14,9 @@ from gptpipe import storage
 from gptpipe.checkpoint import OPTIMIZER, STATE, Checkpoint
 from gptpipe.config import ModelConfig, TrainConfig, field_roles
 from gptpipe.errors import UserError
+from gptpipe.hf import hf_config, hf_tensors
 from gptpipe.model import GPT
-from gptpipe.pretrained import hf_config, hf_tensors, read_weights
+from gptpipe.pretrained import read_weights
 from gptpipe.tokenizer import Tokenizer
 from gptpipe.train.job import METRICS, Job
 from gptpipe.train.optimizer import load_optimizers, optimizer_tensors

@@ -1,0 +1,140 @@
+"""Tensors where they lie: known by shape and type, read one at a time out of their file."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gptpipe.errors import UserError
+
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor that is read when it is wanted; what `read` gives may be a view of it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Stored:
+        return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+
+    def turned(self) -> Stored:
+        """Of two dimensions, the other way round."""
+        return Stored(self.shape[::-1], self.dtype, lambda: self.read().t())
+
+    def rows(self, stop: int) -> Stored:
+        """The first so many rows."""
+        return Stored((stop, *self.shape[1:]), self.dtype, lambda: self.read()[:stop])
+
+    def as_float(self) -> Stored:
+        """In float32."""
+        return Stored(self.shape, torch.float32, lambda: self.read().float())
+
+
+def zeros(*shape: int) -> Stored:
+    return Stored(shape, torch.float32, lambda: torch.zeros(shape))
+
+
+def stacked(parts: Sequence[Stored]) -> Stored:
+    """One below the other, along the first dimension."""
+    first = parts[0]
+    shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
+    return Stored(shape, first.dtype, lambda: torch.cat([part.read() for part in parts]))
+
+
+def open_safetensors(path: Path, where: str) -> dict[str, Stored]:
+    """The tensors of a safetensors file, in the order in which they lie there.
+
+    They are read into memory of their own, not mapped: a mapped file counts as memory until the last tensor is dropped.
+
+    Args:
+        path: of a local file, which may be removed once this has returned.
+        where: what a person calls the file.
+
+    Raises:
+        UserError: it is not one, or cut off.
+    """
+    hint = "fetch or write it again"
+    try:
+        with safe_open(path, framework="numpy"):  # holds the header against the file
+            file = path.open("rb")
+    except FileNotFoundError:
+        raise UserError("no such file", where=where, hint="give the path of one that is there") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"not a whole safetensors file ({error})", where=where, hint=hint) from None
+    length = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(length))
+    found = {}
+    for name, entry in sorted(header.items(), key=lambda item: item[1].get("data_offsets", [0])):
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in _TYPES:
+            raise UserError(f"{name} is of type {entry['dtype']}", where=where, hint="save it in float32 or bfloat16")
+        shape, dtype = tuple(entry["shape"]), _TYPES[entry["dtype"]]
+        begin = 8 + length + entry["data_offsets"][0]
+        found[name] = Stored(shape, dtype, partial(_read_at, file, begin, shape, dtype, where))
+    return found
+
+
+def _read_at(file: BinaryIO, begin: int, shape: tuple[int, ...], dtype: torch.dtype, where: str) -> Tensor:
+    tensor = torch.empty(shape, dtype=dtype)
+    view = tensor.reshape(-1).view(torch.uint8).numpy().data
+    done = 0
+    while done < len(view):  # a call reads 2 GB at most
+        count = os.preadv(file.fileno(), [view[done:]], begin + done)
+        if count == 0:
+            raise UserError("was cut off while it was read", where=where, hint="fetch or write it again")
+        done += count
+    return tensor
+
+
+def open_torch(path: Path, where: str) -> dict[str, object]:
+    """What torch.save has written, by the restricted loader that runs no code; tensors are mapped where that can be.
+
+    Raises:
+        UserError: it wants to run code, is cut off, or holds no dictionary.
+    """
+    try:
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):  # the format of before torch 1.6 cannot be mapped
+                raise
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError("no such file", where=where, hint="give the path of one that is there") from None
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        detail = f"it wants to import {wanted[1].rstrip('.')}" if wanted else "it is not a plain state dict"
+        raise UserError(
+            f"refused: {detail}", where=where, hint="save only model.state_dict(), or use safetensors"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"not a torch file, or cut off ({error})", where=where, hint="save it again") from None
+    if not isinstance(loaded, dict):
+        raise UserError("not a state dict of tensors", where=where, hint="save model.state_dict()")
+    return loaded
