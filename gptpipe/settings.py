@@ -26,6 +26,9 @@ class Settings(BaseSettings):
         None, description="Folder or s3:// URL for datasets, checkpoints and results; by default <home>/storage"
     )
     mlflow_uri: str | None = Field(None, description="MLflow tracking server or database; by default SQLite in <home>")
+    mlflow_ui: str | None = Field(
+        None, description="Address at which a browser finds MLflow; by default the tracking server's"
+    )
     mlflow_artifacts: str | None = Field(
         None,
         description="Artifact root of a new MLflow experiment; "

@@ -95,7 +95,7 @@ def check_registry(config: PipelineConfig) -> None:
 
 def _web() -> str:
     """Where MLflow's pages are; those of `mlflow ui` where there is no server."""
-    uri = settings().tracking_uri
+    uri = settings().mlflow_ui or settings().tracking_uri
     return uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
 
 

@@ -110,7 +110,7 @@ def containers(document: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.fixture(params=["jobsets", "gpu-workers"])
+@pytest.fixture(params=["jobsets", "gpu-nodes"])
 def rendered(request: pytest.FixtureRequest, tmp_path: Path) -> list[dict[str, Any]]:
     """What `kubectl apply -k` would send."""
     if shutil.which("kubectl") is None:
