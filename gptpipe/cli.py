@@ -410,7 +410,9 @@ def generate(
 
 @app.command(name="import")
 def import_(
-    weights: Annotated[str, typer.Argument(help="Hugging Face folder, .safetensors, .pth or checkpoint.")],
+    weights: Annotated[
+        str, typer.Argument(help="Any WEIGHTS: Hugging Face folder or hf:NAME, .safetensors, .pth, checkpoint.")
+    ],
     out: Annotated[str, typer.Option(help="Folder or URL; the checkpoint lies in <out>/step-<step>/.")],
     as_json: Json = False,
 ) -> None:
@@ -420,6 +422,25 @@ def import_(
 
     found = import_weights(resolve_weights(weights), out)
     _answer({"checkpoint": found.url, "step": found.step, "sha256": found.model_sha256}, as_json, found.url)
+
+
+@app.command()
+def export(
+    weights: Annotated[str, typer.Argument(help="Any WEIGHTS.")],
+    out: Annotated[str, typer.Option(help="Folder or URL that holds nothing yet.")],
+    dtype: Annotated[str, typer.Option(help="Type of the weights in it: float32, bfloat16 or float16.")] = "float32",
+    as_json: Json = False,
+) -> None:
+    """Weights to a Hugging Face folder, with tokenizer and model card, that `transformers` uses offline."""
+    from gptpipe.export import DTYPES, export_hf
+    from gptpipe.tracking import resolve_weights
+
+    if dtype not in DTYPES:
+        raise UserError(
+            f"{dtype!r} is not one of {', '.join(DTYPES)}", where="--dtype", hint="leave it out for float32"
+        )
+    folder = export_hf(resolve_weights(weights), out, dtype)
+    _answer({"folder": folder, "dtype": dtype}, as_json, folder)
 
 
 @app.command()

@@ -109,7 +109,7 @@ def hf_stored(config: ModelConfig, tensors: dict[str, Stored]) -> dict[str, Stor
     found = {}
     for name, each in tensors.items():
         prefix = "" if name == "lm_head.weight" else "transformer."
-        found[f"{prefix}{name}"] = (each.turned() if LINEAR.match(name) else each).as_float()
+        found[f"{prefix}{name}"] = (each.turned() if LINEAR.match(name) else each).as_type(torch.float32)
     if not config.qkv_bias:
         for layer in range(config.n_layer):
             found[f"transformer.h.{layer}.attn.c_attn.bias"] = zeros(3 * config.n_embd)

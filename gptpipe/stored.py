@@ -50,9 +50,8 @@ class Stored:
         """The first so many rows."""
         return Stored((stop, *self.shape[1:]), self.dtype, lambda: self.read()[:stop])
 
-    def as_float(self) -> Stored:
-        """In float32."""
-        return Stored(self.shape, torch.float32, lambda: self.read().float())
+    def as_type(self, dtype: torch.dtype) -> Stored:
+        return Stored(self.shape, dtype, lambda: self.read().to(dtype))
 
 
 def zeros(*shape: int) -> Stored:

@@ -160,8 +160,14 @@ def get_tokenizer(name: str = "gpt2") -> Tokenizer:
         ) from error
 
 
-def _gpt2_ranks() -> dict[bytes, int]:
-    """Merge ranks of GPT-2: the 256 bytes in GPT-2's order, then one token a merge of `gpt2.bpe`."""
+def gpt2_files() -> tuple[dict[str, int], str]:
+    """GPT-2's `vocab.json` and `merges.txt` as OpenAI published them: ids by their tokens' characters, and merges."""
+    character = {byte: letter for letter, byte in _bytes_by_character().items()}
+    ids = {"".join(character[byte] for byte in token): rank for token, rank in _gpt2_ranks().items()}
+    return {**ids, END_OF_TEXT: len(ids)}, _gpt2_merges().decode("utf-8")
+
+
+def _gpt2_merges() -> bytes:
     data = resources.files("gptpipe").joinpath("ranks", "gpt2.bpe").read_bytes()
     if hashlib.sha256(data).hexdigest() != _GPT2_BPE_SHA256:
         raise UserError(
@@ -169,13 +175,21 @@ def _gpt2_ranks() -> dict[bytes, int]:
             where="gptpipe/ranks/gpt2.bpe",
             hint="reinstall gptpipe",
         )
-    # GPT-2 writes bytes as printable characters: those that are printable as themselves, the rest from U+0100 on.
+    return data
+
+
+def _bytes_by_character() -> dict[str, int]:
+    """GPT-2 writes bytes as printable characters: those that are printable as themselves, the rest from U+0100 on."""
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
-    order = printable + [b for b in range(256) if b not in set(printable)]
-    byte_of = {chr(b): b for b in printable}
-    byte_of |= {chr(256 + i): b for i, b in enumerate(order[len(printable) :])}
-    ranks = {bytes([b]): rank for rank, b in enumerate(order)}
-    for line in data.decode("utf-8").split("\n")[1:-1]:
+    others = [b for b in range(256) if b not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def _gpt2_ranks() -> dict[bytes, int]:
+    """Merge ranks of GPT-2: the 256 bytes in GPT-2's order, then one token a merge of `gpt2.bpe`."""
+    byte_of = _bytes_by_character()
+    ranks = {bytes([b]): rank for rank, b in enumerate(byte_of.values())}
+    for line in _gpt2_merges().decode("utf-8").split("\n")[1:-1]:
         left, right = line.split()
         ranks[bytes(byte_of[c] for c in left + right)] = len(ranks)
     return ranks

@@ -367,7 +367,7 @@ def digest_of(text: str) -> str:
 
 
 @given(text=nasty, limit=st.integers(1, 40))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_pieces_have_the_tokens_of_the_whole_wherever_it_is_cut(
     encoding: tiktoken.Encoding, text: str, limit: int
 ) -> None:
@@ -380,7 +380,6 @@ def test_pieces_have_the_tokens_of_the_whole_wherever_it_is_cut(
 
 
 @given(words=st.lists(st.text("abcXYZ", min_size=1, max_size=9), min_size=1, max_size=60), limit=st.integers(12, 40))
-@settings(deadline=None)
 def test_ordinary_text_is_cut_at_the_first_safe_place_of_every_cell(words: list[str], limit: int) -> None:
     text = " ".join(words)
     pieces = pieces_of(text, limit, cuts.SAFE_ANYWHERE)
@@ -390,7 +389,7 @@ def test_ordinary_text_is_cut_at_the_first_safe_place_of_every_cell(words: list[
 
 
 @given(text=nasty, limit=st.integers(1, 20), step=st.integers(1, 5))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_ranges_read_apart_hold_the_pieces_of_the_whole(text: str, limit: int, step: int) -> None:
     data = text.encode()
     with mock.patch.object(cuts, "CELL", limit):
@@ -424,7 +423,6 @@ def test_one_document_is_split_by_position_as_in_the_lecture(lecture_text: Path,
 
 
 @given(st.text(min_size=1, max_size=300))
-@settings(deadline=None)
 def test_a_split_by_position_loses_nothing_and_trains_on_the_first_nine_tenths(text: str) -> None:
     pieces = {split: (start, piece) for split, start, piece in split_by_position(text, 0.1)}
     cut = int(0.9 * len(text))

@@ -108,7 +108,7 @@ def test_the_stream_is_every_document_in_the_index_s_order_each_with_its_separat
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_part_of_the_stream_can_be_read(
     dataset: Dataset, expected: np.ndarray, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
@@ -255,7 +255,6 @@ def test_a_batch_smaller_than_the_number_of_ranks_is_refused(stream: TokenStream
 
 
 @given(length=st.integers(0, 400), context=st.integers(1, 60), world_size=st.integers(1, 5))
-@settings(deadline=None)
 def test_windows_score_every_token_but_the_first_once(length: int, context: int, world_size: int) -> None:
     windows = evaluation_windows(length, context)
     scored = [start + 1 + i for start, size in windows for i in range(size)]
@@ -289,7 +288,6 @@ def test_one_rank_scores_the_windows_in_order(stream: TokenStream, expected: np.
 
 
 @given(length=st.integers(2, 5000), context=st.integers(1, 60), limit=st.integers(1, 3000))
-@settings(deadline=None)
 def test_a_limit_spreads_whole_windows_evenly(length: int, context: int, limit: int) -> None:
     everything = evaluation_windows(length, context)
     windows = evaluation_windows(length, context, limit)

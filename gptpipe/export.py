@@ -1,0 +1,141 @@
+"""Weights out: a folder that `transformers` uses offline, with the tokenizer's files and a card of what is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import torch
+
+from gptpipe import __version__, storage
+from gptpipe.checkpoint import CONFIG, MODEL, STATE, model_file, open_checkpoint
+from gptpipe.errors import UserError
+from gptpipe.hf import hf_config, hf_stored
+from gptpipe.pretrained import Weights, check_vocabulary, read_weights
+from gptpipe.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer, gpt2_files
+from gptpipe.train.job import METRICS
+from gptpipe.train.metrics import keep_until
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def export_hf(weights: str, out: str, dtype: str = "float32") -> str:
+    """Write WEIGHTS as a Hugging Face folder; `config.json` comes last, so that one without it is not whole.
+
+    Args:
+        out: a folder or URL that holds nothing yet.
+        dtype: of the weights in it: float32, bfloat16 or float16.
+
+    Returns:
+        Its URL.
+
+    Raises:
+        UserError: the weights cannot be read, or something is there already.
+    """
+    found = read_weights(weights)
+    tokenizer = get_tokenizer(found.tokenizer)
+    check_vocabulary(found.config, tokenizer.vocab_size, tokenizer.name, found.url)
+    out = storage.normalize(out)
+    if storage.exists(storage.join(out, CONFIG)):
+        raise UserError("a model is there already", where=out, hint="choose another --out")
+    tensors = {name: each.as_type(DTYPES[dtype]) for name, each in hf_stored(found.config, found.tensors).items()}
+    with storage.open_write(storage.join(out, MODEL)) as file:
+        for block in model_file(tensors):
+            file.write(block)
+    config = {**hf_config(found.config, tokenizer.name, tokenizer.end_of_text), "dtype": dtype}
+    for name, content in (
+        *_tokenizer_files(tokenizer, found.config.context_length).items(),
+        ("generation_config.json", _json(_generation(tokenizer.end_of_text))),
+        ("README.md", card(found, dtype)),
+        (CONFIG, _json(config)),
+    ):
+        storage.write_bytes(storage.join(out, name), content.encode())
+    return out
+
+
+def _generation(end_of_text: int) -> dict[str, Any]:
+    ends = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": end_of_text}
+    return {**ends, "do_sample": True, "max_new_tokens": 80, "temperature": 0.8, "top_k": 50}
+
+
+def _tokenizer_files(tokenizer: Tokenizer, context_length: int) -> dict[str, str]:
+    """Those of GPT-2's tokenizer in `transformers`; none for another, whose merges tiktoken does not keep."""
+    if tokenizer.name != "gpt2":
+        return {}
+    vocabulary, merges = gpt2_files()
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": context_length, "add_prefix_space": False}
+    return {
+        "vocab.json": json.dumps(vocabulary, ensure_ascii=False),
+        "merges.txt": merges,
+        "special_tokens_map.json": _json(special),
+        "tokenizer_config.json": _json({**settings, **special}),
+    }
+
+
+def card(found: Weights, dtype: str) -> str:
+    """A model card: what the checkpoint knows of data, steps, tokens and validation, and nothing else."""
+    config = found.config
+    rows = {
+        "architecture": "GPT-2",
+        "parameters": f"{_parameters(found):,}",
+        "blocks, heads, width": f"{config.n_layer}, {config.n_head}, {config.n_embd}",
+        "context": f"{config.context_length:,} tokens",
+        "vocabulary": f"{config.vocab_size:,} ({found.tokenizer})",
+        "biases of query, key and value": "yes" if config.qkv_bias else "no",
+        "output layer": "the embedding" if config.tie_weights else "of its own",
+        "stored in": dtype,
+        **_training_of(found),
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    use = f"""```python
+from transformers import pipeline
+
+print(pipeline("text-generation", "path/to/this/folder")("{"def mean(values):"}")[0]["generated_text"])
+```"""
+    front = "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [gpt2, gptpipe]\n---\n"
+    return f"{front}\n# A GPT-2 model\n\n| | |\n| --- | --- |\n{table}\n\n{use}\n\nExported by gptpipe {__version__}.\n"
+
+
+def _parameters(found: Weights) -> int:
+    return sum(math.prod(each.shape) for each in found.tensors.values())
+
+
+def _training_of(found: Weights) -> dict[str, str]:
+    """What a checkpoint of ours says of its training, and the validation that was logged with it."""
+    checkpoint = open_checkpoint(found.url)
+    if checkpoint is None:
+        return {"read from": found.url.rsplit("/", 1)[-1]}
+    state = checkpoint.json(STATE) if STATE in checkpoint.manifest["files"] else {}
+    if "imported_from" in state:
+        return {"imported from": str(state["imported_from"])}
+    rows = {"trained for": f"{checkpoint.step:,} steps"}
+    if tokens := state.get("tokens_seen"):
+        rows["tokens seen"] = f"{tokens:,}"
+    if dataset := state.get("dataset"):
+        rows["dataset"] = f"`{dataset}`"
+    for name, value in _validation(checkpoint.url, checkpoint.step).items():
+        rows[f"validation: {name}"] = value
+    return rows
+
+
+def _validation(url: str, step: int) -> dict[str, str]:
+    """The newest validation up to a checkpoint's step."""
+    try:
+        lines = keep_until(storage.read_bytes(storage.join(url.rsplit("/", 1)[0], METRICS)), step).splitlines()
+    except FileNotFoundError:
+        return {}
+    scored = [record for line in lines if "validation/loss" in (record := json.loads(line))]
+    if not scored:
+        return {}
+    last = scored[-1]
+    found = {"cross-entropy": f"{last['validation/loss']:.4f} nats a token (at step {last['step']:,})"}
+    for key, name, unit in (("perplexity", "perplexity", ""), ("bits_per_byte", "bits per byte", "")):
+        if (value := last.get(f"validation/{key}")) is not None:
+            found[name] = f"{value:,.3f}{unit}"
+    return found
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,99 @@
+"""Weights out: what `transformers` does with the folder, offline, and what the card says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2LMHeadModel, GPT2TokenizerFast
+
+from gptpipe import UserError, load
+from gptpipe.checkpoint import write_checkpoint
+from gptpipe.export import export_hf
+from gptpipe.hf import hf_config, hf_tensors
+from gptpipe.tokenizer import get_tokenizer, gpt2_files
+from tests.test_pretrained import ours, reference
+
+TEXTS = [
+    "def mean(values):\n    return sum(values)",
+    "  two  spaces, émigré, 日本語 🙂\n",
+    "<|endoftext|>x",
+    "I'll don't 12,345",
+]
+BPE = Path(__file__).resolve().parents[2] / "shared" / "data" / "gpt2"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    model = ours(tied=False, qkv_bias=False, vocab=50257)
+    state = {"tokens_seen": 1234, "dataset": "0123abcd"}
+    training = tmp_path / "training"
+    config = hf_config(model.config, "gpt2", 50256)
+    url = write_checkpoint(str(training), 20, model=hf_tensors(model), config=config, state=state).url
+    lines = [{"step": s, "validation/loss": 9.0 - s / 10, "validation/perplexity": 2.5} for s in (10, 20, 30)]
+    (training / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return url
+
+
+def test_a_pipeline_runs_in_the_folder_offline(checkpoint: str, tmp_path: Path) -> None:
+    out = export_hf(checkpoint, str(tmp_path / "out"))
+    code = (
+        "from transformers import pipeline; import sys\n"
+        "print(pipeline('text-generation', sys.argv[1])('def mean', max_new_tokens=3)[0]['generated_text'])"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "none")}
+    done = subprocess.run([sys.executable, "-c", code, out], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("def mean")
+
+
+def test_the_tokenizer_gives_the_same_ids(checkpoint: str, tmp_path: Path) -> None:
+    theirs = GPT2TokenizerFast.from_pretrained(export_hf(checkpoint, str(tmp_path / "out")))
+    mine = get_tokenizer("gpt2")
+    for text in TEXTS:
+        assert theirs(text)["input_ids"] == mine.encode(text, special=True)
+        assert theirs.decode(theirs(text)["input_ids"]) == text
+    assert (theirs.eos_token_id, theirs.model_max_length) == (50256, 12)
+
+
+def test_the_vocabulary_is_the_published_one() -> None:
+    if not BPE.is_dir():
+        pytest.skip("GPT-2's published files, shared/data/gpt2 beside the repository, are absent")
+    vocabulary, merges = gpt2_files()
+    assert vocabulary == json.loads((BPE / "encoder.json").read_text("utf-8"))
+    assert merges == (BPE / "vocab.bpe").read_text("utf-8")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_weights_are_the_same_in_every_type(checkpoint: str, tmp_path: Path, dtype: str) -> None:
+    out = export_hf(checkpoint, str(tmp_path / "out"), dtype)
+    theirs = GPT2LMHeadModel.from_pretrained(out)
+    assert theirs.dtype == getattr(torch, dtype)
+    mine = load(checkpoint).to(getattr(torch, dtype)).float()
+    tokens = torch.arange(12)[None]
+    assert (theirs.float()(tokens).logits - mine(tokens)).abs().max() < 1e-4
+    assert (load(out)(tokens) - mine(tokens)).abs().max() < 1e-4  # and back in
+
+
+def test_the_card_holds_what_is_known_up_to_that_step(checkpoint: str, tmp_path: Path) -> None:
+    text = (Path(export_hf(checkpoint, str(tmp_path / "out"))) / "README.md").read_text()
+    for part in ("20 steps", "1,234", "`0123abcd`", "7.0000 nats a token (at step 20)", "| 2.500 |", "of its own"):
+        assert part in text
+    reference(1, 2, 16, 8, 50257).save_pretrained(tmp_path / "hf")
+    text = (Path(export_hf(str(tmp_path / "hf"), str(tmp_path / "again"))) / "README.md").read_text()
+    assert "steps" not in text
+    assert "| read from | hf |" in text
+
+
+def test_nothing_that_is_there_is_written_over(checkpoint: str, tmp_path: Path) -> None:
+    export_hf(checkpoint, str(tmp_path / "out"))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(UserError, match="a model is there already"):
+        export_hf(checkpoint, str(tmp_path / "out"), "bfloat16")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
