@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -201,3 +202,24 @@ class GPT(nn.Module):
         c = self.config
         embeddings = self.wpe.weight.numel() + (0 if c.tie_weights else self.wte.weight.numel())
         return 6 * (self.count_parameters() - embeddings) + 12 * c.n_layer * c.n_embd * c.context_length
+
+
+def empty_model(config: ModelConfig) -> GPT:
+    """A model with shapes and no numbers, on the meta device.
+
+    Initialising there would compute nothing, but take a second for what torch imports to do so.
+    """
+    kinds: tuple[Any, ...] = (nn.Linear, nn.Embedding, nn.LayerNorm)
+    before = [kind.reset_parameters for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.reset_parameters = _leave
+        with torch.device("meta"):
+            return GPT(config)
+    finally:
+        for kind, method in zip(kinds, before, strict=True):
+            kind.reset_parameters = method
+
+
+def _leave(module: nn.Module) -> None:
+    """Leave a module's parameters as they are."""

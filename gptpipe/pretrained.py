@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ from gptpipe.errors import UserError
 from gptpipe.fetch import local_copy
 from gptpipe.hf import hf_config, hf_stored, model_config_from_hf
 from gptpipe.layouts import SUPPORTED, guessed_config, nanogpt_config, standardized
-from gptpipe.model import GPT
+from gptpipe.model import GPT, empty_model
 from gptpipe.stored import Stored, open_safetensors, open_torch
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 _HUB = "hf:"
 _TORCH = "pytorch_model.bin"
 _STATE_DICTS = ("model_state_dict", "state_dict", "model")  # under which people keep one in a larger dictionary
+_READERS = 2
 _PADDED = 128  # a vocabulary is padded to a multiple of at most that
 
 
@@ -67,15 +69,15 @@ class Weights:
         return state.hexdigest()
 
     def build(self, config: ModelConfig | None = None) -> GPT:
-        """A model with these weights, in float32. Holds the model and one tensor at a time.
+        """A model with these weights, in float32. Holds the model and two tensors at a time.
 
         Args:
             config: of the same shape; its dropout is taken. By default the weights' own.
         """
         config = config or self.config
-        with torch.device("meta"):
-            model = GPT(config)
-        tensors = {name: _own(each) for name, each in self.tensors.items()}
+        model = empty_model(config)
+        with ThreadPoolExecutor(_READERS) as pool:  # what one copies, another waits for
+            tensors = dict(zip(self.tensors, pool.map(_own, self.tensors.values()), strict=True))
         if config.tie_weights:
             tensors["lm_head.weight"] = tensors["wte.weight"]
         model.load_state_dict(tensors, assign=True)
@@ -87,8 +89,10 @@ class Weights:
 
 
 def _own(stored: Stored) -> Tensor:
-    """In float32, in memory that is not the file's."""
+    """In float32 and in one piece."""
     found = stored.read()
+    if found.dtype == torch.float32 and found.is_contiguous():
+        return found
     own = torch.empty(stored.shape, dtype=torch.float32)
     return own.copy_(found)
 
@@ -271,8 +275,7 @@ def _without_padding(config: dict[str, Any], tensors: dict[str, Stored], where: 
 
 def check_tensors(config: ModelConfig, tensors: dict[str, Stored], where: str) -> None:
     """Hold names and shapes against the configuration; every tensor that does not fit is named at once."""
-    with torch.device("meta"):
-        expected = {name: tuple(value.shape) for name, value in GPT(config).state_dict().items()}
+    expected = {name: tuple(value.shape) for name, value in empty_model(config).state_dict().items()}
     if config.tie_weights:
         expected.pop("lm_head.weight")
     problems = [f"{name} is missing" for name in expected if name not in tensors]
