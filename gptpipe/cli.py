@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -377,25 +379,49 @@ def _read_text(name: str) -> str:
 @app.command()
 def generate(
     weights: WeightsOption,
-    prompt: Annotated[list[str], typer.Option("--prompt", help="Text to continue; may be given several times.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="Text to continue; may be given several times.")
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Prompts: a line each, or .jsonl with `prompt`; - is standard input."),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="File or URL for the samples as JSONL, instead of standard output.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens generated a prompt.")] = 80,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Draw from the k likeliest; 0 is all.")] = 50,
     top_p: Annotated[float, typer.Option(help="Draw from the fewest that reach this probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Draw from tokens at least so likely beside the likeliest.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Over 1, what is there already is less likely.")] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text before which to end; may be given several times.")
+    ] = None,
+    logprobs: Annotated[
+        bool, typer.Option("--logprobs", help="With --json or --out: each token's log-probability.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 1337,
     as_json: Json = False,
 ) -> None:
-    """Continue prompts."""
+    """Continue prompts. A single one appears token by token on a terminal."""
+    from gptpipe import storage
     from gptpipe.config import SampleConfig, parse
     from gptpipe.generate import generate as continue_prompts
     from gptpipe.tracking import resolve_weights
 
+    texts = [*(prompt or []), *(_read_prompts(prompts) if prompts else [])]
+    if not texts:
+        raise UserError("no prompt", where="--prompt", hint="give --prompt TEXT, or --prompts FILE")
     given = {
-        "prompts": prompt,
+        "prompts": texts,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "stop": stop or [],
         "seed": seed,
     }
     try:
@@ -403,9 +429,43 @@ def generate(
     except UserError as error:
         flag = f"--{error.where.replace('_', '-')}"
         raise UserError(error.message, where=flag, hint="see `gptpipe generate --help`") from None
-    made = continue_prompts(resolve_weights(weights), prompt, options)
-    values = {"samples": [{"prompt": s.prompt, "text": s.text, "tokens": s.tokens} for s in made]}
-    _answer(values, as_json, "\n---\n".join(s.text for s in made))
+    streams = len(texts) == 1 and sys.stdout.isatty() and not as_json and not out and not options.stop
+    if streams:
+        print(texts[0], end="", flush=True)
+    made = continue_prompts(
+        resolve_weights(weights), texts, options, logprobs=logprobs, on_token=_printer() if streams else None
+    )
+    samples = [{key: value for key, value in asdict(s).items() if key != "logprobs" or logprobs} for s in made]
+    if streams:
+        print()
+        return
+    if out:
+        storage.write_bytes(storage.normalize(out), "".join(f"{json.dumps(s)}\n" for s in samples).encode())
+        _answer({"samples": out, "count": len(samples)}, as_json, f"{counted(len(samples), 'sample')} → {out}")
+        return
+    _answer({"samples": samples}, as_json, "\n---\n".join(s.text for s in made))
+
+
+def _read_prompts(name: str) -> list[str]:
+    """Prompts of a file: a line each, or the `prompt` of each line of JSON."""
+    lines = [line for line in _read_text(name).split("\n") if line.strip()]
+    if not name.endswith(".jsonl"):
+        return lines
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(str(json.loads(line)["prompt"]))
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                "not an object with a `prompt`", where=f"{name}, line {number}", hint='write {"prompt": "…"}'
+            ) from None
+    return found
+
+
+def _printer() -> Callable[[int, bytes], None]:
+    """Prints the bytes of tokens as text; a character may be spread over several."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return lambda _, piece: print(decoder.decode(piece), end="", flush=True)
 
 
 @app.command(name="import")

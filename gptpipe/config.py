@@ -274,7 +274,17 @@ class SampleConfig(Section):
     temperature: float = result(0.8, "Divides the logits; 0 takes the likeliest token", ge=0, le=100)
     top_k: int = result(50, "Draw from the k likeliest tokens; 0 is all", "tokens", ge=0)
     top_p: float = result(1.0, "Draw from the fewest tokens whose probability reaches this", gt=0, le=1)
+    min_p: float = result(0.0, "Draw from tokens at least so likely beside the likeliest", ge=0, le=1)
+    repetition_penalty: float = result(1.0, "Makes tokens that are there already less likely; 1 does not", gt=0, le=10)
+    stop: list[str] = result([], "Texts before which a continuation ends")
     seed: int = result(1337, "Seed of the draws", ge=0, lt=1 << 63)
+
+    @field_validator("stop")
+    @classmethod
+    def _stop_holds_no_empty_text(cls, value: list[str]) -> list[str]:
+        if "" in value:
+            raise ValueError("an empty text is everywhere")
+        return value
 
 
 class PromoteConfig(Section):

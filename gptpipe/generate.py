@@ -1,4 +1,4 @@
-"""Sampling with a KV cache: greedy, temperature, top-k, top-p, batches of prompts of different lengths.
+"""Sampling with a KV cache: how tokens are drawn, stop texts, batches of prompts of different lengths.
 
 The draws of a row depend on (seed, row, position) alone, so that a prompt's text does not depend on which other
 rows end early. Past the context the window slides: it is computed anew for every token, as the book does.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import io
 import tokenize as python_tokenize
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,13 +26,25 @@ from gptpipe.tokenizer import Tokenizer, get_tokenizer
 STAGE_VERSION = 1
 
 
+Ended = Literal["length", "end_of_text", "stop"]
+
+
 @dataclass(frozen=True)
 class Sample:
-    """A prompt and how it was continued: `text` is the whole, `tokens` the ids that were generated."""
+    """A prompt and how it was continued.
+
+    Attributes:
+        text: the whole, prompt and continuation.
+        tokens: the ids that were generated, `<|endoftext|>` and what reaches into a stop text left out.
+        ended: why it ended: at its greatest length, at the end of the text, or before a stop text.
+        logprobs: natural logarithms of the probabilities that the model itself gave to `tokens`, where asked for.
+    """
 
     prompt: str
     text: str
     tokens: list[int]
+    ended: Ended = "length"
+    logprobs: list[float] | None = None
 
     @property
     def continuation(self) -> str:
@@ -40,15 +52,23 @@ class Sample:
 
 
 def generate(
-    weights: str | GPT, prompts: Sequence[str], config: SampleConfig | None = None, *, tokenizer: str = "gpt2"
+    weights: str | GPT,
+    prompts: Sequence[str],
+    config: SampleConfig | None = None,
+    *,
+    tokenizer: str = "gpt2",
+    logprobs: bool = False,
+    on_token: Callable[[int, bytes], None] | None = None,
 ) -> list[Sample]:
-    """Continue prompts.
+    """Continue prompts. One that is longer than the context is read from its end.
 
     Args:
         weights: any WEIGHTS, or a model.
         prompts: texts; `<|endoftext|>` in them is the special token.
-        config: lengths, temperature, top-k, top-p and seed; its own prompts are not used.
+        config: lengths, how tokens are drawn, stop texts and seed; its own prompts are not used.
         tokenizer: of a model that is given as such.
+        logprobs: whether the samples hold those of their tokens.
+        on_token: called with a prompt's number and the bytes of each token that is generated for it.
 
     Raises:
         UserError: weights that cannot be used, or a prompt without a token.
@@ -65,18 +85,54 @@ def generate(
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not ids:
             raise UserError("a prompt of zero tokens", where=f"prompt {prompt!r}", hint="give at least one character")
-    made = generate_ids(model, encoded, config, end_of_text=encoding.end_of_text)
-    return [Sample(p, p + encoding.decode(ids), ids) for p, ids in zip(prompts, made, strict=True)]
+    scores: list[list[float]] | None = [[] for _ in prompts] if logprobs else None
+    longest = max((len(text.encode()) for text in config.stop), default=0)
+
+    def ended(row: int, ids: list[int]) -> bool:
+        """Whether a stop text is there: every token is a byte at least, so that the last ones tell."""
+        if on_token is not None:
+            on_token(row, encoding.encoding.decode_single_token_bytes(ids[-1]))
+        tail = encoding.decode(ids[-longest:]) if longest else ""
+        return any(text in tail for text in config.stop)
+
+    made = generate_ids(model, encoded, config, end_of_text=encoding.end_of_text, ended=ended, logprobs=scores)
+    return [
+        _sample(prompt, ids, encoding, config, scores[row] if scores is not None else None)
+        for row, (prompt, ids) in enumerate(zip(prompts, made, strict=True))
+    ]
+
+
+def _sample(
+    prompt: str, ids: list[int], encoding: Tokenizer, config: SampleConfig, scores: list[float] | None
+) -> Sample:
+    text = encoding.decode(ids)
+    why: Ended = "length" if len(ids) == config.max_new_tokens else "end_of_text"
+    found = [place for stop in config.stop if (place := text.find(stop)) >= 0]
+    if found:
+        why, text = "stop", text[: min(found)]
+        while ids and len(encoding.decode(ids)) > len(text):
+            ids = ids[:-1]
+    return Sample(prompt, prompt + text, ids, why, scores[: len(ids)] if scores is not None else None)
 
 
 @torch.no_grad()
 def generate_ids(
-    model: GPT, prompts: Sequence[Sequence[int]], config: SampleConfig, *, end_of_text: int | None = None
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    config: SampleConfig,
+    *,
+    end_of_text: int | None = None,
+    ended: Callable[[int, list[int]], bool] | None = None,
+    logprobs: list[list[float]] | None = None,
 ) -> list[list[int]]:
     """Continue prompts of token ids; returns the new ids of each, `end_of_text` not included.
 
-    A row ends at `end_of_text` or after `config.max_new_tokens`. A prompt longer than the context is read from
-    its end.
+    A row ends at `end_of_text`, after `config.max_new_tokens`, or when `ended` says so. A prompt longer than the
+    context is read from its end.
+
+    Args:
+        ended: called with a row's number and its new ids after each.
+        logprobs: takes those of each row's new ids.
     """
     if not prompts:
         return []
@@ -101,13 +157,19 @@ def generate_ids(
             cache = KVCache(capacity=min(context, longest + config.max_new_tokens)) if longest < context else None
             logits = _read(model, [rows[i][-context:] for i in active], cache, device)
         positions = [len(rows[i]) for i in active]
-        chosen = choose(logits.float().cpu(), config, rows=active, positions=positions)
-        for i, token in zip(list(active), chosen, strict=True):
+        logits = logits.float().cpu()
+        chosen = choose(logits, config, rows=active, positions=positions, seen=[rows[i] for i in active])
+        scores = torch.log_softmax(logits.double(), dim=-1) if logprobs is not None else None
+        for place, (i, token) in enumerate(zip(list(active), chosen, strict=True)):
             rows[i].append(token)  # an ended row is fed its last token again; nobody reads what it gives
             if token == end_of_text:
                 active.remove(i)
-            else:
-                new[i].append(token)
+                continue
+            new[i].append(token)
+            if logprobs is not None and scores is not None:
+                logprobs[i].append(float(scores[place, token]))
+            if ended is not None and ended(i, new[i]):
+                active.remove(i)
     model.train(training)
     return new
 
@@ -124,22 +186,27 @@ def _read(model: GPT, rows: list[list[int]], cache: KVCache | None, device: torc
     return logits
 
 
-def choose(logits: Tensor, config: SampleConfig, *, rows: Sequence[int], positions: Sequence[int]) -> list[int]:
-    """The next token of each row of logits (B, V).
+def choose(
+    logits: Tensor,
+    config: SampleConfig,
+    *,
+    rows: Sequence[int],
+    positions: Sequence[int],
+    seen: Sequence[Sequence[int]] = (),
+) -> list[int]:
+    """The next token of each row of logits (B, V), float32 on the CPU.
 
-    Temperature 0 takes the likeliest. Otherwise logits are divided by it, cut to the `top_k` likeliest and to
-    the fewest that reach `top_p` (nucleus sampling, Holtzman et al. 2020), and drawn from with a uniform number
-    of (seed, row, position).
+    Temperature 0 takes the likeliest. Otherwise one is drawn by a uniform number of (seed, row, position) from what
+    `candidates` leaves.
+
+    Args:
+        seen: the tokens of each row so far, for the repetition penalty.
     """
+    if config.repetition_penalty != 1:
+        logits = penalized(logits, seen, config.repetition_penalty)
     if config.temperature == 0:
         return [int(i) for i in logits.argmax(dim=-1)]
-    ordered, indices = torch.sort(logits.double() / config.temperature, dim=-1, descending=True, stable=True)
-    if 0 < config.top_k < ordered.shape[-1]:
-        ordered, indices = ordered[:, : config.top_k], indices[:, : config.top_k]
-    probabilities = torch.softmax(ordered, dim=-1)
-    if config.top_p < 1:
-        before = probabilities.cumsum(dim=-1) - probabilities
-        probabilities = torch.where(before < config.top_p, probabilities, 0.0)
+    probabilities, indices = candidates(logits, config)
     cumulative = probabilities.cumsum(dim=-1)
     chosen = []
     for line, index, row, position in zip(cumulative, indices, rows, positions, strict=True):
@@ -147,6 +214,36 @@ def choose(logits: Tensor, config: SampleConfig, *, rows: Sequence[int], positio
         place = int(torch.searchsorted(line, draw * float(line[-1]), right=True))
         chosen.append(int(index[min(place, len(line) - 1)]))
     return chosen
+
+
+def penalized(logits: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> Tensor:
+    """Logits of tokens that a row holds already divided by the penalty, or multiplied where negative (Keskar 2019)."""
+    changed = logits.clone()
+    for line, ids in zip(changed, seen, strict=True):
+        there = torch.tensor(sorted(set(ids)))
+        line[there] = torch.where(line[there] > 0, line[there] / penalty, line[there] * penalty)
+    return changed
+
+
+def candidates(logits: Tensor, config: SampleConfig) -> tuple[Tensor, Tensor]:
+    """Probabilities (B, n), float64 and not normalised, and their tokens (B, n), likeliest first.
+
+    Logits are divided by the temperature, cut to the `top_k` likeliest, to the fewest that reach `top_p` (nucleus
+    sampling, Holtzman et al. 2020), and to those at least `min_p` times as likely as the likeliest (Nguyen et al.
+    2024).
+    """
+    scaled = logits.double() / config.temperature
+    if 0 < config.top_k < logits.shape[-1]:
+        ordered, indices = torch.topk(scaled, config.top_k, dim=-1)
+    else:
+        ordered, indices = torch.sort(scaled, dim=-1, descending=True, stable=True)
+    probabilities = torch.softmax(ordered, dim=-1)
+    if config.top_p < 1:
+        before = probabilities.cumsum(dim=-1) - probabilities
+        probabilities = torch.where(before < config.top_p, probabilities, 0.0)
+    if config.min_p > 0:
+        probabilities = torch.where(probabilities >= config.min_p * probabilities[:, :1], probabilities, 0.0)
+    return probabilities, indices
 
 
 def python_line_share(samples: Sequence[Sample]) -> float | None:
@@ -192,7 +289,7 @@ class Samples:
 def sample_once(weights: str, config: SampleConfig, *, out: str) -> Samples:
     """Samples of the configured prompts, kept as `<out>/<id>.json` and read from there the next time."""
     read = read_weights(weights)
-    identity = digest({"stage": STAGE_VERSION, "weights": read.identity, "config": config.model_dump(mode="json")})
+    identity = digest({"stage": STAGE_VERSION, "weights": read.identity, "config": config.result_fields()})
     place = storage.join(storage.normalize(out), f"{identity}.json")
     try:
         known = storage.read_json(place)

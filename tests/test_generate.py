@@ -7,10 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.generation import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from gptpipe import GPT, ModelConfig, UserError, generate, load
 from gptpipe.config import SampleConfig
-from gptpipe.generate import Sample, choose, generate_ids, python_line_share
+from gptpipe.generate import Sample, candidates, choose, generate_ids, penalized, python_line_share
+from gptpipe.tokenizer import get_tokenizer
 
 
 def config(**given: object) -> SampleConfig:
@@ -137,3 +146,103 @@ def test_generate_from_a_checkpoint_gives_text(tmp_path: Path) -> None:
     sample = generate(str(tmp_path), ["Every effort"], config(max_new_tokens=5))[0]
     assert sample.text.startswith("Every effort")
     assert len(sample.tokens) == 5
+
+
+def warped(logits: torch.Tensor, given: SampleConfig) -> torch.Tensor:
+    """The distribution that is drawn from, (B, V)."""
+    probabilities, indices = candidates(logits, given)
+    found = torch.zeros(logits.shape, dtype=torch.float64).scatter(1, indices, probabilities)
+    return found / found.sum(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"temperature": 0.7},
+        {"temperature": 1.3, "top_k": 40},
+        {"temperature": 1.0, "top_p": 0.6},
+        {"temperature": 0.9, "min_p": 0.1},
+        {"temperature": 1.1, "top_k": 60, "top_p": 0.9, "min_p": 0.02},
+    ],
+)
+def test_it_draws_from_the_distribution_that_transformers_draws_from(given: dict[str, float]) -> None:
+    logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(3)) * 3
+    processors = LogitsProcessorList([TemperatureLogitsWarper(given["temperature"])])
+    if "top_k" in given:
+        processors.append(TopKLogitsWarper(int(given["top_k"])))
+    if "top_p" in given:
+        processors.append(TopPLogitsWarper(given["top_p"]))
+    if "min_p" in given:
+        processors.append(MinPLogitsWarper(given["min_p"]))
+    wanted = torch.softmax(processors(torch.zeros(6, 1, dtype=torch.long), logits.double()), dim=-1)
+    assert (warped(logits, config(**given)) - wanted).abs().max() < 1e-9
+
+
+def test_the_repetition_penalty_is_that_of_transformers(pair: tuple[GPT, GPT2LMHeadModel]) -> None:
+    ids = [[1, 5, 5, 9], [2, 3, 4, 299]]
+    logits = torch.randn(2, 300, generator=torch.Generator().manual_seed(4))
+    wanted = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor(ids), logits.clone())
+    assert torch.equal(penalized(logits, ids, 1.7), wanted)
+    model, theirs = pair
+    prompt = torch.tensor([[7, 8, 9]])
+    wanted_ids = theirs.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        max_new_tokens=20,
+        eos_token_id=None,
+        pad_token_id=0,
+        repetition_penalty=1.5,
+    )
+    found = generate_ids(model, prompt.tolist(), config(max_new_tokens=20, repetition_penalty=1.5))
+    assert found[0] == wanted_ids[0, 3:].tolist()
+
+
+@pytest.fixture(scope="module")
+def writer() -> GPT:
+    """A model of GPT-2's vocabulary whose continuations are arbitrary."""
+    torch.manual_seed(2)
+    model = GPT(ModelConfig(vocab_size=50257, context_length=64, n_layer=1, n_head=2, n_embd=32))
+    with torch.no_grad():
+        model.wte.weight.mul_(20)
+    return model.eval()
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5])
+def test_a_stop_text_ends_a_row_wherever_tokens_end(writer: GPT, length: int) -> None:
+    free = generate(writer, ["import os", "def f("], config(max_new_tokens=30, temperature=1, seed=3))
+    for row, sample in enumerate(free):
+        for start in (4, 11):  # characters, not tokens: it may begin and end inside of one
+            stop = sample.continuation[start : start + length]
+            found = generate(
+                writer, ["import os", "def f("], config(max_new_tokens=30, temperature=1, seed=3, stop=[stop])
+            )[row]
+            cut = sample.continuation.find(stop)
+            assert found.continuation == sample.continuation[:cut]
+            assert found.ended == "stop"
+            assert found.tokens == sample.tokens[: len(found.tokens)]
+            assert len(get_tokenizer("gpt2").decode(found.tokens)) <= cut
+
+
+def test_log_probabilities_are_the_models_own(writer: GPT) -> None:
+    (sample,) = generate(writer, ["import os"], config(max_new_tokens=6, temperature=2, seed=1), logprobs=True)
+    ids = get_tokenizer("gpt2").encode("import os")
+    with torch.no_grad():
+        scores = torch.log_softmax(writer(torch.tensor([ids + sample.tokens]))[0].double(), dim=-1)
+    wanted = [float(scores[len(ids) - 1 + place, token]) for place, token in enumerate(sample.tokens)]
+    assert sample.logprobs == pytest.approx(wanted, abs=1e-4)
+    assert generate(writer, ["import os"], config(max_new_tokens=2))[0].logprobs is None
+
+
+def test_tokens_are_told_as_they_come(writer: GPT) -> None:
+    told: list[tuple[int, bytes]] = []
+    made = generate(
+        writer, ["a", "b c"], config(max_new_tokens=7), on_token=lambda row, piece: told.append((row, piece))
+    )
+    for row, sample in enumerate(made):
+        assert b"".join(piece for who, piece in told if who == row).decode(errors="replace") == sample.continuation
+
+
+def test_an_empty_stop_text_is_refused() -> None:
+    with pytest.raises(ValueError, match="an empty text is everywhere"):
+        config(stop=["x", ""])
