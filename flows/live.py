@@ -37,7 +37,7 @@ class Live:
         self._progress = Progress(self._steps, config.train.batch_size * config.model.context_length)
         self._title = f"{config.preset}, so far"
         self._run = report.top_run()
-        self._lines: list[dict[str, Any]] = []
+        self._lines: dict[int, dict[str, Any]] = {}  # by step: an attempt begins with the lines of the one before
         self._link = ""
         self._ending = threading.Event()
         self._bar: UUID | None = None
@@ -46,7 +46,7 @@ class Live:
 
     def add(self, lines: list[dict[str, Any]]) -> None:
         """Lines as they come; never waits."""
-        self._lines = self._lines + lines
+        self._lines.update({line["step"]: line for line in lines})
 
     def link(self, url: str) -> None:
         """Where the curves are in MLflow."""
@@ -77,7 +77,8 @@ class Live:
                 log.debug("the progress could not be shown: %s", error)
 
     def _show(self, client: SyncPrefectClient, ending: bool) -> None:
-        lines = [line for line in self._lines if "train/loss" in line or "validation/loss" in line]
+        known = dict(self._lines)
+        lines = [known[step] for step in sorted(known)]
         trained = [line for line in lines if "train/loss" in line]
         if not trained:
             return

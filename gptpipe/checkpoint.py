@@ -12,7 +12,9 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,37 +57,27 @@ class Checkpoint:
         Raises:
             UserError: it is missing, or a byte of it is not what was written.
         """
-        url = storage.join(self.url, name)
-        promised = self.manifest["files"].get(name)
-        hint = "remove this folder to use the checkpoint before it, or give another"
-        if promised is None:
-            raise UserError(f"the checkpoint has no {name}", where=self.url, hint=hint)
-        try:
-            content = storage.read_bytes(url)
-        except FileNotFoundError:
-            raise UserError("missing from the checkpoint", where=url, hint=hint) from None
-        if len(content) != promised["size"] or hashlib.sha256(content).hexdigest() != promised["sha256"]:
-            raise UserError("damaged: its size or SHA-256 is not the one in the manifest", where=url, hint=hint)
-        return content
+        with self._verified(name) as path:
+            return path.read_bytes()
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """All tensors of a file, in memory."""
         return {key: each.read() for key, each in self.stored(name).items()}
 
     def stored(self, name: str) -> dict[str, Stored]:
-        """The tensors of a file, held against the manifest, to be read one by one.
+        """The tensors of a file, held against the manifest, to be read one by one. Raises as `read` does."""
+        with self._verified(name) as path:
+            return open_safetensors(path, storage.join(self.url, name))
 
-        Raises:
-            UserError: it is missing, or a byte of it is not what was written.
-        """
-        url = storage.join(self.url, name)
+    @contextmanager
+    def _verified(self, name: str) -> Iterator[Path]:
         promised = self.manifest["files"].get(name)
-        hint = "remove this folder to use the checkpoint before it, or give another"
+        url, hint = storage.join(self.url, name), "remove this folder to use the checkpoint before it, or give another"
         if promised is None:
             raise UserError(f"the checkpoint has no {name}", where=self.url, hint=hint)
         try:
-            with local_copy(url, promised["sha256"]) as path:
-                return open_safetensors(path, url)
+            with local_copy(url, promised["sha256"], hint) as path:
+                yield path
         except FileNotFoundError:
             raise UserError("missing from the checkpoint", where=url, hint=hint) from None
 

@@ -23,13 +23,14 @@ _TRIES = 5
 
 
 @contextmanager
-def local_copy(url: str, sha256: str = "") -> Iterator[Path]:
+def local_copy(url: str, sha256: str = "", hint: str = "fetch or write it again") -> Iterator[Path]:
     """A file as a local one, while the block runs; what has been opened in it can be read on.
 
     What `https://` names is kept in `<home>/cache/downloads` for the next time. Of `s3://` nothing is kept.
 
     Args:
         sha256: what it must be; empty is not known.
+        hint: what to do about one that is damaged.
 
     Raises:
         UserError: it is not there, cannot be fetched, or is damaged.
@@ -37,10 +38,10 @@ def local_copy(url: str, sha256: str = "") -> Iterator[Path]:
     if storage.is_local(url):
         path = storage.local_path(url)
         if sha256 and _sha256_of(path, url) != sha256:
-            raise _damaged(url)
+            raise _damaged(url, hint)
         yield path
     elif url.startswith(("https://", "http://")):
-        yield _downloaded(url, sha256)
+        yield _downloaded(url, sha256, hint)
     else:
         cache = settings().home_path / "cache"
         cache.mkdir(parents=True, exist_ok=True)
@@ -49,11 +50,11 @@ def local_copy(url: str, sha256: str = "") -> Iterator[Path]:
             _fetch(url, file, storage.describe(url).size, state)
             file.flush()
             if sha256 and state.hexdigest() != sha256:
-                raise _damaged(url)
+                raise _damaged(url, hint)
             yield Path(file.name)
 
 
-def _downloaded(url: str, sha256: str) -> Path:
+def _downloaded(url: str, sha256: str, hint: str) -> Path:
     """A file of the cache, fetched by one process while others wait for it."""
     found = storage.describe(url)
     folder = settings().home_path / "cache" / "downloads" / digest([url, found.version, found.size])[:32]
@@ -67,7 +68,7 @@ def _downloaded(url: str, sha256: str) -> Path:
                 _fetch(url, file, found.size)
             if sha256 and _sha256_of(partial, url) != sha256:
                 partial.unlink()
-                raise _damaged(url)
+                raise _damaged(url, hint)
             partial.rename(place)
     return place
 
@@ -98,7 +99,7 @@ def _fetch(url: str, file: IO[bytes], size: int, state: Any = None) -> None:
                 raise
             time.sleep(tries)
     if file.tell() > size:
-        raise _damaged(url)
+        raise _damaged(url, "try again")
 
 
 def _sha256_of(path: Path, url: str) -> str:
@@ -109,5 +110,5 @@ def _sha256_of(path: Path, url: str) -> str:
         raise UserError("no such file", where=url, hint="give the path of one that is there") from None
 
 
-def _damaged(url: str) -> UserError:
-    return UserError("damaged: its size or SHA-256 is not what it should be", where=url, hint="fetch or write it again")
+def _damaged(url: str, hint: str) -> UserError:
+    return UserError("damaged: its size or SHA-256 is not what it should be", where=url, hint=hint)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from gptpipe.stored import Stored, open_safetensors, open_torch
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 _HUB = "hf:"
 _TORCH = "pytorch_model.bin"
 _STATE_DICTS = ("model_state_dict", "state_dict", "model")  # under which people keep one in a larger dictionary
@@ -128,7 +130,7 @@ def read_weights(weights: str) -> Weights:
     url = storage.normalize(weights)
     name = url.split("?")[0].rsplit("/", 1)[-1]
     if name.endswith(".safetensors"):
-        return _weights(url, _config_beside(url), _stored_file(url))
+        return _weights(url, _config_beside(url), _opened(url, open_safetensors))
     if name.endswith((".pth", ".pt", ".bin")):
         return _read_state_dict(url)
     if storage.is_local(url) and storage.local_path(url).is_file():
@@ -189,21 +191,15 @@ def _read_folder(url: str, where: str) -> Weights:
 
 
 def _tensors_of(url: str) -> dict[str, Stored]:
-    return _stored_file(url) if url.endswith(".safetensors") else _state_dict(_loaded(url), url)
+    return (
+        _opened(url, open_safetensors) if url.endswith(".safetensors") else _state_dict(_opened(url, open_torch), url)
+    )
 
 
-def _stored_file(url: str) -> dict[str, Stored]:
+def _opened(url: str, opener: Callable[[Path, str], T]) -> T:
     try:
         with local_copy(url) as path:
-            return open_safetensors(path, url)
-    except FileNotFoundError:
-        raise UserError("no such file", where=url, hint=f"give {SUPPORTED}") from None
-
-
-def _loaded(url: str) -> dict[str, Any]:
-    try:
-        with local_copy(url) as path:
-            return open_torch(path, url)
+            return opener(path, url)
     except FileNotFoundError:
         raise UserError("no such file", where=url, hint=f"give {SUPPORTED}") from None
 
@@ -219,7 +215,7 @@ def _state_dict(loaded: dict[str, Any], url: str) -> dict[str, Stored]:
 
 def _read_state_dict(url: str) -> Weights:
     """A .pth, .pt or .bin: a state dict, or nanoGPT's checkpoint with its shape beside it."""
-    loaded = _loaded(url)
+    loaded = _opened(url, open_torch)
     tensors = standardized(_state_dict(loaded, url), url)
     arguments = loaded.get("model_args")
     config = nanogpt_config(arguments, tensors, url) if isinstance(arguments, dict) else _config_beside(url)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -111,7 +111,7 @@ def _read_at(file: BinaryIO, begin: int, shape: tuple[int, ...], dtype: torch.dt
     return tensor
 
 
-def open_torch(path: Path, where: str) -> dict[str, object]:
+def open_torch(path: Path, where: str) -> dict[str, Any]:
     """What torch.save has written, by the restricted loader that runs no code; tensors are mapped where that can be.
 
     Raises:

@@ -171,6 +171,15 @@ class Place:
         """Until a log says so: logs come some seconds after the state."""
         wait_until(lambda: words in self.said(), seconds, words)
 
+    def hang_prefect_server(self, seconds: float) -> None:
+        """Stop it for so long: it answers nothing, and refuses nothing either."""
+        server = psutil.Process(self.listeners()["PREFECT"][1])
+        server.suspend()
+        try:
+            time.sleep(seconds)
+        finally:
+            server.resume()
+
     def wait_for_step(self, step: int, of: int) -> None:
         """Until a training of `of` steps has logged one from `step` on."""
 

@@ -46,20 +46,27 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT, GPT2LMHeadModel
     return load(str(folder)), theirs
 
 
+def their_greedy(theirs: GPT2LMHeadModel, prompt: torch.Tensor, **more: float) -> list[int]:
+    """Twenty new tokens."""
+    found = theirs.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        max_new_tokens=20,
+        eos_token_id=None,
+        pad_token_id=0,
+        **more,
+    )
+    ids: list[int] = found[0, prompt.shape[1] :].tolist()
+    return ids
+
+
 def test_greedy_agrees_with_transformers_token_for_token(pair: tuple[GPT, GPT2LMHeadModel]) -> None:
     model, theirs = pair
     for seed in range(8):
         prompt = torch.randint(1, 500, (1, 3 + seed), generator=torch.Generator().manual_seed(seed))
-        wanted = theirs.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            do_sample=False,
-            max_new_tokens=20,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
         found = generate_ids(model, prompt.tolist(), config(max_new_tokens=20))
-        assert found[0] == wanted[0, prompt.shape[1] :].tolist()
+        assert found[0] == their_greedy(theirs, prompt)
 
 
 def recomputed(model: GPT, prompt: list[int], new: int) -> list[int]:
@@ -185,17 +192,8 @@ def test_the_repetition_penalty_is_that_of_transformers(pair: tuple[GPT, GPT2LMH
     assert torch.equal(penalized(logits, ids, 1.7), wanted)
     model, theirs = pair
     prompt = torch.tensor([[7, 8, 9]])
-    wanted_ids = theirs.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        do_sample=False,
-        max_new_tokens=20,
-        eos_token_id=None,
-        pad_token_id=0,
-        repetition_penalty=1.5,
-    )
     found = generate_ids(model, prompt.tolist(), config(max_new_tokens=20, repetition_penalty=1.5))
-    assert found[0] == wanted_ids[0, 3:].tolist()
+    assert found[0] == their_greedy(theirs, prompt, repetition_penalty=1.5)
 
 
 @pytest.fixture(scope="module")

@@ -105,12 +105,7 @@ def test_a_training_goes_on_while_the_prefect_server_is_away_and_can_be_cancelle
     run = place.press_run("retrain/on-demand", **wanted(place, steps=1_000_000, checkpoint_every=100_000))
     place.wait_for_step(10, 1_000_000)
     ranks = place.ranks()
-    server = psutil.Process(place.listeners()["PREFECT"][1])
-    server.suspend()
-    try:
-        time.sleep(80)
-    finally:
-        server.resume()
+    place.hang_prefect_server(80)
     assert place.ranks().keys() == ranks.keys()
     wait_until(lambda: machine_slots(place) == 1, 30, "the machine reserved once more")
     place.cancel(run)
