@@ -401,6 +401,7 @@ def generate(
     logprobs: Annotated[
         bool, typer.Option("--logprobs", help="With --json or --out: each token's log-probability.")
     ] = False,
+    slide: Annotated[str, typer.Option(help="Past the context: `one`, or `half`, which is far quicker.")] = "one",
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 1337,
     as_json: Json = False,
 ) -> None:
@@ -422,6 +423,7 @@ def generate(
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
         "stop": stop or [],
+        "slide": slide,
         "seed": seed,
     }
     try:

@@ -277,6 +277,9 @@ class SampleConfig(Section):
     min_p: float = result(0.0, "Draw from tokens at least so likely beside the likeliest", ge=0, le=1)
     repetition_penalty: float = result(1.0, "Makes tokens that are there already less likely; 1 does not", gt=0, le=10)
     stop: list[str] = result([], "Texts before which a continuation ends")
+    slide: Literal["one", "half"] = result(
+        "one", "Past the context: drop one token a time and compute all anew, or half a context, and go on from there"
+    )
     seed: int = result(1337, "Seed of the draws", ge=0, lt=1 << 63)
 
     @field_validator("stop")

@@ -1,7 +1,8 @@
 """Sampling with a KV cache: how tokens are drawn, stop texts, batches of prompts of different lengths.
 
 The draws of a row depend on (seed, row, position) alone, so that a prompt's text does not depend on which other
-rows end early. Past the context the window slides: it is computed anew for every token, as the book does.
+rows end early. Past the context the window slides: by one token, and all is computed anew for every token, as the book
+does, or by half a context, and all is computed anew once every half context.
 """
 
 from __future__ import annotations
@@ -142,20 +143,22 @@ def generate_ids(
     rows = [list(prompt) for prompt in prompts]
     new: list[list[int]] = [[] for _ in prompts]
     active = list(range(len(rows)))  # rows that have not ended
-    cached: list[int] = []  # rows that the cache holds
+    cached: dict[int, int] = {}  # rows that the cache holds, and the first token of each that it was read from
     cache: KVCache | None = None
     for _ in range(config.max_new_tokens):
         if not active:
             break
-        if cache is not None and cache.length < context:
+        starts = {i: window_start(len(rows[i]), context, config.slide) for i in active}
+        if cache is not None and cache.length < cache.capacity and all(cached[i] == starts[i] for i in active):
             step = torch.tensor([[rows[i][-1]] for i in cached], device=device)
-            places = torch.tensor([cached.index(i) for i in active], device=device)
+            order = list(cached)
+            places = torch.tensor([order.index(i) for i in active], device=device)
             logits = model(step, cache=cache)[places, -1]
         else:
-            longest = max(len(rows[i]) for i in active)
-            cached = list(active)
+            cached = starts
+            longest = max(len(rows[i]) - starts[i] for i in active)
             cache = KVCache(capacity=min(context, longest + config.max_new_tokens)) if longest < context else None
-            logits = _read(model, [rows[i][-context:] for i in active], cache, device)
+            logits = _read(model, [rows[i][starts[i] :] for i in active], cache, device)
         positions = [len(rows[i]) for i in active]
         logits = logits.float().cpu()
         chosen = choose(logits, config, rows=active, positions=positions, seen=[rows[i] for i in active])
@@ -172,6 +175,15 @@ def generate_ids(
                 active.remove(i)
     model.train(training)
     return new
+
+
+def window_start(length: int, context: int, slide: str) -> int:
+    """The first token of a row that is read to predict the next; depends on the row's own length alone."""
+    over = length - context
+    if over <= 0 or slide == "one":
+        return max(0, over)
+    half = max(1, context // 2)
+    return half * -(-over // half)
 
 
 def _read(model: GPT, rows: list[list[int]], cache: KVCache | None, device: torch.device) -> Tensor:

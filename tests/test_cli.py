@@ -56,6 +56,22 @@ BAD = {
     "no such model": (["generate", "--weights", "models:/none@champion", "--prompt", "a"], "models:/none@champion"),
     "empty prompt": (["generate", "--weights", "{weights}", "--prompt", ""], "zero tokens"),
     "temperature": (["generate", "--weights", "{weights}", "--prompt", "a", "--temperature", "-1"], "temperature"),
+    "no prompt": (["generate", "--weights", "{weights}"], "--prompt: no prompt"),
+    "not a prompt": (
+        ["generate", "--weights", "{weights}", "--prompts", "{tmp}/a.jsonl"],
+        "a.jsonl, line 1: not an object with a `prompt`",
+    ),
+    "min-p": (["generate", "--weights", "{weights}", "--prompt", "a", "--min-p", "2"], "--min-p:"),
+    "temperature that is no number": (
+        ["generate", "--weights", "{weights}", "--prompt", "a", "--temperature", "nan"],
+        "--temperature:",
+    ),
+    "empty stop": (
+        ["generate", "--weights", "{weights}", "--prompt", "a", "--stop", ""],
+        "an empty text is everywhere",
+    ),
+    "slide": (["generate", "--weights", "{weights}", "--prompt", "a", "--slide", "two"], "--slide:"),
+    "export type": (["export", "{weights}", "--out", "{tmp}/x", "--dtype", "int8"], "--dtype: 'int8' is not one of"),
     "top-p": (["generate", "--weights", "{weights}", "--prompt", "a", "--top-p", "0"], "--top-p:"),
     "both": (
         ["evaluate", "--weights", "{weights}", "--data", "x", "--text", "{tmp}/two/a.txt"],
@@ -159,6 +175,16 @@ def test_tokenize_train_evaluate_generate_import(tmp_path: Path) -> None:
     )
     assert [sample["prompt"] for sample in said["samples"]] == ["It was", "Chapter"]
     assert all(sample["text"].startswith(sample["prompt"]) for sample in said["samples"])
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "It was"}\n{"prompt": "Chapter"}\n')
+    given = ["--prompts", str(tmp_path / "prompts.jsonl"), "--out", str(tmp_path / "samples.jsonl"), "--logprobs"]
+    greedy = ["--max-new-tokens", "4", "--temperature", "0"]
+    gptpipe("generate", "--weights", trained["checkpoint"], *given, *greedy)
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [line["text"] for line in lines] == [sample["text"] for sample in said["samples"]]
+    assert all(len(line["logprobs"]) == len(line["tokens"]) for line in lines)
+    folder = gptpipe("export", trained["checkpoint"], "--out", str(tmp_path / "hf")).stdout.strip()
+    again = gptpipe("generate", "--weights", folder, "--prompt", "It was", *greedy)
+    assert again.stdout == said["samples"][0]["text"] + "\n"
     brought = json.loads(gptpipe("import", trained["checkpoint"], "--out", str(tmp_path / "imported"), "--json").stdout)
     assert (Path(brought["checkpoint"]) / "model.safetensors").exists()
 

@@ -69,22 +69,40 @@ def test_greedy_agrees_with_transformers_token_for_token(pair: tuple[GPT, GPT2LM
         assert found[0] == their_greedy(theirs, prompt)
 
 
-def recomputed(model: GPT, prompt: list[int], new: int) -> list[int]:
-    """The plain way, as the book does it: the window is computed anew for every token."""
-    ids = list(prompt)
+def recomputed(model: GPT, prompt: list[int], new: int, slide: str = "one") -> list[int]:
+    """The plain way: the window is computed anew for every token, as the book does it, or from where `half` begins."""
+    ids, context, start = list(prompt), model.config.context_length, 0
     with torch.no_grad():
         for _ in range(new):
-            window = torch.tensor([ids[-model.config.context_length :]])
-            ids.append(int(model(window)[0, -1].argmax()))
+            while len(ids) - start > context:
+                start += 1 if slide == "one" else context // 2
+            ids.append(int(model(torch.tensor([ids[start:]]))[0, -1].argmax()))
     return ids[len(prompt) :]
 
 
-def test_batches_of_different_lengths_and_past_the_context(pair: tuple[GPT, GPT2LMHeadModel]) -> None:
+@pytest.mark.parametrize("slide", ["one", "half"])
+def test_batches_of_different_lengths_and_past_the_context(pair: tuple[GPT, GPT2LMHeadModel], slide: str) -> None:
     model, _ = pair
     prompts = [[5], [7, 8, 9], list(range(20, 45)), list(range(1, 60))]
     for batch in (prompts[:2], prompts[:3], prompts):
-        found = generate_ids(model, batch, config(max_new_tokens=45))
-        assert found == [recomputed(model, prompt, 45) for prompt in batch]
+        found = generate_ids(model, batch, config(max_new_tokens=45, slide=slide))
+        assert found == [recomputed(model, prompt, 45, slide) for prompt in batch]
+
+
+def test_half_a_context_is_computed_anew_once_every_half_context(
+    pair: tuple[GPT, GPT2LMHeadModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = pair
+    read: list[int] = []
+    hidden = GPT.hidden
+
+    def counted(self: GPT, tokens: torch.Tensor, cache: object = None) -> torch.Tensor:
+        read.append(tokens.shape[1])
+        return hidden(self, tokens, cache)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(GPT, "hidden", counted)
+    generate_ids(model, [[5]], config(max_new_tokens=100, slide="half"))
+    assert [size for size in read if size > 1] == [17] * 5  # of a context of 32, in the step after it is full
 
 
 def test_each_row_stops_at_its_own_end_of_text(pair: tuple[GPT, GPT2LMHeadModel]) -> None:
