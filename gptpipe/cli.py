@@ -603,9 +603,9 @@ def deploy(
     pool: Annotated[str, typer.Option(help="Work pool whose workers run the flows.")] = "gptpipe", as_json: Json = False
 ) -> None:
     """Register the deployments with the Prefect server that PREFECT_API_URL names."""
-    from gptpipe.servers import prefect_server
+    from gptpipe.servers import the_prefect_server
 
-    prefect_server().ask("admin/version")
+    the_prefect_server().ask("admin/version")
     from flows.deployments import deploy as register
 
     names = register(pool)

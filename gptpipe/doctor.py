@@ -13,7 +13,7 @@ import psutil
 from gptpipe import __version__, storage
 from gptpipe.clocks import check_clock
 from gptpipe.errors import UserError
-from gptpipe.servers import mlflow_server, prefect_server
+from gptpipe.servers import the_mlflow_server, the_prefect_server
 from gptpipe.settings import settings
 from gptpipe.stack import Stack
 
@@ -96,8 +96,8 @@ def _tracking() -> Check:
         made = "" if Path(uri.removeprefix("sqlite:///")).exists() else " (made at the first run)"
         return Check("tracking", True, f"{uri}{made}")
     try:
-        running = str(mlflow_server(uri).ask("version")).strip()
-        mlflow_server(uri).ask("api/2.0/mlflow/experiments/get-by-name?experiment_name=Default")
+        running = str(the_mlflow_server(uri).ask("version")).strip()
+        the_mlflow_server(uri).ask("api/2.0/mlflow/experiments/get-by-name?experiment_name=Default")
     except UserError as error:
         return Check("tracking", False, str(error), "start the MLflow server or set GPTPIPE_MLFLOW_URI")
     return Check("tracking", True, f"MLflow {running} at {uri} answers and lets this machine in")
@@ -107,7 +107,7 @@ def _prefect() -> Check:
     if not os.environ.get("PREFECT_API_URL"):
         return Check("prefect", None, "no PREFECT_API_URL: `gptpipe run` starts a server in its own process")
     try:
-        server = prefect_server()
+        server = the_prefect_server()
         running = server.ask("admin/version")
         check_clock(server.skew())
         detail = f"Prefect {running} at {server.url} answers and lets this machine in"

@@ -77,7 +77,7 @@ class Server:
             ) from None
 
 
-def prefect_server() -> Server:
+def the_prefect_server() -> Server:
     """The one that PREFECT_API_URL names.
 
     Raises:
@@ -95,7 +95,7 @@ def prefect_server() -> Server:
     return Server("Prefect", url, "PREFECT_API_AUTH_STRING", _basic(os.environ.get("PREFECT_API_AUTH_STRING", "")))
 
 
-def mlflow_server(uri: str) -> Server:
+def the_mlflow_server(uri: str) -> Server:
     """The tracking server at an http:// or https:// address."""
     user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD"))
     credentials = "MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD"

@@ -18,7 +18,7 @@ import psutil
 from gptpipe import __version__
 from gptpipe.clocks import check_clock
 from gptpipe.errors import UserError
-from gptpipe.servers import prefect_server
+from gptpipe.servers import the_prefect_server
 from gptpipe.settings import settings
 from gptpipe.torchrun import StopSignals, send_signal
 from gptpipe.wording import counted
@@ -37,10 +37,10 @@ def check(pool: str, wants_gpu: bool) -> None:
     """
     from gptpipe.storage import check_writable, normalize
 
-    check_clock(prefect_server().skew())
+    check_clock(the_prefect_server().skew())
     to_deploy = "run `gptpipe deploy` once, where the server is"
-    prefect_server().ask(f"work_pools/{pool}", absent=(f"no work pool {pool}", to_deploy))
-    deployment = prefect_server().ask(
+    the_prefect_server().ask(f"work_pools/{pool}", absent=(f"no work pool {pool}", to_deploy))
+    deployment = the_prefect_server().ask(
         "deployments/name/train-node/train-node", absent=("nothing is deployed", to_deploy)
     )
     if deployment.get("version") != __version__:

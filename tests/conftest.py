@@ -21,7 +21,7 @@ from gptpipe.ports import free_ports
 from gptpipe.seaweedfs import SERVICES, find_weed, port_names, weed_command
 from gptpipe.settings import reload_settings
 
-hypothesis.settings.register_profile("gptpipe")  # the first example builds what the others find
+hypothesis.settings.register_profile("gptpipe", deadline=None)  # the first example builds what the others find
 hypothesis.settings.load_profile("gptpipe")
 
 LECTURE = Path(__file__).resolve().parents[2] / "shared" / "data" / "the-verdict.txt"

@@ -238,6 +238,7 @@ def test_a_jobset_that_somebody_deletes_is_cancelled_before_it_runs(
     thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "said"), [(403, "service account may not make one"), (404, "install the controller")]
 )
@@ -270,6 +271,7 @@ def test_what_is_no_template_is_refused_by_name(tmp_path: Path, content: str | N
         JobSetHosts(path, most=1)
 
 
+@pytest.mark.slow
 def test_without_a_cluster_it_says_so(
     template: Path, dataset: str, tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
