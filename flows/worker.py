@@ -30,7 +30,8 @@ class SavingWorker(ProcessWorker):
 
 def command(pool: str, name: str, limit: int | None, with_healthcheck: bool) -> list[str]:
     """What starts one, at most `limit` runs at a time."""
-    words = [sys.executable, "-m", "flows.worker", "--pool", pool, "--name", name]
+    # -P: a folder called flows where it is started is another's
+    words = [sys.executable, "-P", "-m", "flows.worker", "--pool", pool, "--name", name]
     words += ["--limit", str(limit)] if limit else []
     return [*words, "--with-healthcheck"] if with_healthcheck else words
 

@@ -432,11 +432,8 @@ def generate(
         flag = f"--{error.where.replace('_', '-')}"
         raise UserError(error.message, where=flag, hint="see `gptpipe generate --help`") from None
     streams = len(texts) == 1 and sys.stdout.isatty() and not as_json and not out and not options.stop
-    if streams:
-        print(texts[0], end="", flush=True)
-    made = continue_prompts(
-        resolve_weights(weights), texts, options, logprobs=logprobs, on_token=_printer() if streams else None
-    )
+    printer = _printer(texts[0]) if streams else None
+    made = continue_prompts(resolve_weights(weights), texts, options, logprobs=logprobs, on_token=printer)
     samples = [{key: value for key, value in asdict(s).items() if key != "logprobs" or logprobs} for s in made]
     if streams:
         print()
@@ -464,10 +461,10 @@ def _read_prompts(name: str) -> list[str]:
     return found
 
 
-def _printer() -> Callable[[int, bytes], None]:
-    """Prints the bytes of tokens as text; a character may be spread over several."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    return lambda _, piece: print(decoder.decode(piece), end="", flush=True)
+def _printer(prompt: str) -> Callable[[int, bytes], None]:
+    """Prints a prompt once there is a token after it, and tokens; a character may be spread over several."""
+    decoder, said = codecs.getincrementaldecoder("utf-8")("replace"), [prompt]
+    return lambda _, piece: print(said.pop() if said else "", decoder.decode(piece), sep="", end="", flush=True)
 
 
 @app.command(name="import")

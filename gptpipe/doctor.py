@@ -97,7 +97,7 @@ def _tracking() -> Check:
         return Check("tracking", True, f"{uri}{made}")
     try:
         running = str(the_mlflow_server(uri).ask("version")).strip()
-        the_mlflow_server(uri).ask("api/2.0/mlflow/experiments/get-by-name?experiment_name=Default")
+        the_mlflow_server(uri).ask("api/2.0/mlflow/registered-models/search?max_results=1")
     except UserError as error:
         return Check("tracking", False, str(error), "start the MLflow server or set GPTPIPE_MLFLOW_URI")
     return Check("tracking", True, f"MLflow {running} at {uri} answers and lets this machine in")

@@ -37,6 +37,15 @@ def lecture_text() -> Path:
     return LECTURE
 
 
+@pytest.fixture(scope="session")
+def gpt2_originals() -> Path:
+    """The folder of OpenAI's own vocab.bpe and encoder.json."""
+    folder = LECTURE.parent / "gpt2"
+    if not all((folder / name).is_file() for name in ("vocab.bpe", "encoder.json")):
+        pytest.skip("OpenAI's files, shared/data/gpt2 beside the repository, are absent")
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No setting of whoever runs the tests reaches them, and none of theirs reaches the next test."""

@@ -183,7 +183,7 @@ def test_whoever_does_not_know_the_word_is_not_let_in(containers: Containers) ->
     assert "does not let this machine in" in check["detail"]
 
 
-def test_stopped_it_saves_within_its_grace(containers: Containers) -> None:
+def test_stopped_it_ends_by_itself_within_its_grace(containers: Containers) -> None:
     """What Docker sends to a container is a SIGTERM; the worker ends by itself."""
     grace = containers.services["worker"]["stop_grace_period"]
     worker = containers.running["worker"]

@@ -25,7 +25,6 @@ TEXTS = [
     "<|endoftext|>x",
     "I'll don't 12,345",
 ]
-BPE = Path(__file__).resolve().parents[2] / "shared" / "data" / "gpt2"
 
 
 @pytest.fixture
@@ -61,12 +60,10 @@ def test_the_tokenizer_gives_the_same_ids(checkpoint: str, tmp_path: Path) -> No
     assert (theirs.eos_token_id, theirs.model_max_length) == (50256, 12)
 
 
-def test_the_vocabulary_is_the_published_one() -> None:
-    if not BPE.is_dir():
-        pytest.skip("GPT-2's published files, shared/data/gpt2 beside the repository, are absent")
+def test_the_vocabulary_is_the_published_one(gpt2_originals: Path) -> None:
     vocabulary, merges = gpt2_files()
-    assert vocabulary == json.loads((BPE / "encoder.json").read_text("utf-8"))
-    assert merges == (BPE / "vocab.bpe").read_text("utf-8")
+    assert vocabulary == json.loads((gpt2_originals / "encoder.json").read_text("utf-8"))
+    assert merges == (gpt2_originals / "vocab.bpe").read_text("utf-8")
 
 
 @torch.no_grad()

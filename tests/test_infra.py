@@ -110,16 +110,21 @@ def containers(document: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.fixture(params=["jobsets", "gpu-nodes"])
-def rendered(request: pytest.FixtureRequest, tmp_path: Path) -> list[dict[str, Any]]:
-    """What `kubectl apply -k` would send."""
+@pytest.fixture
+def kubectl() -> str:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is absent")
+    return "kubectl"
+
+
+@pytest.fixture(params=["jobsets", "gpu-nodes"])
+def rendered(request: pytest.FixtureRequest, tmp_path: Path, kubectl: str) -> list[dict[str, Any]]:
+    """What `kubectl apply -k` would send."""
     shutil.copytree(MANIFESTS, tmp_path / "kubernetes")
     (tmp_path / "kubernetes" / "base" / "secrets.env").write_text(
         "".join(f"{name}=user:password\n" for name in SECRETS)
     )
-    done = run("kubectl", "kustomize", str(tmp_path / "kubernetes" / request.param))
+    done = run(kubectl, "kustomize", str(tmp_path / "kubernetes" / request.param))
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
 
@@ -154,11 +159,9 @@ def test_every_name_that_the_manifests_refer_to_is_there(rendered: list[dict[str
     assert {("Service", host) for host in hosts} <= there
 
 
-def test_a_manifest_without_its_secrets_is_not_rendered(tmp_path: Path) -> None:
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is absent")
+def test_a_manifest_without_its_secrets_is_not_rendered(kubectl: str) -> None:
     assert not (MANIFESTS / "base" / "secrets.env").exists()
-    done = run("kubectl", "kustomize", str(MANIFESTS / "jobsets"))
+    done = run(kubectl, "kustomize", str(MANIFESTS / "jobsets"))
     assert done.returncode != 0
     assert "secrets.env" in done.stderr
 

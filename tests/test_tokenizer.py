@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 import sysconfig
 from collections.abc import Iterator
@@ -21,7 +22,6 @@ from gptpipe import tokenizer as tokenizer_module
 from gptpipe.errors import UserError
 from gptpipe.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer
 
-ORIGINALS = Path(__file__).resolve().parents[2] / "shared" / "data" / "gpt2"
 # The pattern as OpenAI published it with GPT-2 (encoder.py).
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
@@ -48,19 +48,18 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fresh_tokenizers
     def refuse(*_: Any, **__: Any) -> NoReturn:
         raise OSError("no network here")
 
+    importlib.import_module("requests")  # whatever is imported first without sockets stays broken for later tests
     for name in ("socket", "create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, name, refuse)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
 
 
 @pytest.fixture(scope="module")
-def original() -> tiktoken.Encoding:
+def original(gpt2_originals: Path) -> tiktoken.Encoding:
     """GPT-2 as tiktoken reads OpenAI's own two files."""
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
-    files = {"vocab_bpe_file": ORIGINALS / "vocab.bpe", "encoder_json_file": ORIGINALS / "encoder.json"}
-    if not all(file.is_file() for file in files.values()):
-        pytest.skip("OpenAI's files, shared/data/gpt2 beside the repository, are absent")
+    files = {"vocab_bpe_file": gpt2_originals / "vocab.bpe", "encoder_json_file": gpt2_originals / "encoder.json"}
     ranks = data_gym_to_mergeable_bpe_ranks(**{name: str(file) for name, file in files.items()})
     return tiktoken.Encoding(
         "original", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 50256}

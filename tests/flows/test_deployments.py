@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,20 @@ def test_the_same_training_twice_is_trained_once(place: Place) -> None:
     assert "the same training runs already" in said
     assert said.count("train: 300 steps") == 1
     assert "train: already done" in said
+
+
+def test_a_run_that_has_crashed_three_times_is_given_up(place: Place) -> None:
+    made = place.deployments()["retrain/on-demand"]
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    state = {"type": "SCHEDULED", "state_details": {"scheduled_time": later}}
+    asked = {"parameters": {"parameters": wanted(place, steps=5)}, "state": state}
+    run = place.prefect(f"deployments/{made['id']}/create_flow_run", asked)["id"]
+    for when in (later, later, datetime.now(UTC).isoformat()):
+        lost = {"type": "SCHEDULED", "name": "LostMachine", "state_details": {"scheduled_time": when}}
+        place.prefect(f"flow_runs/{run}/set_state", {"state": lost, "force": True})
+    state = place.wait_for(run, "FAILED", 90)
+    assert "crashed 3 times" in state["message"]
+    assert "train: 5 steps" not in place.said()
 
 
 def test_a_training_goes_on_while_the_prefect_server_is_away_and_can_be_cancelled_afterwards(place: Place) -> None:
