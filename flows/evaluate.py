@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from typing import Any
 
 from prefect import flow
@@ -11,7 +12,7 @@ from pydantic import Field
 from flows import report
 from gptpipe import storage
 from gptpipe.config import EvaluateConfig, Section
-from gptpipe.evaluate import evaluate_once
+from gptpipe.evaluate import compare_once, evaluate_once
 from gptpipe.settings import settings
 from gptpipe.tracking import resolve_weights
 
@@ -23,6 +24,7 @@ class EvaluateParameters(Section):
 
     weights: str = Field(description="A checkpoint, Hugging Face folder, file, or models:/NAME@ALIAS")
     data: str = Field(description="URL of a token dataset")
+    against: str = Field("", description="Weights that are scored too, on the same documents, for comparison")
     config: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Split and limits")
     storage: str | None = Field(None, description="Folder or s3:// URL; by default GPTPIPE_STORAGE")
 
@@ -31,8 +33,21 @@ class EvaluateParameters(Section):
 def evaluate(parameters: EvaluateParameters) -> dict[str, Any]:
     """Score weights, unless the same weights were scored on the same data before."""
     out = storage.join(parameters.storage or settings().storage_url, "evaluations")
-    data = parameters.config.data or parameters.data
-    found = evaluate_once(resolve_weights(parameters.weights), data=data, config=parameters.config, out=out)
+    data, config = parameters.config.data or parameters.data, parameters.config
+    weights = resolve_weights(parameters.weights)
+    found = evaluate_once(weights, data=data, config=config, out=out)
     log.info("evaluate: %s%s", "already done, " if found.already_done else "", found.sentence)
-    report.table("evaluation", found.sentence, found.as_dict())
-    return found.as_dict()
+    columns, answer, text = {"these weights": found.numbers}, found.as_dict(), found.sentence
+    if parameters.against:
+        other = resolve_weights(parameters.against)
+        before = evaluate_once(other, data=data, config=config, out=out)
+        comparison = compare_once(other, weights, data=data, config=config, out=out)
+        log.info("evaluate: against %s: %s", before.weights, comparison.sentence)
+        columns["before"] = before.numbers
+        answer["against"] = {**before.as_dict(), **asdict(comparison), "comparison": comparison.sentence}
+        text += f". Against {before.weights}: {comparison.sentence}"
+    text += f"\n\nScored: {found.scored}, {found.windows}, {found.precision}; {found.tokens:,} tokens"
+    report.page(
+        "evaluation", f"{text}\n\n{report.side_by_side(columns)}\n\nPage: `{found.page}`", description=found.sentence
+    )
+    return answer

@@ -37,6 +37,18 @@ def page(key: str, text: str, picture: bytes | None = None, *, description: str)
     create_markdown_artifact(markdown=text, key=key, description=description)
 
 
+def side_by_side(columns: dict[str, dict[str, Any]]) -> str:
+    """A Markdown table, a row a number and a column a model."""
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+
+    def said(value: Any) -> str:
+        return "–" if value is None else f"{value:,.4f}" if isinstance(value, float) else str(value)
+
+    lines = [f"| | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
+    lines += [f"| {name} | {' | '.join(said(column.get(name)) for column in columns.values())} |" for name in names]
+    return "\n".join(lines)
+
+
 def run_tags() -> dict[str, str]:
     """What an MLflow run says about the flow run that made it."""
     return {"prefect.flow_run_id": str(flow_run.id), "prefect.flow_run_name": str(flow_run.name)}

@@ -54,7 +54,9 @@ def _stages(config: PipelineConfig) -> dict[str, Any]:
     )
     training = train(TrainParameters(data=dataset["dataset"], config=config, init=init))
     evaluation = evaluate(
-        EvaluateParameters(weights=training["best_checkpoint"], data=dataset["dataset"], config=config.evaluate)
+        EvaluateParameters(
+            weights=training["best_checkpoint"], data=dataset["dataset"], against=init, config=config.evaluate
+        )
     )
     samples = sample(SampleParameters(weights=training["best_checkpoint"], config=config.sample))
     registered = publish(config, training, evaluation, samples) if training["run_id"] else None
@@ -74,10 +76,15 @@ def publish(
     """Log the results to the training's MLflow run, register the model, and move the alias if it is better."""
     link = tracking.RunLink(training["run_id"], training["experiment_id"])
     result = TrainResult(**{k: v for k, v in training.items() if k not in ("run_id", "experiment_id")})
-    scored = Evaluation(**{k: v for k, v in evaluation.items() if k != "sentence"})
+    against = evaluation.get("against")
+    scored = Evaluation.of({key: value for key, value in evaluation.items() if key != "against"})
     made = Samples(**{**samples, "samples": [Sample(**s) for s in samples["samples"]]})
-    picture = tracking.log_results(link, result, scored, made)
-    text = f"### {scored.sentence}\n\n[Run in MLflow]({link.url})\n\nCheckpoint `{result.best_checkpoint}`"
+    picture = tracking.log_results(link, result, scored, made, against=against)
+    text = f"### {scored.sentence}\n\n[Run in MLflow]({link.url})"
+    text += f"\n\n[The loss in the text, token by token]({link.artifact_url(tracking.EVALUATION_PAGE)})"
+    if against:
+        text += f"\n\nAgainst the weights it started from: {against['comparison']}"
+    text += f"\n\nCheckpoint `{result.best_checkpoint}`"
     registered = None
     if config.promote.register_model:
         registered = tracking.register(config, link, result, scored)

@@ -345,25 +345,66 @@ def evaluate(
     weights: WeightsOption,
     data: Annotated[str | None, typer.Option(help="Dataset whose split is scored.")] = None,
     text: Annotated[str | None, typer.Option(help="Text file, or - for standard input.")] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="WEIGHTS", help="Score these on the same documents too, and compare.")
+    ] = None,
     context: Annotated[int | None, typer.Option(help="Tokens a window; by default the model's context.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens from one window to the next; by default a window: none overlap.")
+    ] = None,
+    apart: Annotated[
+        bool, typer.Option("--apart", help="Each document on its own after <|endoftext|>, as lm_eval has them.")
+    ] = False,
+    page: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write a page that shows the loss in the text, .html.")
+    ] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
     """Cross-entropy, perplexity and bits per byte over a dataset's split or a text."""
-    options = load_config(file=config, overrides=overrides).evaluate
+    given = {"context_length": context, "stride": stride, "documents": "apart" if apart else None}
+    chosen = [f"evaluate.{key}={value}" for key, value in given.items() if value is not None]
+    options = load_config(file=config, overrides=[*(overrides or []), *chosen]).evaluate
     if config is None and not any("evaluate.max_tokens" in o for o in overrides or []):
         options = options.model_copy(update={"max_tokens": 0})
     content = _read_text(text) if text is not None else None
-    from gptpipe.evaluate import evaluate as score
+    from gptpipe import storage
+    from gptpipe.evaluate import compare_tallies, evaluate_whole
     from gptpipe.tracking import resolve_weights
 
-    found = score(resolve_weights(weights), data=data, text=content, config=options, context_length=context)
-    body = (
-        f"{found.sentence}\n{found.bits_per_byte:.4f} bits a byte over {found.tokens:,} tokens, {found.bytes:,} bytes\n"
-        f"guessing costs {found.uniform:.3f} (uniform); scored: {found.scored}, {found.windows}"
-    )
-    _answer(found.as_dict(), as_json, body)
+    scored = evaluate_whole(resolve_weights(weights), data=data, text=content, config=options)
+    found = scored.evaluation
+    answer = found.as_dict()
+    columns = [found.numbers]
+    size = f"{found.tokens:,} tokens, {found.bytes:,} bytes"
+    notes = [f"scored: {found.scored}, {found.windows}, {found.precision}; {size}"]
+    if page:
+        where = storage.normalize(page)
+        storage.write_bytes(where, scored.page().encode())
+        answer["page"] = where
+        notes.append(f"page: {where}")
+    if against:
+        tally = scored.tally
+        del scored  # one model at a time
+        other = evaluate_whole(resolve_weights(against), data=data, text=content, config=options)
+        comparison = compare_tallies(other.tally, tally)
+        answer["against"] = {**other.evaluation.as_dict(), **asdict(comparison), "comparison": comparison.sentence}
+        columns.append(other.evaluation.numbers)
+        notes.append(f"against {other.evaluation.weights}: {comparison.sentence}")
+    _answer(answer, as_json, "\n".join([found.sentence, "", *_side_by_side(columns), "", *notes]))
+
+
+def _side_by_side(columns: list[dict[str, Any]]) -> list[str]:
+    """Lines of numbers under each other, a column a model."""
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    width = max(len(name) for name in names)
+    heads = [] if len(columns) == 1 else [" " * width + "".join(f"{head:>20}" for head in ("weights", "against"))]
+
+    def said(value: Any) -> str:
+        return "-" if value is None else f"{value:,.4f}" if isinstance(value, float) else str(value)
+
+    return [*heads, *(f"{name:<{width}}" + "".join(f"{said(c.get(name)):>20}" for c in columns) for name in names)]
 
 
 def _read_text(name: str) -> str:

@@ -60,7 +60,7 @@ def _machine() -> Check:
 def _device() -> Check:
     import torch
 
-    from gptpipe.train.operation import has_bfloat16, pick_device
+    from gptpipe.devices import has_bfloat16, pick_device
 
     kind = pick_device("auto")
     device = torch.device(kind)

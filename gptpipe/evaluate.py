@@ -1,35 +1,43 @@
-"""Cross-entropy, perplexity and bits per byte of a model, beside the two baselines that give them a meaning.
+"""Cross-entropy, perplexity and bits per byte of a model: how sure they are, where they come from, how two compare.
 
-Loss is in nats a token over all target tokens. The first token of a text has nothing before it and is not
-scored; separators between documents are predicted and counted in the nats, but not in the bytes.
+Loss is in nats a token over all targets that are scored. Where documents are joined, the first token of all has nothing
+before it and is not scored; separators between documents are predicted and counted in the nats, but not in the bytes
+and words. Where they are apart, each is predicted from `<|endoftext|>` on, and separators are not scored.
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from gptpipe import storage
 from gptpipe.config import EvaluateConfig, digest
 from gptpipe.data.cache import TokenCache
 from gptpipe.data.dataset import open_dataset
-from gptpipe.data.loader import Batch, evaluation_batches, evaluation_windows
 from gptpipe.data.tokens import TokenStream
+from gptpipe.data.windows import evaluation_windows
+from gptpipe.devices import pick_device
 from gptpipe.errors import UserError
-from gptpipe.memory import keep_freed_memory
 from gptpipe.model import GPT
 from gptpipe.pretrained import Weights, check_vocabulary, read_weights
+from gptpipe.scoring.confidence import Comparison, Interval, compare, mean_interval
+from gptpipe.scoring.documents import Documents, documents_of_split, documents_of_text
+from gptpipe.scoring.page import loss_page
+from gptpipe.scoring.parts import calibration, calibration_error, costliest, parts
+from gptpipe.scoring.score import score, to_precision
+from gptpipe.scoring.tally import Tally
+from gptpipe.scoring.windows import apart_windows, spread
 from gptpipe.settings import settings
-from gptpipe.tokenizer import Tokenizer, get_tokenizer
+from gptpipe.tokenizer import get_tokenizer
 from gptpipe.wording import counted
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 _FEW_TOKENS = 1000
 
 
@@ -38,24 +46,46 @@ class Evaluation:
     """What a model scored on a text.
 
     Attributes:
-        cross_entropy: nats a token. perplexity: exp of it. bits_per_byte: bits a UTF-8 byte of the text scored.
-        tokens: targets scored. bytes: UTF-8 bytes they stand for.
+        cross_entropy: nats a token. bits_per_token: the same in bits. perplexity: e to the nats.
+        bits_per_byte: bits a UTF-8 byte of the text scored. byte_perplexity: 2 to the bits.
+        word_perplexity: e to the nats a word; None where only a part is scored.
+        interval: standard error and 95 % interval of the cross-entropy; None with too few documents.
+        accuracy: share of targets that were the likeliest token.
+        calibration_error: mean gap between the likeliest token's probability and how often it is right.
+        tokens: targets scored. bytes, words: what they stand for. documents: how many hold some.
         uniform: cross-entropy of guessing among the whole vocabulary, ln V.
         unigram: cross-entropy of the best guess that ignores the context: the entropy of the text's own token
             frequencies, in the whole split or text.
         scored: what was scored. windows: how it was cut.
+        parts: rows by corpus, length of document, tokens seen before, frequency of the token.
+        costliest: documents, tokens and places that cost most.
+        calibration: the likeliest token's probability against how often it was right.
+        page: URL of a page that shows the loss in the text; empty where none was written.
     """
 
     cross_entropy: float
+    bits_per_token: float
     perplexity: float
     bits_per_byte: float
+    byte_perplexity: float
+    word_perplexity: float | None
+    interval: Interval | None
+    accuracy: float
+    calibration_error: float
     tokens: int
     bytes: int
+    words: int | None
+    documents: int
     uniform: float
     unigram: float
     scored: str
     windows: str
+    precision: str
     weights: str
+    parts: dict[str, list[dict[str, Any]]]
+    costliest: dict[str, list[dict[str, Any]]]
+    calibration: list[dict[str, Any]]
+    page: str = ""
     already_done: bool = False
 
     @property
@@ -72,8 +102,58 @@ class Evaluation:
         side = f"{gain:.2f} nats better than" if gain >= 0 else f"{-gain:.2f} nats worse than"
         return f"{guess}, {side} knowing the token frequencies alone ({self.unigram:.3f})"
 
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """The numbers a person compares, each with its unit in its name."""
+        found: dict[str, Any] = {"cross-entropy, nats a token": self.cross_entropy}
+        if self.interval is not None:
+            found["95 % interval"] = f"{self.interval.low:.4f} to {self.interval.high:.4f}"
+        return {
+            **found,
+            "cross-entropy, bits a token": self.bits_per_token,
+            "perplexity, a token": self.perplexity,
+            "perplexity, a word": self.word_perplexity,
+            "perplexity, a byte": self.byte_perplexity,
+            "bits per byte": self.bits_per_byte,
+            "likeliest token right": self.accuracy,
+            "calibration error": self.calibration_error,
+        }
+
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "sentence": self.sentence}
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Evaluation:
+        """From what `as_dict` gave."""
+        known = {key: value for key, value in values.items() if key != "sentence"}
+        return cls(**{**known, "interval": Interval(**known["interval"]) if known["interval"] else None})
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An evaluation with what it was made from."""
+
+    evaluation: Evaluation
+    tally: Tally
+    documents: Documents
+    model: GPT
+
+    def page(self) -> str:
+        """A page of HTML that shows the loss in the text."""
+        return loss_page(self.evaluation.as_dict(), self.evaluation.numbers, self.model, self.documents, self.tally)
+
+    def table(self) -> bytes:
+        """Parquet with a row a document, for comparisons: name, corpus, tokens, bytes, nats."""
+        columns = {
+            "document": self.documents.names,
+            "corpus": [self.documents.corpora[i] for i in self.documents.corpus],
+            "tokens": self.tally.document_tokens,
+            "bytes": self.tally.document_bytes,
+            "nats": self.tally.document_nats,
+        }
+        file = io.BytesIO()
+        pq.write_table(pa.table(columns), file, compression="zstd")
+        return file.getvalue()
 
 
 def evaluate(
@@ -82,7 +162,6 @@ def evaluate(
     data: str | None = None,
     text: str | None = None,
     config: EvaluateConfig | None = None,
-    context_length: int | None = None,
     tokenizer: str = "gpt2",
 ) -> Evaluation:
     """Score weights on a split of a dataset or on a text.
@@ -91,118 +170,123 @@ def evaluate(
         weights: any WEIGHTS, or a model.
         data: URL of a dataset; its split is `config.split`.
         text: a text, taken as one document.
-        context_length: tokens a window; by default the model's context.
         tokenizer: of a model that is given as such.
 
     Raises:
         UserError: weights, dataset and tokenizer do not fit, or there are fewer than two tokens.
     """
+    return evaluate_whole(weights, data=data, text=text, config=config, tokenizer=tokenizer).evaluation
+
+
+def evaluate_whole(
+    weights: str | GPT | Weights,
+    *,
+    data: str | None = None,
+    text: str | None = None,
+    config: EvaluateConfig | None = None,
+    tokenizer: str = "gpt2",
+) -> Scored:
+    """`evaluate`, with the sums and the documents that it comes from."""
     config = config or EvaluateConfig()
+    if (data is None) == (text is None):
+        raise UserError("give either a dataset or a text", where="evaluate", hint="--data URL or --text FILE")
     if isinstance(weights, GPT):
         model, url = weights, "a model in memory"
     else:
-        read = read_weights(weights)
-        model, url, tokenizer = read.build(), read.url, read.tokenizer
-    if (data is None) == (text is None):
-        raise UserError("give either a dataset or a text", where="evaluate", hint="--data URL or --text FILE")
-    context = model.config.context_length if context_length is None else context_length
-    if not 1 <= context <= model.config.context_length:
+        read = read_weights(weights) if isinstance(weights, str) else weights
+        url, tokenizer = read.url, read.tokenizer
+        _check_windows(config, read.config.context_length)
+        model = to_precision(read.build(), config.precision).to(pick_device(config.device))
+    context, stride = _check_windows(config, model.config.context_length)
+    if data is not None:
+        dataset = open_dataset(data)
+        encoding = dataset.load_tokenizer()
+        check_vocabulary(model.config, encoding.vocab_size, encoding.name, url)
+        cache = TokenCache(settings().home_path / "cache", settings().cache_bytes)
+        documents = documents_of_split(TokenStream(dataset, config.split, cache), encoding)
+        what = f"{config.split} split of dataset {dataset.id}"
+    else:
+        assert text is not None
+        encoding = get_tokenizer(tokenizer)
+        check_vocabulary(model.config, encoding.vocab_size, encoding.name, url)
+        documents = documents_of_text(text, encoding)
+        what = f"a text of {counted(documents.tokens.length, 'token')}"
+    windows, how, whole = _windows(documents, config, context, stride)
+    tally = score(model, documents, windows, batch_tokens=config.batch_size * context, precision=config.precision)
+    words = int(documents.words[tally.document_tokens > 0].sum()) if whole else None
+    return Scored(_evaluation(tally, documents, words, what, how, config.precision, url), tally, documents, model)
+
+
+def _check_windows(config: EvaluateConfig, has: int) -> tuple[int, int]:
+    """Tokens of a window, and from one to the next."""
+    context = config.context_length or has
+    if context > has:
         raise UserError(
-            f"a window of {context} tokens, the model's context is {model.config.context_length}",
-            where="--context",
+            f"a window of {context} tokens, the model's context is {has}",
+            where="evaluate.context_length",
             hint="choose one between 1 and the model's context",
         )
-    if data is not None:
-        return _evaluate_split(model, url, data, config, context)
-    assert text is not None
-    return _evaluate_text(model, url, text, get_tokenizer(tokenizer), config, context)
-
-
-def _evaluate_split(model: GPT, url: str, data: str, config: EvaluateConfig, context: int) -> Evaluation:
-    dataset = open_dataset(data)
-    tokenizer = dataset.load_tokenizer()
-    check_vocabulary(model.config, tokenizer.vocab_size, tokenizer.name, url)
-    stream = TokenStream(dataset, config.split, TokenCache(settings().home_path / "cache", settings().cache_bytes))
-    counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-    block = 1 << 24
-    for start in range(1, stream.length, block):
-        counts += np.bincount(stream.read(start, min(start + block, stream.length)), minlength=len(counts))
-    batches = evaluation_batches(stream, context, config.batch_size, config.max_tokens)
-    number = len(evaluation_windows(stream.length, context, config.max_tokens))
-    return _score(
-        model,
-        batches,
-        counts,
-        tokenizer,
-        url,
-        f"{config.split} split of dataset {dataset.id}",
-        f"{counted(number, 'window')} of {context} tokens that do not overlap"
-        + (", spread evenly over the split" if config.max_tokens else ""),
-    )
-
-
-def _evaluate_text(
-    model: GPT, url: str, text: str, tokenizer: Tokenizer, config: EvaluateConfig, context: int
-) -> Evaluation:
-    check_vocabulary(model.config, tokenizer.vocab_size, tokenizer.name, url)
-    ids = np.array(tokenizer.encode(text), dtype=np.int64)
-    if len(ids) < 2:
+    if config.stride > context:
         raise UserError(
-            f"{counted(len(ids), 'token')}: nothing has a token before it", where="text", hint="give a longer text"
+            f"a stride of {config.stride} leaves tokens out between windows of {context}",
+            where="evaluate.stride",
+            hint="choose one between 1 and the window, or 0 for the window",
         )
-    windows = evaluation_windows(len(ids), context, config.max_tokens)
-    tokens = torch.from_numpy(ids)
-    batches = ((tokens[None, a : a + n], tokens[None, a + 1 : a + n + 1]) for a, n in windows)
-    counts = np.bincount(ids[1:], minlength=tokenizer.vocab_size)
-    return _score(
-        model,
-        batches,
-        counts,
-        tokenizer,
-        url,
-        f"a text of {counted(len(ids), 'token')}",
-        f"{counted(len(windows), 'window')} of {context} tokens that do not overlap",
-    )
+    return context, config.stride or context
 
 
-def _score(
-    model: GPT,
-    batches: Iterable[Batch],
-    counts: np.ndarray,
-    tokenizer: Tokenizer,
-    url: str,
-    scored: str,
-    windows: str,
+def _windows(documents: Documents, config: EvaluateConfig, context: int, stride: int) -> tuple[np.ndarray, str, bool]:
+    """Windows, how they were cut in a person's words, and whether every document is scored as a whole."""
+    if config.documents == "joined":
+        windows = evaluation_windows(documents.tokens.length, context, stride, config.max_tokens)
+        whole = len(windows) == len(evaluation_windows(documents.tokens.length, context, stride))
+        limited = "" if whole else ", spread evenly over the split"
+        how = f"{counted(len(windows), 'window')} of {context} tokens"
+    else:
+        chosen = np.arange(len(documents))
+        if config.max_tokens:
+            chosen = spread(documents.ends - documents.starts, config.max_tokens)
+        windows = apart_windows(documents.starts[chosen], documents.ends[chosen], context, stride)
+        whole = True
+        how = f"{counted(len(chosen), 'document')} apart, in windows of {context} tokens"
+        limited = "" if len(chosen) == len(documents) else ", spread evenly over the split"
+    how += " that do not overlap" if stride == context else f", {stride} tokens from one to the next"
+    return windows, how + limited, whole
+
+
+def _evaluation(
+    tally: Tally, documents: Documents, words: int | None, what: str, how: str, precision: str, url: str
 ) -> Evaluation:
-    nats, tokens, size = score_batches(model, batches, torch.from_numpy(tokenizer.byte_lengths))
-    loss = nats / tokens
+    loss = tally.nats / tally.tokens
+    bits = tally.nats / math.log(2) / max(1, tally.bytes)
     return Evaluation(
         cross_entropy=loss,
-        perplexity=math.exp(min(loss, 700.0)),
-        bits_per_byte=nats / math.log(2) / max(1, size),
-        tokens=tokens,
-        bytes=size,
-        uniform=math.log(model.config.vocab_size),
-        unigram=entropy(counts),
-        scored=scored,
-        windows=windows,
+        bits_per_token=loss / math.log(2),
+        perplexity=_power(loss),
+        bits_per_byte=bits,
+        byte_perplexity=_power(bits * math.log(2)),
+        word_perplexity=_power(tally.nats / words) if words else None,
+        interval=mean_interval(tally.document_nats, tally.document_tokens),
+        accuracy=tally.accuracy,
+        calibration_error=calibration_error(tally),
+        tokens=tally.tokens,
+        bytes=tally.bytes,
+        words=words,
+        documents=int((tally.document_tokens > 0).sum()),
+        uniform=math.log(documents.tokenizer.vocab_size),
+        unigram=entropy(documents.counts),
+        scored=what,
+        windows=how,
+        precision=precision,
         weights=url,
+        parts=parts(tally, documents),
+        costliest=costliest(tally, documents),
+        calibration=calibration(tally),
     )
 
 
-@torch.no_grad()
-def score_batches(model: GPT, batches: Iterable[Batch], byte_lengths: Tensor) -> tuple[float, int, int]:
-    """Summed nats, target tokens and UTF-8 bytes over batches, in evaluation mode and float32."""
-    keep_freed_memory()
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
-    nats, tokens, size = 0.0, 0, 0
-    for inputs, targets in batches:
-        nats += float(model(inputs.to(device), targets.to(device)))
-        tokens += targets.numel()
-        size += int(byte_lengths[targets].sum())
-    model.train(training)
-    return nats, tokens, size
+def _power(nats: float) -> float:
+    return math.exp(min(nats, 700.0))
 
 
 def entropy(counts: np.ndarray) -> float:
@@ -212,23 +296,55 @@ def entropy(counts: np.ndarray) -> float:
 
 
 def evaluate_once(weights: str, *, data: str, config: EvaluateConfig, out: str) -> Evaluation:
-    """`evaluate`, kept as `<out>/<id>.json` and read from there the next time."""
+    """`evaluate`, kept below `out` under the id of what was asked, and read from there the next time.
+
+    `<id>.json` is the evaluation, `<id>.parquet` what each document cost, `<id>.html` the page.
+    """
     read: Weights = read_weights(weights)
-    dataset = open_dataset(data)
+    place = _place(read, data, config, out)
+    try:
+        return replace(Evaluation.of(storage.read_json(f"{place}.json")), already_done=True)
+    except FileNotFoundError:
+        pass
+    scored = evaluate_whole(read, data=data, config=config)
+    storage.write_bytes(f"{place}.parquet", scored.table())
+    storage.write_bytes(f"{place}.html", scored.page().encode())
+    found = replace(scored.evaluation, page=f"{place}.html")
+    storage.write_json(f"{place}.json", found.as_dict())  # the last: with it the others are whole
+    return found
+
+
+def _place(read: Weights, data: str, config: EvaluateConfig, out: str) -> str:
     identity = digest(
         {
             "stage": STAGE_VERSION,
             "weights": read.identity,
-            "dataset": dataset.id,
+            "dataset": open_dataset(data).id,
             "config": {key: value for key, value in config.result_fields().items() if key != "data"},
         }
     )
-    place = storage.join(storage.normalize(out), f"{identity}.json")
-    try:
-        known = {key: value for key, value in storage.read_json(place).items() if key != "sentence"}
-        return Evaluation(**{**known, "already_done": True})
-    except FileNotFoundError:
-        pass
-    found = _evaluate_split(read.build(), read.url, dataset.url, config, read.config.context_length)
-    storage.write_json(place, found.as_dict())
-    return found
+    return storage.join(storage.normalize(out), identity)
+
+
+def compare_tallies(first: Tally, second: Tally) -> Comparison:
+    """The second model against the first, on the same documents.
+
+    Raises:
+        UserError: their tokens are others, so that a token's loss does not compare.
+    """
+    tokens = first.document_tokens
+    if not np.array_equal(tokens, second.document_tokens):
+        raise UserError(
+            "the two do not predict the same tokens", where="--against", hint="give a window that fits both: --context"
+        )
+    return compare(first.document_nats, second.document_nats, tokens)
+
+
+def compare_once(first: str, second: str, *, data: str, config: EvaluateConfig, out: str) -> Comparison:
+    """The same of WEIGHTS that `evaluate_once` has scored below `out`."""
+    tables = []
+    for weights in (first, second):
+        place = _place(read_weights(weights), data, config, out)
+        tables.append(pq.read_table(io.BytesIO(storage.read_bytes(f"{place}.parquet"))))
+    a, b = (table["nats"].to_numpy() for table in tables)
+    return compare(a, b, tables[0]["tokens"].to_numpy())

@@ -10,6 +10,7 @@ softmax sees them, so that it has no part in maximum, sum or gradient; the param
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,18 +53,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = None
         if needs:  # the first chunk writes it; without any it stays zero
             grad_weight = torch.empty_like(weight) if len(hidden) else torch.zeros_like(weight)
-        rows_at_once = chunk_rows(hidden.device.type, dtype)
-        buffer = hidden.new_empty((min(rows_at_once, len(hidden)), parts[-1][0].stop), dtype=dtype)
-        for start in range(0, len(hidden), rows_at_once):
-            rows = slice(start, start + rows_at_once)
-            chunk, target = hidden[rows].to(dtype), targets[rows]
+        for rows, chunk, logits in _logits(hidden, parts, vocabulary, dtype):
+            target = targets[rows]
             scored = target != IGNORED
             index = target.clamp(min=0).unsqueeze(1)
-            logits = buffer[: len(chunk)]  # (rows, V)
-            for columns, part in parts:
-                torch.mm(chunk, part.t(), out=logits[:, columns])
-            logits[:, vocabulary:] = -torch.inf
-            nats, picked = _softmax_(logits, index, wide, keep=needs)
+            nats, picked, _ = _softmax_(logits, index, wide, keep=needs)
             total += torch.where(scored, nats, 0).sum()
             if grad_hidden is None or grad_weight is None:
                 continue
@@ -72,7 +66,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for columns, part in parts:
                 grad_hidden[rows] += slope[:, columns] @ part
             grad_hidden[rows] *= scored.unsqueeze(1)
-            _add_product(grad_weight, slope[:, :vocabulary].t(), chunk * scored.unsqueeze(1), first=start == 0)
+            _add_product(grad_weight, slope[:, :vocabulary].t(), chunk * scored.unsqueeze(1), first=rows.start == 0)
         ctx.gradients, ctx.shared = (grad_hidden, grad_weight), shared
         return total
 
@@ -141,6 +135,25 @@ def _padded(weight: Tensor, dtype: torch.dtype) -> list[tuple[slice, Tensor]]:
     return parts
 
 
+def _logits(
+    hidden: Tensor, parts: list[tuple[slice, Tensor]], vocabulary: int, dtype: torch.dtype
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Logits in chunks of rows: which rows, those rows of `hidden` in type `dtype`, and their logits (rows, V).
+
+    The padding's are minus infinity. The next chunk's logits are written over these.
+    """
+    rows_at_once = chunk_rows(hidden.device.type, dtype)
+    buffer = hidden.new_empty((min(rows_at_once, len(hidden)), parts[-1][0].stop), dtype=dtype)
+    for start in range(0, len(hidden), rows_at_once):
+        rows = slice(start, start + rows_at_once)
+        chunk = hidden[rows].to(dtype)
+        logits = buffer[: len(chunk)]
+        for columns, part in parts:
+            torch.mm(chunk, part.t(), out=logits[:, columns])
+        logits[:, vocabulary:] = -torch.inf
+        yield rows, chunk, logits
+
+
 def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
     """total (V, D) += left (V, rows) @ right (rows, D), where these may be of a smaller type.
 
@@ -158,18 +171,19 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> Non
             total[rows] += left[rows] @ right
 
 
-def _softmax_(logits: Tensor, index: Tensor, wide: torch.dtype, keep: bool) -> tuple[Tensor, Tensor]:
+def _softmax_(logits: Tensor, index: Tensor, wide: torch.dtype, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Turn logits (rows, V) into probabilities in place, computed in type `wide`.
 
     Args:
         keep: whether the probabilities are wanted; otherwise `logits` may be left as they are.
 
     Returns:
-        The cross-entropy at `index` in nats, shape (rows,), and the probability there, shape (rows, 1), type `wide`.
+        The cross-entropy at `index` in nats, shape (rows,), the probability there and the greatest in the row, both
+        of shape (rows, 1), all of type `wide`.
     """
     step = SOFTMAX_ROWS if logits.device.type == "cpu" else len(logits)
     nats = logits.new_empty((len(logits), 1), dtype=wide)
-    picked = torch.empty_like(nats)
+    picked, greatest = torch.empty_like(nats), torch.empty_like(nats)
     scratch = None if logits.dtype == wide else logits.new_empty((min(step, len(logits)), logits.shape[1]), dtype=wide)
     for start in range(0, len(logits), step):
         rows = slice(start, start + step)
@@ -179,11 +193,12 @@ def _softmax_(logits: Tensor, index: Tensor, wide: torch.dtype, keep: bool) -> t
         torch.softmax(values, dim=1, out=values)
         # The likeliest token has probability exp(0) / sum, so this is log-sum-exp without another pass of
         # exponentials, which cost more than the rest together on a CPU.
-        nats[rows] = top - values.amax(dim=1, keepdim=True).log_() - score
+        greatest[rows] = values.amax(dim=1, keepdim=True)
+        nats[rows] = top - greatest[rows].log() - score
         picked[rows] = values.gather(1, index[rows])
         if keep and scratch is not None:
             part.copy_(values)
-    return nats.squeeze(1), picked
+    return nats.squeeze(1), picked, greatest
 
 
 def linear_cross_entropy(
@@ -208,3 +223,25 @@ def linear_cross_entropy(
     with torch.autocast(kind, enabled=False):
         total: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, dtype, shared)  # type: ignore[no-untyped-call]
     return total
+
+
+@torch.no_grad()
+def token_scores(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How each target fares under `softmax(hidden @ weight.T)`, multiplied in the type of `weight`.
+
+    Args:
+        hidden: (N, D).
+        weight: (V, D).
+        targets: (N,), int64.
+
+    Returns:
+        Nats, the probability of the likeliest token, and whether that is the target; each (N,), the first two float32
+        (float64 for a float64 `weight`).
+    """
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    nats = hidden.new_empty(len(hidden), dtype=wide)
+    top, right = torch.empty_like(nats), torch.empty_like(targets, dtype=torch.bool)
+    for rows, _, logits in _logits(hidden, _padded(weight, weight.dtype), len(weight), weight.dtype):
+        nats[rows], picked, greatest = _softmax_(logits, targets[rows].unsqueeze(1), wide, keep=False)
+        top[rows], right[rows] = greatest.squeeze(1), (picked >= greatest).squeeze(1)
+    return nats, top, right

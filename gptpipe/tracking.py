@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+EVALUATION_PAGE = "evaluation.html"
 TRAINING_TAG = "gptpipe.training"
 _FLUSH_SECONDS = 30.0  # how long the end of a training waits for a slow server
 _RETRY_SECONDS = 5.0
@@ -117,6 +118,10 @@ class RunLink:
         if uri.startswith("http"):
             return self.url
         return f"mlflow ui --backend-store-uri {uri}   then open {self.url}"
+
+    def artifact_url(self, name: str) -> str:
+        """The page that shows one of its artifacts."""
+        return f"{self.url.split('?')[0]}/artifacts/{name}"
 
     @property
     def compare_url(self) -> str:
@@ -375,10 +380,19 @@ def _reaching_mlflow() -> Iterator[None]:
         ) from error
 
 
-def log_results(link: RunLink, result: TrainResult, evaluation: Evaluation, samples: Samples) -> bytes:
-    """Log the evaluation, the samples, the loss picture and where the checkpoint is. Returns the picture.
+def log_results(
+    link: RunLink,
+    result: TrainResult,
+    evaluation: Evaluation,
+    samples: Samples,
+    against: dict[str, Any] | None = None,
+) -> bytes:
+    """Log the evaluation and its page, the samples, the loss picture, where the checkpoint is. Returns the picture.
 
     The evaluation has no step: MLflow draws a bar a run for such numbers, and points in a void for others.
+
+    Args:
+        against: what the evaluation says of the weights that training started from.
     """
     from mlflow.entities import Metric, RunTag
 
@@ -390,7 +404,17 @@ def log_results(link: RunLink, result: TrainResult, evaluation: Evaluation, samp
         "evaluation/perplexity": evaluation.perplexity,
         "evaluation/bits_per_byte": evaluation.bits_per_byte,
         "evaluation/unigram_cross_entropy": evaluation.unigram,
+        "evaluation/accuracy": evaluation.accuracy,
+        "evaluation/calibration_error": evaluation.calibration_error,
     }
+    if evaluation.word_perplexity is not None:
+        values["evaluation/word_perplexity"] = evaluation.word_perplexity
+    if evaluation.interval is not None:
+        values["evaluation/standard_error"] = evaluation.interval.standard_error
+    if against is not None:
+        values["evaluation/before/cross_entropy"] = against["cross_entropy"]
+        values["evaluation/before/difference"] = against["difference"]
+        values["evaluation/before/documents_won"] = against["won"]
     if samples.python_lines is not None:
         values["samples/python_lines"] = samples.python_lines
     now = int(time.time() * 1000)
@@ -408,6 +432,9 @@ def log_results(link: RunLink, result: TrainResult, evaluation: Evaluation, samp
         )
         (Path(folder) / "loss.png").write_bytes(picture)
         client.log_artifact(link.run_id, str(Path(folder) / "loss.png"))
+        if evaluation.page:
+            (Path(folder) / EVALUATION_PAGE).write_bytes(storage.read_bytes(evaluation.page))
+            client.log_artifact(link.run_id, str(Path(folder) / EVALUATION_PAGE))
         name = f"samples/step-{samples.step:08d}.json"
         if name not in {item.path for item in client.list_artifacts(link.run_id, "samples")}:  # log_table appends
             rows = samples.samples

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.nn import functional as F
 
 from gptpipe import GPT, ModelConfig, UserError, evaluate
@@ -38,7 +39,7 @@ def plain_nats(model: GPT, ids: list[int], context: int) -> float:
 @pytest.mark.parametrize("context", [None, 7, 32])
 def test_a_text_scores_as_by_hand(model: GPT, context: int | None) -> None:
     ids = get_tokenizer().encode(TEXT)
-    found = evaluate(model, text=TEXT, context_length=context)
+    found = evaluate(model, text=TEXT, config=EvaluateConfig(context_length=context or 0))
     nats = plain_nats(model, ids, context or 32)
     assert found.tokens == len(ids) - 1
     assert found.cross_entropy == pytest.approx(nats / (len(ids) - 1), rel=1e-6)
@@ -83,7 +84,11 @@ def test_fewer_than_two_tokens_are_refused(model: GPT, text: str) -> None:
 
 def test_what_does_not_fit_is_refused(model: GPT, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the model's context is 32"):
-        evaluate(model, text=TEXT, context_length=33)
+        evaluate(model, text=TEXT, config=EvaluateConfig(context_length=33))
+    with pytest.raises(UserError, match="leaves tokens out between windows of 32"):
+        evaluate(model, text=TEXT, config=EvaluateConfig(stride=33))
+    with pytest.raises(ValidationError, match="leaves tokens out between windows of 8"):
+        EvaluateConfig(context_length=8, stride=9)
     other = GPT(ModelConfig(vocab_size=300, n_layer=1, n_head=1, n_embd=8, context_length=8))
     with pytest.raises(UserError, match="the weights know 300 tokens"):
         evaluate(other, text=TEXT)

@@ -13,8 +13,9 @@ from gptpipe.config import DataConfig, ModelConfig, PipelineConfig
 from gptpipe.data.build import tokenize
 from gptpipe.data.cache import TokenCache
 from gptpipe.data.dataset import open_dataset
-from gptpipe.data.loader import evaluation_windows, gather
+from gptpipe.data.loader import gather
 from gptpipe.data.tokens import TokenStream
+from gptpipe.data.windows import evaluation_windows
 from gptpipe.model import GPT, KVCache
 
 INPUTS = torch.tensor([[16833, 3626, 6100], [40, 1107, 588]])
@@ -41,7 +42,7 @@ def test_lecture_untrained_losses_on_the_verdict(lecture_text: Path, tmp_path: P
     dataset, model = open_dataset(made.dataset), book_model()
     for split, batches, expected in (("train", 9, 10.98758), ("validation", 1, 10.98110)):
         stream = TokenStream(dataset, split, TokenCache(tmp_path / "cache", 10**12))
-        starts = np.array([start for start, size in evaluation_windows(stream.length, 256) if size == 256])
+        starts = np.array([start for start, size, _ in evaluation_windows(stream.length, 256) if size == 256])
         assert len(starts) // 2 == batches
         inputs, targets = gather(stream, starts[: 2 * batches], np.full(2 * batches, 256), 256)
         loss = sum(model(x, y).item() for x, y in zip(inputs.split(2), targets.split(2), strict=True)) / targets.numel()

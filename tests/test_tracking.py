@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from gptpipe.evaluate import Evaluation
 from gptpipe.generate import Sample, Samples
 from gptpipe.launch import TrainResult
 from gptpipe.ports import free_ports
+from gptpipe.scoring.confidence import Interval
 from gptpipe.settings import reload_settings
 from gptpipe.tracking import RunLink, TrainingTracker
 
@@ -82,7 +84,33 @@ def test_more_points_than_one_call_takes(dataset: Dataset) -> None:
 def result_of(dataset: Dataset, training: str, loss: float) -> tuple[TrainResult, Evaluation, Samples]:
     url = f"{training}/step-00000012"
     result = TrainResult("id", training, url, url, dataset.url, 12, 120, loss, loss, 100.0, False)
-    evaluation = Evaluation(loss, 2.0, 1.0, 100, 400, 10.8, 4.5, "validation split of dataset d", "w", url)
+    page = Path(training) / "page.html"
+    page.write_text("<p>the loss in the text</p>")
+    evaluation = Evaluation(
+        cross_entropy=loss,
+        bits_per_token=loss / math.log(2),
+        perplexity=math.exp(loss),
+        bits_per_byte=1.0,
+        byte_perplexity=2.0,
+        word_perplexity=None,
+        interval=Interval(0.1, loss - 0.2, loss + 0.2),
+        accuracy=0.3,
+        calibration_error=0.02,
+        tokens=100,
+        bytes=400,
+        words=None,
+        documents=12,
+        uniform=10.8,
+        unigram=4.5,
+        scored="validation split of dataset d",
+        windows="w",
+        precision="float32",
+        weights=url,
+        parts={},
+        costliest={},
+        calibration=[],
+        page=str(page),
+    )
     return result, evaluation, Samples([Sample("Every", "Every effort", [3626])], 0.5, url, 12)
 
 
@@ -100,8 +128,11 @@ def test_results_registration_and_promotion(dataset: Dataset, tmp_path: Path) ->
             registered[name] = tracking.register(config, link, result, evaluation)
         assert picture.startswith(b"\x89PNG")
         client = tracking.connect()
-        assert {item.path for item in client.list_artifacts(link.run_id)} == {"loss.png", "samples"}
-        assert client.get_run(link.run_id).data.metrics["evaluation/cross_entropy"] == loss
+        assert {item.path for item in client.list_artifacts(link.run_id)} == {"evaluation.html", "loss.png", "samples"}
+        metrics = client.get_run(link.run_id).data.metrics
+        assert metrics["evaluation/cross_entropy"] == loss
+        assert metrics["evaluation/standard_error"] == 0.1
+        assert "evaluation/word_perplexity" not in metrics
         assert len(client.get_metric_history(link.run_id, "evaluation/cross_entropy")) == 1
     assert [registered[name].version for name in ("first", "worse", "better")] == ["1", "2", "3"]
     assert not registered["worse"].decision.promote

@@ -20,7 +20,7 @@ from gptpipe.config import TrainConfig
 from gptpipe.data.order import Mixture, TwoLevels, windows_of
 from gptpipe.data.rows import ROW_GROUP_TOKENS
 from gptpipe.data.tokens import TokenStream
-from gptpipe.data.windows import DocumentWindows, JoinedWindows, Windows, check_count
+from gptpipe.data.windows import DocumentWindows, JoinedWindows, Windows, check_count, evaluation_windows
 from gptpipe.errors import UserError
 from gptpipe.loss import IGNORED
 
@@ -334,21 +334,6 @@ def gather(stream: TokenStream, starts: np.ndarray, lengths: np.ndarray, context
     return inputs, targets
 
 
-def evaluation_windows(length: int, context_length: int, max_tokens: int = 0) -> list[tuple[int, int]]:
-    """(start, number of targets) of the windows that are scored, in order, each target once.
-
-    Args:
-        length: tokens in the stream.
-        max_tokens: with a limit, that many tokens' worth of whole windows, spread evenly over the stream.
-    """
-    starts = range(0, length - 1, context_length)
-    windows = [(start, min(context_length, length - 1 - start)) for start in starts]
-    wanted = max(1, max_tokens // context_length)
-    if max_tokens and wanted < len(windows):
-        windows = [windows[i * len(windows) // wanted] for i in range(wanted)]
-    return windows
-
-
 def evaluation_batches(
     stream: TokenStream,
     context_length: int,
@@ -358,11 +343,11 @@ def evaluation_batches(
     world_size: int = 1,
 ) -> Iterator[Batch]:
     """Plain windows in order, this rank's share of them, `batch_size` at a time and of equal length in a batch."""
-    mine = evaluation_windows(stream.length, context_length, max_tokens)[rank::world_size]
-    whole = [start for start, size in mine if size == context_length]
+    mine = evaluation_windows(stream.length, context_length, max_tokens=max_tokens)[rank::world_size]
+    whole = [start for start, size, _ in mine if size == context_length]
     for i in range(0, len(whole), batch_size):
         starts = np.array(whole[i : i + batch_size])
         yield gather(stream, starts, np.full(len(starts), context_length), context_length)
-    for start, size in mine:
+    for start, size, _ in mine:
         if size < context_length:
             yield gather(stream, np.array([start]), np.array([size]), size)

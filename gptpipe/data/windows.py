@@ -102,6 +102,31 @@ def document_windows(tokens: np.ndarray, separator: int, context_length: int, *,
     return np.stack([begin, lengths], axis=1).astype(np.uint32)
 
 
+def evaluation_windows(length: int, context_length: int, stride: int = 0, max_tokens: int = 0) -> np.ndarray:
+    """Windows (begin, length, scored) over a stream of `length` tokens, shape (n, 3), int64.
+
+    A window reads the tokens begin … begin + length - 1 and predicts the ones after each; the last `scored` of these
+    count. Every token but the stream's first is a target once. With a stride shorter than the window, all but the
+    first window's have at least `context_length - stride` tokens before them (what `transformers` documents as the
+    perplexity of models of fixed length).
+
+    Args:
+        stride: targets from one window's beginning to the next's; 0 is the context.
+        max_tokens: with a limit, that many tokens' worth of windows, spread evenly over the stream.
+    """
+    stride = stride or context_length
+    targets = length - 1
+    count = max(0, -(-(targets - context_length) // stride)) + 1 if targets > 0 else 0
+    begin = np.arange(count, dtype=np.int64) * stride
+    ends = np.minimum(begin + context_length, targets)
+    scored = np.diff(ends, prepend=0)
+    windows = np.stack([begin, ends - begin, scored], axis=1)
+    wanted = max(1, max_tokens // stride)
+    if max_tokens and wanted < count:
+        windows = windows[np.arange(wanted) * count // wanted]
+    return windows
+
+
 def check_count(windows: Windows, stream: TokenStream, context_length: int) -> None:
     """A UserError when there is no window."""
     if windows.count < 1:

@@ -20,6 +20,7 @@ from gptpipe.data.dataset import open_dataset
 from gptpipe.data.loader import TrainLoader, evaluation_batches
 from gptpipe.data.locate import documents_at
 from gptpipe.data.tokens import TokenStream
+from gptpipe.devices import pick_device
 from gptpipe.errors import UserError
 from gptpipe.model import GPT
 from gptpipe.settings import settings
@@ -49,7 +50,7 @@ def train(job: Job, stop: StopRequest) -> Outcome:
         UserError: the dataset, the weights or the checkpoint cannot be used, or memory does not suffice.
     """
     config = job.train
-    ranks = Ranks.join(operation.pick_device(config.device))
+    ranks = Ranks.join(pick_device(config.device))
     gc.disable()  # a collection in the middle of a step holds up every rank
     try:
         return _Training(job, ranks, stop).run()

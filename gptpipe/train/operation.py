@@ -12,13 +12,13 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
 import psutil
 import torch
 from torch import nn
 
 from gptpipe.config import ModelConfig, TrainConfig
+from gptpipe.devices import Precision
 from gptpipe.errors import UserError
 from gptpipe.model import GPT
 from gptpipe.train.budget import MemoryBudget
@@ -32,40 +32,6 @@ _LESS_MEMORY = (
     "choose a smaller preset, a shorter model.context_length, train.activation_checkpointing=true or "
     "train.micro_batch=1"
 )
-
-
-@dataclass(frozen=True)
-class Precision:
-    """The autocast of the forward pass; weights, gradients and moments are float32 whatever it is."""
-
-    name: str
-    device: str
-
-    @classmethod
-    def choose(cls, wanted: str, device: torch.device) -> Precision:
-        if wanted == "auto":
-            wanted = "bfloat16" if has_bfloat16(device) else "float32"
-        return cls(wanted, device.type)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.name == "bfloat16" else torch.float32
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.name == "bfloat16")
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware: elsewhere it is slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def pick_device(wanted: str) -> str:
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
 
 
 def settle(config: TrainConfig, ranks: Ranks, state: TrainState) -> Precision:

@@ -18,9 +18,9 @@ from torch.optim import Optimizer
 
 from gptpipe.config import TrainConfig
 from gptpipe.data.loader import TrainBatch
+from gptpipe.devices import Precision
 from gptpipe.model import GPT
 from gptpipe.train.guard import SpikeGuard
-from gptpipe.train.operation import Precision
 from gptpipe.train.ranks import Ranks, without_sync
 from gptpipe.train.schedule import learning_rate
 from gptpipe.train.state import TrainState

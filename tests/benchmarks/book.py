@@ -55,9 +55,9 @@ def run(text: Path, seed: int) -> tuple[dict[int, float], dict[int, float]]:
     from gptpipe.data.dataset import open_dataset
     from gptpipe.data.loader import TrainLoader, evaluation_batches
     from gptpipe.data.tokens import TokenStream
+    from gptpipe.devices import Precision
     from gptpipe.memory import keep_freed_memory
     from gptpipe.model import GPT
-    from gptpipe.train.operation import Precision
     from gptpipe.train.optimizer import make_optimizers
     from gptpipe.train.ranks import Ranks
     from gptpipe.train.state import TrainState

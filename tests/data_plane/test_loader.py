@@ -23,10 +23,10 @@ from gptpipe.data.loader import (
     Batch,
     TrainLoader,
     evaluation_batches,
-    evaluation_windows,
 )
 from gptpipe.data.order import windows_of
 from gptpipe.data.tokens import TokenStream
+from gptpipe.data.windows import evaluation_windows
 from gptpipe.errors import UserError
 from gptpipe.tokenizer import get_tokenizer
 
@@ -254,9 +254,16 @@ def test_a_batch_smaller_than_the_number_of_ranks_is_refused(stream: TokenStream
 # --- evaluation ----------------------------------------------------------------------------------------------
 
 
+def plain(length: int, context: int, max_tokens: int = 0) -> list[tuple[int, int]]:
+    """Windows that do not overlap: where they begin, and how many targets they have."""
+    found = evaluation_windows(length, context, max_tokens=max_tokens).tolist()
+    assert all(size == scored for _, size, scored in found)
+    return [(start, size) for start, size, _ in found]
+
+
 @given(length=st.integers(0, 400), context=st.integers(1, 60), world_size=st.integers(1, 5))
 def test_windows_score_every_token_but_the_first_once(length: int, context: int, world_size: int) -> None:
-    windows = evaluation_windows(length, context)
+    windows = plain(length, context)
     scored = [start + 1 + i for start, size in windows for i in range(size)]
     assert scored == list(range(1, length))
     assert all(size == context for _, size in windows[:-1])
@@ -289,8 +296,8 @@ def test_one_rank_scores_the_windows_in_order(stream: TokenStream, expected: np.
 
 @given(length=st.integers(2, 5000), context=st.integers(1, 60), limit=st.integers(1, 3000))
 def test_a_limit_spreads_whole_windows_evenly(length: int, context: int, limit: int) -> None:
-    everything = evaluation_windows(length, context)
-    windows = evaluation_windows(length, context, limit)
+    everything = plain(length, context)
+    windows = plain(length, context, limit)
     if limit // context >= len(everything):
         assert windows == everything
         return

@@ -14,9 +14,10 @@ from torch import Tensor
 from gptpipe import loss as loss_module
 from gptpipe.config import ModelConfig, TrainConfig
 from gptpipe.data.loader import TrainBatch
+from gptpipe.devices import Precision
 from gptpipe.loss import IGNORED
 from gptpipe.model import GPT
-from gptpipe.train.operation import Precision, compile_blocks
+from gptpipe.train.operation import compile_blocks
 from gptpipe.train.optimizer import load_optimizers, make_optimizers, optimizer_tensors
 from gptpipe.train.ranks import Ranks
 from gptpipe.train.state import TrainState

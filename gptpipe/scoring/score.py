@@ -1,0 +1,115 @@
+"""Running a model over windows: batches that pad little, sums that do not depend on them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from gptpipe.devices import Precision
+from gptpipe.loss import token_scores
+from gptpipe.memory import keep_freed_memory
+from gptpipe.model import GPT
+from gptpipe.scoring.documents import Documents
+from gptpipe.scoring.tally import Tally
+from gptpipe.wording import counted
+
+log = logging.getLogger("gptpipe.progress")
+_SAY_SECONDS = 2.0
+
+
+def to_precision(model: GPT, precision: str) -> GPT:
+    """Large matrices in that type, in place; embeddings of positions, norms and what flows between blocks stay float32.
+
+    Half the memory, and no matrix is converted at every step as autocast alone would.
+    """
+    if precision == "bfloat16":
+        for module in model.modules():
+            if isinstance(module, nn.Linear) or module is model.wte:
+                for parameter in module.parameters():
+                    parameter.data = parameter.data.bfloat16()
+    return model
+
+
+def batches_of(windows: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+    """Numbers of windows in batches of about so many tokens, the longest windows first: equal lengths pad nothing."""
+    order = np.argsort(-windows[:, 1], kind="stable")
+    batches = []
+    while len(order):
+        size = max(1, batch_tokens // int(windows[order[0], 1]))
+        batches.append(order[:size])
+        order = order[size:]
+    return batches
+
+
+@torch.no_grad()
+def score(
+    model: GPT,
+    documents: Documents,
+    windows: np.ndarray,
+    *,
+    batch_tokens: int,
+    precision: str = "float32",
+    rank: int = 0,
+    world_size: int = 1,
+    say: Callable[[str], None] = lambda text: log.info("%s", text, extra={"progress": True}),
+) -> Tally:
+    """The sums of this rank's share of the windows.
+
+    Args:
+        windows: (n, 3), as `gptpipe.data.windows` and `gptpipe.scoring.windows` make them.
+        batch_tokens: tokens that the model takes at once; the sums do not depend on it.
+        say: told now and then how far it is.
+    """
+    keep_freed_memory()
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    tally = Tally.empty(len(documents), model.config.context_length, model.config.vocab_size)
+    batches = batches_of(windows, batch_tokens)[rank::world_size]
+    began = said = time.monotonic()
+    done, total = 0, sum(len(batch) for batch in batches)
+    with Precision(precision, device.type).autocast():
+        for batch in batches:
+            _score_batch(model, documents, windows[batch], tally)
+            done += len(batch)
+            if time.monotonic() - said > _SAY_SECONDS:
+                said = time.monotonic()
+                say(f"scored {done:,} of {counted(total, 'window')}, {tally.tokens / (said - began):,.0f} tokens/s")
+    model.train(training)
+    return tally
+
+
+def _score_batch(model: GPT, documents: Documents, windows: np.ndarray, tally: Tally) -> None:
+    tokens, length = _rows(documents, windows)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    columns = np.arange(length)
+    last = windows[:, 1:2]
+    scored = (columns < last) & (columns >= last - windows[:, 2:3])  # (B, T)
+    device = next(model.parameters()).device
+    hidden = model.hidden(torch.from_numpy(inputs).to(device))[torch.from_numpy(scored).to(device)]
+    ids = targets[scored]
+    nats, top, right = token_scores(hidden, model.lm_head.weight, torch.from_numpy(ids).to(device))
+    places = (windows[:, :1] + 1 + columns)[scored]
+    tally.add(
+        documents=documents.of(places),
+        places=places,
+        positions=np.broadcast_to(columns + 1, scored.shape)[scored],
+        targets=ids,
+        sizes=documents.tokenizer.byte_lengths[ids],
+        nats=nats.double().cpu().numpy(),
+        top=top.double().cpu().numpy(),
+        right=right.cpu().numpy(),
+    )
+
+
+def _rows(documents: Documents, windows: np.ndarray) -> tuple[np.ndarray, int]:
+    """Tokens of windows, (B, T + 1), zeros after the end of those that are shorter, and T."""
+    length = int(windows[:, 1].max())
+    rows = np.zeros((len(windows), length + 1), dtype=np.int64)
+    for row, (begin, size, _) in zip(rows, windows, strict=True):
+        row[: size + 1] = documents.read(int(begin), int(begin + size + 1))
+    return rows, length
