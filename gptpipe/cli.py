@@ -355,6 +355,10 @@ def evaluate(
     apart: Annotated[
         bool, typer.Option("--apart", help="Each document on its own after <|endoftext|>, as lm_eval has them.")
     ] = False,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:FILE", help="Score lambada:FILE or hellaswag:FILE too; may be given several times."),
+    ] = None,
     page: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write a page that shows the loss in the text, .html.")
     ] = None,
@@ -368,6 +372,7 @@ def evaluate(
     options = load_config(file=config, overrides=[*(overrides or []), *chosen]).evaluate
     if config is None and not any("evaluate.max_tokens" in o for o in overrides or []):
         options = options.model_copy(update={"max_tokens": 0})
+    options = options.model_copy(update={"tasks": [*options.tasks, *(task or [])]})
     content = _read_text(text) if text is not None else None
     from gptpipe import storage
     from gptpipe.evaluate import compare_tallies, evaluate_whole

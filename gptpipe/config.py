@@ -271,6 +271,7 @@ class EvaluateConfig(Section):
         "joined",
         "Joined to one stream, as in training, or each apart after <|endoftext|>, as lm-evaluation-harness does",
     )
+    tasks: list[str] = result([], "Tasks with a right answer, lambada:FILE or hellaswag:FILE, JSON lines")
     precision: Literal["float32", "bfloat16"] = result("float32", "Type of the large matrices")
     device: Literal["auto", "cpu", "cuda"] = operational(
         "auto", "Where it is computed; auto takes a GPU if there is one"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from gptpipe.scoring.page import loss_page
 from gptpipe.scoring.parts import calibration, calibration_error, costliest, parts
 from gptpipe.scoring.score import score, to_precision
 from gptpipe.scoring.tally import Tally
+from gptpipe.scoring.tasks import TaskScore, score_task, task_digest
 from gptpipe.scoring.windows import apart_windows, spread
 from gptpipe.settings import settings
 from gptpipe.tokenizer import get_tokenizer
@@ -60,6 +61,7 @@ class Evaluation:
         parts: rows by corpus, length of document, tokens seen before, frequency of the token.
         costliest: documents, tokens and places that cost most.
         calibration: the likeliest token's probability against how often it was right.
+        tasks: what it scored on tasks with a right answer.
         page: URL of a page that shows the loss in the text; empty where none was written.
     """
 
@@ -85,6 +87,7 @@ class Evaluation:
     parts: dict[str, list[dict[str, Any]]]
     costliest: dict[str, list[dict[str, Any]]]
     calibration: list[dict[str, Any]]
+    tasks: list[TaskScore] = field(default_factory=list)
     page: str = ""
     already_done: bool = False
 
@@ -117,6 +120,7 @@ class Evaluation:
             "bits per byte": self.bits_per_byte,
             "likeliest token right": self.accuracy,
             "calibration error": self.calibration_error,
+            **{f"{each.task}, right": each.accuracy for each in self.tasks},
         }
 
     def as_dict(self) -> dict[str, Any]:
@@ -126,7 +130,8 @@ class Evaluation:
     def of(cls, values: dict[str, Any]) -> Evaluation:
         """From what `as_dict` gave."""
         known = {key: value for key, value in values.items() if key != "sentence"}
-        return cls(**{**known, "interval": Interval(**known["interval"]) if known["interval"] else None})
+        known["interval"] = Interval(**known["interval"]) if known["interval"] else None
+        return cls(**{**known, "tasks": [TaskScore(**each) for each in known["tasks"]]})
 
 
 @dataclass(frozen=True)
@@ -213,8 +218,13 @@ def evaluate_whole(
         what = f"a text of {counted(documents.tokens.length, 'token')}"
     windows, how, whole = _windows(documents, config, context, stride)
     tally = score(model, documents, windows, batch_tokens=config.batch_size * context, precision=config.precision)
+    tasks = [
+        score_task(each, model, encoding, batch_tokens=config.batch_size * context, precision=config.precision)
+        for each in config.tasks
+    ]
     words = int(documents.words[tally.document_tokens > 0].sum()) if whole else None
-    return Scored(_evaluation(tally, documents, words, what, how, config.precision, url), tally, documents, model)
+    found = _evaluation(tally, documents, words, what, how, config.precision, url)
+    return Scored(replace(found, tasks=tasks), tally, documents, model)
 
 
 def _check_windows(config: EvaluateConfig, has: int) -> tuple[int, int]:
@@ -320,7 +330,8 @@ def _place(read: Weights, data: str, config: EvaluateConfig, out: str) -> str:
             "stage": STAGE_VERSION,
             "weights": read.identity,
             "dataset": open_dataset(data).id,
-            "config": {key: value for key, value in config.result_fields().items() if key != "data"},
+            "config": {key: value for key, value in config.result_fields().items() if key not in ("data", "tasks")},
+            "tasks": [[task.partition(":")[0], task_digest(task)] for task in config.tasks],
         }
     )
     return storage.join(storage.normalize(out), identity)

@@ -409,6 +409,7 @@ def log_results(
     }
     if evaluation.word_perplexity is not None:
         values["evaluation/word_perplexity"] = evaluation.word_perplexity
+    values |= {f"evaluation/{task.task}": task.accuracy for task in evaluation.tasks}
     if evaluation.interval is not None:
         values["evaluation/standard_error"] = evaluation.interval.standard_error
     if against is not None:

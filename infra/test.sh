@@ -3,7 +3,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 if [ "${1:-}" = "--all" ]; then
-    setup dev,stack,dask,ray
+    setup dev,stack,dask,ray,harness
     select=()
     shift
 else

@@ -1,0 +1,103 @@
+"""EleutherAI's lm-evaluation-harness on our weights: `python -m gptpipe.harness --model gptpipe …`, or a model object.
+
+    python -m gptpipe.harness --model gptpipe --model_args weights=WEIGHTS --tasks hellaswag
+
+takes every option of `lm_eval`. Needs `pip install 'gptpipe[harness]'`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+
+from gptpipe.config import SampleConfig
+from gptpipe.devices import pick_device
+from gptpipe.generate import generate
+from gptpipe.pretrained import read_weights
+from gptpipe.scoring.continuations import likelihoods
+from gptpipe.scoring.score import to_precision
+from gptpipe.scoring.windows import apart_windows
+from gptpipe.tokenizer import get_tokenizer
+
+_NEW_TOKENS = 256  # what the harness takes where a task does not say
+
+
+@register_model("gptpipe")
+class GptpipeLM(TemplateLM):  # type: ignore[misc]
+    """Weights as a model of the harness.
+
+    Args:
+        weights: any WEIGHTS. precision: float32 or bfloat16. device: auto, cpu or cuda.
+        batch_size: windows that the model takes at once.
+    """
+
+    def __init__(
+        self,
+        weights: str,
+        precision: str = "float32",
+        device: str | None = None,
+        batch_size: int | str = 8,
+        max_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        read = read_weights(weights)
+        self.model = to_precision(read.build(), precision).to(pick_device(device or "auto")).eval()
+        self.precision, self.encoding = precision, get_tokenizer(read.tokenizer)
+        windows = 8 if batch_size == "auto" else int(batch_size)
+        self.batch_tokens = windows * self.model.config.context_length
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.encoding.end_of_text
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.encoding.name
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        return self.encoding.encode(string)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
+        pairs = [(context, continuation) for _, context, continuation in requests]
+        return [(each.logprob, each.greedy) for each in self._likelihoods(pairs)]
+
+    def _likelihoods(self, pairs: list[tuple[list[int], list[int]]]) -> Any:
+        return likelihoods(self.model, pairs, batch_tokens=self.batch_tokens, precision=self.precision)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        pairs, sizes = [], []
+        for request in requests:
+            ids = np.array([self.eot_token_id, *self.encoding.encode(request.args[0])])
+            windows = apart_windows(np.array([1]), np.array([len(ids)]), self.model.config.context_length)
+            sizes.append(len(windows))
+            for begin, length, scored in windows:
+                window = ids[begin : begin + length + 1].tolist()
+                pairs.append((window[: -int(scored)], window[-int(scored) :]))
+        found = iter(self._likelihoods(pairs))
+        return [sum(next(found).logprob for _ in range(size)) for size in sizes]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        answers = []
+        for request in requests:
+            prompt, options = request.args
+            until = options.get("until") or []
+            config = SampleConfig(
+                prompts=[prompt],
+                max_new_tokens=int(options.get("max_gen_toks", _NEW_TOKENS)),
+                temperature=float(options.get("temperature", 0)) if options.get("do_sample") else 0,
+                stop=[until] if isinstance(until, str) else list(until),
+            )
+            [sample] = generate(self.model, [prompt], config, tokenizer=self.encoding.name)
+            answers.append(sample.continuation)
+        return answers
+
+
+if __name__ == "__main__":
+    cli_evaluate()
