@@ -30,6 +30,7 @@ from gptpipe.scoring.confidence import Comparison, Interval, compare, mean_inter
 from gptpipe.scoring.documents import Documents, documents_of_split, documents_of_text
 from gptpipe.scoring.page import loss_page
 from gptpipe.scoring.parts import calibration, calibration_error, costliest, parts
+from gptpipe.scoring.ranks import score_on_ranks
 from gptpipe.scoring.score import score, to_precision
 from gptpipe.scoring.tally import Tally
 from gptpipe.scoring.tasks import TaskScore, score_task, task_digest
@@ -217,9 +218,13 @@ def evaluate_whole(
         documents = documents_of_text(text, encoding)
         what = f"a text of {counted(documents.tokens.length, 'token')}"
     windows, how, whole = _windows(documents, config, context, stride)
-    tally = score(model, documents, windows, batch_tokens=config.batch_size * context, precision=config.precision)
+    batch_tokens = config.batch_size * context
+    if config.nproc > 1 and not isinstance(weights, GPT):
+        tally = score_on_ranks(url, documents, windows, config, batch_tokens)
+    else:
+        tally = score(model, documents, windows, batch_tokens=batch_tokens, precision=config.precision)
     tasks = [
-        score_task(each, model, encoding, batch_tokens=config.batch_size * context, precision=config.precision)
+        score_task(each, model, encoding, batch_tokens=batch_tokens, precision=config.precision)
         for each in config.tasks
     ]
     words = int(documents.words[tally.document_tokens > 0].sum()) if whole else None

@@ -305,7 +305,7 @@ class Gang:
         """Take in new nodes and what all have said; raise when the run was cancelled."""
         asked = self._signals.count and not self.stopped
         if self._signals.count > 1 or self.watchers.was_cancelled() or (asked and self.watchers.is_cancelled()):
-            raise Cancelled(f"cancelled; the last committed checkpoint in {self.job.training} stands")
+            raise Cancelled(self.job.cancelled())
         while self._joining:
             self._take(self._joining.pop(0))
         for member in self.members:

@@ -18,11 +18,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import psutil
 
-from gptpipe.checkpoint import newest_checkpoint
 from gptpipe.train.job import METRICS, OUTCOME, RANK_LINE, Job, Outcome
 from gptpipe.train.metrics import MetricsFollower
 
@@ -35,6 +35,28 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 class Cancelled(BaseException):
     """The training was cancelled: nothing was saved, the last committed checkpoint stands."""
+
+
+class RankedJob(Protocol):
+    """What ranks are started for.
+
+    Attributes:
+        module: what each runs, with the path of the job's file, `<folder>/job.json`.
+        folder: the job's local folder, with outcome.json and the ranks' pids.
+        threads: of each rank; 0 is one. save_timeout: seconds that ranks have to end after they were asked to.
+    """
+
+    module: ClassVar[str]
+    folder: Path
+
+    @property
+    def nproc(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def save_timeout(self) -> float: ...
+    def cancelled(self) -> str: ...
+    def unsaved(self, reason: str) -> Outcome: ...
 
 
 @dataclass
@@ -102,7 +124,7 @@ class StopSignals:
                 signal.signal(number, handler)
 
 
-def torchrun_command(job: Job, rendezvous: Rendezvous | None = None) -> list[str]:
+def torchrun_command(job: RankedJob, rendezvous: Rendezvous | None = None) -> list[str]:
     """One node by itself, or one of several that meet."""
     if rendezvous is None:
         meeting = ["--nnodes=1", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
@@ -118,14 +140,14 @@ def torchrun_command(job: Job, rendezvous: Rendezvous | None = None) -> list[str
         sys.executable,
         "-m",
         "torch.distributed.run",
-        f"--nproc-per-node={job.train.nproc}",
+        f"--nproc-per-node={job.nproc}",
         "--rdzv-backend=c10d",
         *meeting,
         "--max-restarts=0",
         "--monitor-interval=0.1",
         "--signals-to-handle=SIGQUIT",
         "-m",
-        "gptpipe.train",
+        job.module,
         str(job.folder / "job.json"),
     ]
 
@@ -145,7 +167,7 @@ class Torchrun:
 
     def __init__(
         self,
-        job: Job,
+        job: RankedJob,
         watchers: Watchers,
         *,
         rendezvous: Rendezvous | None = None,
@@ -168,7 +190,7 @@ class Torchrun:
         follower = MetricsFollower(self.job.folder / METRICS)
         environment = {
             **os.environ,
-            "OMP_NUM_THREADS": str(self.job.train.threads or 1),
+            "OMP_NUM_THREADS": str(self.job.threads or 1),
             "PYTHONUNBUFFERED": "1",
             "TORCHELASTIC_ERROR_FILE": str(self.job.folder / "torchelastic.json"),
         }
@@ -195,7 +217,7 @@ class Torchrun:
                     self._on_poll(self)
                     self._ask_to_stop()
                     if time.monotonic() > self._preempt_until:
-                        log.warning("not saved within train.save_timeout=%g s: killed", self.job.train.save_timeout)
+                        log.warning("not ended within %g s: killed", self.job.save_timeout)
                         self.kill()
                     time.sleep(_POLL)
                 reader.join(2)
@@ -205,11 +227,11 @@ class Torchrun:
         return self._outcome()
 
     def preempt(self, reason: str) -> None:
-        """Ask the ranks to finish their step, save and end; after `train.save_timeout` they are killed."""
+        """Ask the ranks to finish their step, save and end; after the job's `save_timeout` they are killed."""
         if self.stop_reason:
             return
         self.stop_reason = reason
-        self._preempt_until = time.monotonic() + self.job.train.save_timeout
+        self._preempt_until = time.monotonic() + self.job.save_timeout
         self._ask_at = 0.0
 
     def _ask_to_stop(self) -> None:
@@ -239,7 +261,7 @@ class Torchrun:
         """The ranks' processes: torchrun's descendants (each in a session of its own)."""
         try:
             return [
-                p for p in psutil.Process(self.process.pid).children(recursive=True) if "gptpipe.train" in p.cmdline()
+                p for p in psutil.Process(self.process.pid).children(recursive=True) if self.job.module in p.cmdline()
             ]
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return []
@@ -253,7 +275,7 @@ class Torchrun:
         for path in self.job.folder.glob("rank-*.pid"):  # ranks whose torchrun is gone
             try:
                 orphan = psutil.Process(int(path.read_text()))
-                if "gptpipe.train" in orphan.cmdline():
+                if self.job.module in orphan.cmdline():
                     family.append(orphan)
             except (psutil.NoSuchProcess, psutil.AccessDenied, ValueError):
                 continue
@@ -279,9 +301,7 @@ class Torchrun:
         if outcomes:
             return outcomes[0]
         if self.stop_reason:
-            newest = newest_checkpoint(self.job.training)
-            reason = f"{self.stop_reason}, and not saved within train.save_timeout"
-            return Outcome(status="preempted", reason=reason, step=newest.step if newest else 0)
+            return self.job.unsaved(self.stop_reason)
         return Outcome(status="failed", reason="the ranks ended without a word", traceback="\n".join(self._last_lines))
 
 
@@ -289,7 +309,7 @@ def _heed_signals(run: Torchrun) -> None:
     """The first signal preempts, the second cancels; so does the first when the run was cancelled."""
     asked = run.signals.count and not run.stop_reason
     if run.signals.count > 1 or run.watchers.was_cancelled() or (asked and run.watchers.is_cancelled()):
-        raise Cancelled(f"cancelled; the last committed checkpoint in {run.job.training} stands")
+        raise Cancelled(run.job.cancelled())
     if asked:
         log.warning("%s: finishing the step and saving; once more to stop without saving", run.signals.first)
         run.preempt(run.signals.first)

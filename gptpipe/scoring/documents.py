@@ -50,6 +50,14 @@ class Documents:
     words: np.ndarray
     counts: np.ndarray
 
+    @classmethod
+    def bare(cls, tokens: Tokens, tokenizer: Tokenizer, starts: np.ndarray, ends: np.ndarray) -> Documents:
+        """What scoring needs of them, and nothing of what is said about them afterwards."""
+        nothing = np.zeros(len(starts), dtype=np.int64)
+        return cls(
+            tokens, tokenizer, starts, ends, ["text"], nothing, nothing, np.zeros(tokenizer.vocab_size, np.int64)
+        )
+
     def __len__(self) -> int:
         return len(self.starts)
 
@@ -70,7 +78,9 @@ class Documents:
         return list(_names(self.tokens))
 
 
-class _Text:
+class TextTokens:
+    """The tokens of a text in memory."""
+
     def __init__(self, ids: np.ndarray) -> None:
         self.ids, self.length = ids, len(ids)
 
@@ -90,7 +100,7 @@ def documents_of_text(text: str, tokenizer: Tokenizer) -> Documents:
             f"{counted(len(ids), 'token')}: nothing has a token before it", where="text", hint="give a longer text"
         )
     return Documents(
-        tokens=_Text(ids),
+        tokens=TextTokens(ids),
         tokenizer=tokenizer,
         starts=np.zeros(1, dtype=np.int64),
         ends=np.array([len(ids)], dtype=np.int64),

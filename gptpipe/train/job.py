@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from gptpipe import storage
+from gptpipe.checkpoint import newest_checkpoint
 from gptpipe.config import ModelConfig, TrainConfig
 
 JOB, METRICS, OUTCOME = "job.json", "metrics.jsonl", "outcome.json"
@@ -40,6 +41,30 @@ class Job(BaseModel):
     init: str = ""
     resume: str = ""
     launcher: int
+
+    module: ClassVar[str] = "gptpipe.train"  # what a rank runs
+
+    @property
+    def nproc(self) -> int:
+        return self.train.nproc
+
+    @property
+    def threads(self) -> int:
+        return self.train.threads
+
+    @property
+    def save_timeout(self) -> float:
+        return self.train.save_timeout
+
+    def cancelled(self) -> str:
+        """What is said of one that was cancelled."""
+        return f"cancelled; the last committed checkpoint in {self.training} stands"
+
+    def unsaved(self, reason: str) -> Outcome:
+        """The outcome of one that was asked to stop, and ended without one of its own."""
+        newest = newest_checkpoint(self.training)
+        reason = f"{reason}, and not saved within train.save_timeout"
+        return Outcome(status="preempted", reason=reason, step=newest.step if newest else 0)
 
     def write(self) -> Path:
         path = self.folder / JOB

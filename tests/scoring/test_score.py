@@ -11,16 +11,18 @@ import torch
 from torch.nn import functional as F
 from transformers import GPT2LMHeadModel
 
-from gptpipe import GPT, ModelConfig, evaluate, load
+from gptpipe import GPT, ModelConfig, UserError, evaluate, load
 from gptpipe.config import DataConfig, EvaluateConfig
 from gptpipe.data.build import tokenize
 from gptpipe.data.windows import evaluation_windows
 from gptpipe.evaluate import evaluate_whole
+from gptpipe.pretrained import read_weights
 from gptpipe.scoring.documents import count_words, documents_of_text
 from gptpipe.scoring.look import look
 from gptpipe.scoring.parts import calibration
 from gptpipe.scoring.score import score, to_precision
 from gptpipe.scoring.tally import BINS, Tally
+from gptpipe.settings import settings
 from gptpipe.tokenizer import get_tokenizer
 from tests.test_pretrained import reference
 
@@ -111,6 +113,27 @@ def test_batches_and_ranks_do_not_matter(ours: GPT, dataset: str, documents: str
     assert shares[0].nats == pytest.approx(alone.nats, rel=1e-14)
     for name in ("document_tokens", "position_tokens", "token_count", "bin_right", "costliest"):
         assert np.array_equal(getattr(shares[0], name), getattr(alone, name)), name
+
+
+@pytest.mark.parametrize("nproc", [2, 3])
+def test_ranks_of_their_own_score_the_same(theirs: GPT2LMHeadModel, dataset: str, nproc: int, tmp_path: Path) -> None:
+    theirs.save_pretrained(tmp_path / "weights")
+    config = EvaluateConfig(split="train", documents="apart", stride=5)
+    what = {"data": dataset} if nproc == 2 else {"text": TEXTS[0] * 9}
+    alone = evaluate(str(tmp_path / "weights"), **what, config=config)  # type: ignore[arg-type]
+    many = evaluate(str(tmp_path / "weights"), **what, config=config.model_copy(update={"nproc": nproc}))  # type: ignore[arg-type]
+    assert many.cross_entropy == pytest.approx(alone.cross_entropy, rel=1e-6)
+    assert (many.tokens, many.words, many.accuracy) == (alone.tokens, alone.words, alone.accuracy)
+    assert not list((settings().home_path / "jobs").iterdir())
+
+
+def test_what_a_rank_cannot_use_is_said_once(dataset: str, tmp_path: Path) -> None:
+    model = reference(1, 1, 16, CONTEXT, 50257)
+    model.save_pretrained(tmp_path / "weights")
+    read = read_weights(str(tmp_path / "weights"))
+    (tmp_path / "weights" / "config.json").unlink()  # between the launcher's look and the ranks'
+    with pytest.raises(UserError, match="no weights there"):
+        evaluate_whole(read, data=dataset, config=EvaluateConfig(split="train", nproc=2))
 
 
 def test_a_tally_is_what_was_written(ours: GPT, dataset: str, tmp_path: Path) -> None:
