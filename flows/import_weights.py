@@ -9,8 +9,8 @@ from pydantic import Field
 
 from flows import report
 from gptpipe import storage
+from gptpipe.adapt import import_weights as write_weights
 from gptpipe.config import Section, digest
-from gptpipe.pretrained import import_weights as write_weights
 from gptpipe.settings import settings
 from gptpipe.tracking import resolve_weights
 
@@ -21,6 +21,8 @@ class ImportParameters(Section):
     """Weights to bring in."""
 
     weights: str = Field(description="A Hugging Face folder, .safetensors, .pth, checkpoint, or models:/NAME@ALIAS")
+    context_length: int = Field(0, ge=0, description="Another context: less cuts it, more extends it; 0 is theirs")
+    tokenizer: str = Field("", description="Another tokenizer, for which embeddings are resized; empty is theirs")
     storage: str | None = Field(None, description="Folder or s3:// URL; by default GPTPIPE_STORAGE")
 
 
@@ -28,8 +30,10 @@ class ImportParameters(Section):
 def import_weights(parameters: ImportParameters) -> str:
     """Write the weights as a checkpoint, unless they are there; returns its URL."""
     source = resolve_weights(parameters.weights)
-    out = storage.join(parameters.storage or settings().storage_url, "weights", digest(storage.normalize(source))[:12])
-    found = write_weights(source, out)
+    to = {"context_length": parameters.context_length, "tokenizer": parameters.tokenizer}
+    name = digest([storage.normalize(source), to] if any(to.values()) else storage.normalize(source))[:12]
+    out = storage.join(parameters.storage or settings().storage_url, "weights", name)
+    found = write_weights(source, out, context_length=parameters.context_length, tokenizer=parameters.tokenizer)
     log.info("import weights: %s → %s", parameters.weights, found.url)
     report.table("weights", "Imported weights", {"from": parameters.weights, "checkpoint": found.url})
     return found.url

@@ -19,6 +19,7 @@ from gptpipe import tracking
 from gptpipe.config import PipelineConfig, parse
 from gptpipe.errors import Preempted
 from gptpipe.evaluate import Evaluation
+from gptpipe.export import check_replaceable, export_hf
 from gptpipe.form import FormSection, form_of
 from gptpipe.generate import Sample, Samples
 from gptpipe.launch import TrainResult
@@ -46,12 +47,17 @@ def retrain(parameters: RetrainParameters) -> dict[str, Any]:
 
 def _stages(config: PipelineConfig) -> dict[str, Any]:
     tracking.check_registry(config)
+    if config.export:
+        check_replaceable(config.export)
     dataset = tokenize(TokenizeParameters(data=config.data))
-    init = (
-        ""
-        if config.init == "scratch"
-        else import_weights(ImportParameters(weights=tracking.resolve_weights(config.init, config)))
-    )
+    init = ""
+    if config.init != "scratch":
+        weights = tracking.resolve_weights(config.init, config)
+        init = import_weights(
+            ImportParameters(
+                weights=weights, context_length=config.init_context_length, tokenizer=config.data.tokenizer
+            )
+        )
     training = train(TrainParameters(data=dataset["dataset"], config=config, init=init))
     evaluation = evaluate(
         EvaluateParameters(
@@ -60,12 +66,16 @@ def _stages(config: PipelineConfig) -> dict[str, Any]:
     )
     samples = sample(SampleParameters(weights=training["best_checkpoint"], config=config.sample))
     registered = publish(config, training, evaluation, samples) if training["run_id"] else None
+    exported = export_hf(training["best_checkpoint"], config.export, replace=True) if config.export else ""
+    if exported:
+        log.info("export: %s, a folder that transformers reads", exported)
     return {
         "dataset": dataset,
         "training": training,
         "evaluation": evaluation,
         "samples": samples,
         "model": registered,
+        "export": exported,
     }
 
 

@@ -14,6 +14,7 @@ from flows.hosts import PrefectHosts
 from flows.live import Live
 from flows.report import CancelWatch
 from gptpipe import storage
+from gptpipe.adapt import starting_from
 from gptpipe.config import PipelineConfig, Section
 from gptpipe.errors import UserError
 from gptpipe.gang import Hosts
@@ -54,13 +55,14 @@ def _hosts() -> Hosts:
 def train(parameters: TrainParameters) -> dict[str, Any]:
     """Train, or go on from the newest checkpoint, unless this training is finished."""
     out = storage.join(parameters.storage or settings().storage_url, "trainings")
+    config = starting_from(parameters.config, parameters.init)
     waits = False
     while True:
         try:
-            with Live(parameters.config).shown() as live, CancelWatch().running() as was_cancelled:
+            with Live(config).shown() as live, CancelWatch().running() as was_cancelled:
                 watchers = Watchers(on_metrics=live.add, is_cancelled=report.is_cancelling, was_cancelled=was_cancelled)
                 result, link = train_and_track(
-                    parameters.config,
+                    config,
                     data=parameters.data,
                     out=out,
                     init=parameters.init,

@@ -173,12 +173,18 @@ def run(
     preset: Preset = None,
     corpus: Corpora = None,
     storage: Annotated[str | None, typer.Option(help="Folder or s3:// URL for everything that is made.")] = None,
+    init: Annotated[str | None, typer.Option(metavar="WEIGHTS", help="Weights to start from: fine-tuning.")] = None,
+    export: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Write the finished model there, as transformers reads it.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Train again even if this training is finished.")] = False,
     as_json: Json = False,
 ) -> None:
     """The whole pipeline in place: tokenize, train, evaluate, sample, register, promote or keep."""
     _use_storage(storage)
-    parameters = _configure(config, overrides, preset, corpus)
+    given = {"init": init, "export": export}
+    chosen = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    parameters = _configure(config, [*(overrides or []), *chosen], preset, corpus)
     if force:
         parameters = parameters.model_copy(update={"force": True})
     from gptpipe.data.sources import list_sources
@@ -218,6 +224,7 @@ def _summary(parameters: PipelineConfig, result: dict[str, Any]) -> str:
         f"made      a {parameters.preset} GPT, {training['steps']:,} steps over {training['tokens']:,} tokens of "
         f"{result['dataset']['tokens']:,}{speed}",
         f"good      {evaluation['sentence']}",
+        *([f"before    {evaluation['against']['comparison']}"] if "against" in evaluation else []),
         f"          {evaluation['bits_per_byte']:.3f} bits a byte"
         + (f"; {python:.0%} of its lines are Python's" if python is not None else ""),
         f"says      {first['text'][:100]!r}",
@@ -230,6 +237,8 @@ def _summary(parameters: PipelineConfig, result: dict[str, Any]) -> str:
             f"look at   {_located(model['how_to_open'])}",
             f"compare   {model['compare']}",
         ]
+    if result["export"]:
+        lines.append(f"exported  {result['export']}, a folder that transformers reads")
     lines.append(
         f"try it    {_command('gptpipe')} generate --weights {training['best_checkpoint']} --prompt 'def main('"
     )
@@ -317,13 +326,16 @@ def train(
     if force:
         options = options.model_copy(update={"force": True})
     from gptpipe import storage, tracking
-    from gptpipe.pretrained import import_weights
+    from gptpipe.adapt import import_weights, starting_from
 
     start = init or options.init
     checkpoint = ""
     if start != "scratch":
         source = tracking.resolve_weights(start, options)
-        checkpoint = import_weights(source, storage.join(storage.normalize(out), "init", _short(source))).url
+        context = options.init_context_length
+        place = storage.join(storage.normalize(out), "init", _short(source + (f" {context}" if context else "")))
+        checkpoint = import_weights(source, place, context_length=context).url
+    options = starting_from(options, checkpoint)
     result, link = tracking.train_and_track(options, data=data, out=out, init=checkpoint, resume=resume)
     values = {**result.as_dict(), "run_id": link.run_id if link else None}
     done = "already done: " if result.already_done else ""
@@ -519,13 +531,15 @@ def import_(
         str, typer.Argument(help="Any WEIGHTS: Hugging Face folder or hf:NAME, .safetensors, .pth, checkpoint.")
     ],
     out: Annotated[str, typer.Option(help="Folder or URL; the checkpoint lies in <out>/step-<step>/.")],
+    context: Annotated[int, typer.Option(min=0, help="Another context: less cuts it, more extends it.")] = 0,
+    tokenizer: Annotated[str, typer.Option(help="Another tokenizer, for which embeddings are resized.")] = "",
     as_json: Json = False,
 ) -> None:
     """Weights of any supported layout to a checkpoint."""
-    from gptpipe.pretrained import import_weights
+    from gptpipe.adapt import import_weights
     from gptpipe.tracking import resolve_weights
 
-    found = import_weights(resolve_weights(weights), out)
+    found = import_weights(resolve_weights(weights), out, context_length=context, tokenizer=tokenizer)
     _answer({"checkpoint": found.url, "step": found.step, "sha256": found.model_sha256}, as_json, found.url)
 
 

@@ -326,13 +326,28 @@ class PipelineConfig(Section):
     """The whole pipeline. `preset` fills in `model`, `train`, … before anything else given here."""
 
     preset: Literal[PRESETS] = result("nano", "Model and training settings to start from")  # type: ignore[valid-type]
-    init: str = result("scratch", "Weights to start from: scratch, champion, or any WEIGHTS (folder, file, models:/…)")
+    init: str = result(
+        "scratch",
+        "Weights to start from: scratch, champion, or any WEIGHTS (folder, file, hf:NAME, models:/…), whose shape the "
+        "model then has",
+    )
+    init_context_length: int = result(
+        0,
+        "Context of a model that starts from weights: 0 is theirs, less cuts their position embeddings, more repeats "
+        "them",
+        "tokens",
+        ge=0,
+        le=1 << 20,
+    )
     data: DataConfig = Field(default_factory=DataConfig, description="From text to token shards")
     model: ModelConfig = Field(default_factory=ModelConfig, description="The shape of the model")
     train: TrainConfig = Field(default_factory=TrainConfig, description="The training loop")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="What the model is scored on")
     sample: SampleConfig = Field(default_factory=SampleConfig, description="What is generated to look at")
     promote: PromoteConfig = Field(default_factory=PromoteConfig, description="What happens to the finished model")
+    export: str | None = operational(
+        None, "Folder or URL where the finished model is written as transformers reads it; an earlier one is replaced"
+    )
     force: bool = operational(False, "Train again as a new attempt even if this training is finished")
 
     @model_validator(mode="before")

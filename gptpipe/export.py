@@ -20,12 +20,23 @@ from gptpipe.train.metrics import keep_until
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def export_hf(weights: str, out: str, dtype: str = "float32") -> str:
+def check_replaceable(out: str) -> None:
+    """A UserError when a model is there that we did not export."""
+    try:
+        config = storage.read_json(storage.join(storage.normalize(out), CONFIG))
+    except FileNotFoundError:
+        return
+    if "gptpipe" not in config:
+        raise UserError("a model of somebody else is there", where=out, hint="choose another folder")
+
+
+def export_hf(weights: str, out: str, dtype: str = "float32", *, replace: bool = False) -> str:
     """Write WEIGHTS as a Hugging Face folder; `config.json` comes last, so that one without it is not whole.
 
     Args:
         out: a folder or URL that holds nothing yet.
         dtype: of the weights in it: float32, bfloat16 or float16.
+        replace: an earlier export that is there.
 
     Returns:
         Its URL.
@@ -38,7 +49,10 @@ def export_hf(weights: str, out: str, dtype: str = "float32") -> str:
     check_vocabulary(found.config, tokenizer.vocab_size, tokenizer.name, found.url)
     out = storage.normalize(out)
     if storage.exists(storage.join(out, CONFIG)):
-        raise UserError("a model is there already", where=out, hint="choose another --out")
+        if not replace:
+            raise UserError("a model is there already", where=out, hint="choose another --out")
+        check_replaceable(out)
+        storage.remove(storage.join(out, CONFIG))
     tensors = {name: each.as_type(DTYPES[dtype]) for name, each in hf_stored(found.config, found.tensors).items()}
     with storage.open_write(storage.join(out, MODEL)) as file:
         for block in model_file(tensors):

@@ -23,7 +23,7 @@ from gptpipe.checkpoint import CONFIG, MODEL, Checkpoint
 from gptpipe.config import ModelConfig, digest
 from gptpipe.errors import UserError
 from gptpipe.fetch import local_copy
-from gptpipe.hf import hf_config, hf_stored, model_config_from_hf
+from gptpipe.hf import hf_stored, model_config_from_hf
 from gptpipe.layouts import SUPPORTED, guessed_config, nanogpt_config, standardized
 from gptpipe.model import GPT, empty_model
 from gptpipe.stored import Stored, open_safetensors, open_torch
@@ -288,31 +288,6 @@ def check_tensors(config: ModelConfig, tensors: dict[str, Stored], where: str) -
             where=where,
             hint="give the config.json that belongs to these weights",
         )
-
-
-def import_weights(weights: str, out: str) -> Checkpoint:
-    """Write WEIGHTS as a checkpoint, `<out>/step-<step>/`, unless the same weights are there already.
-
-    Holds one tensor at a time.
-
-    Raises:
-        UserError: they cannot be read, or other weights are there.
-    """
-    from gptpipe.tokenizer import get_tokenizer
-
-    found = read_weights(weights)
-    tokenizer = get_tokenizer(found.tokenizer)
-    check_vocabulary(found.config, tokenizer.vocab_size, tokenizer.name, found.url)
-    out = storage.normalize(out)
-    there = checkpoints.open_checkpoint(storage.join(out, checkpoints.step_name(found.step)))
-    if there is not None:
-        if read_weights(there.url).identity == found.identity:
-            return there
-        raise UserError("other weights are there already", where=there.url, hint="choose another --out")
-    state = {"imported_from": Path(found.url).name, "step": found.step}
-    config = hf_config(found.config, tokenizer.name, tokenizer.end_of_text)
-    tensors = hf_stored(found.config, found.tensors)
-    return checkpoints.write_checkpoint(out, found.step, model=tensors, config=config, state=state)
 
 
 def check_vocabulary(config: ModelConfig, vocab_size: int, tokenizer: str, where: str) -> None:

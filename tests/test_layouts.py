@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from gptpipe import UserError, load, storage
+from gptpipe.adapt import import_weights
 from gptpipe.fetch import local_copy
-from gptpipe.pretrained import import_weights, read_weights
+from gptpipe.pretrained import read_weights
 from gptpipe.stored import open_safetensors
 from tests.data_plane.conftest import serving
 from tests.test_pretrained import reference

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptpipe import GPT, ModelConfig, UserError, load
+from gptpipe.adapt import import_weights
 from gptpipe.checkpoint import open_checkpoint, write_checkpoint
 from gptpipe.hf import hf_config, hf_tensors
-from gptpipe.pretrained import import_weights, read_weights
+from gptpipe.pretrained import read_weights
 
 SHAPES = [(1, 1, 16, 8, 101), (2, 4, 32, 16, 257), (3, 2, 64, 20, 50257), (5, 3, 48, 33, 1000)]
 

@@ -83,7 +83,7 @@ def measure(work: str, folder: Path) -> tuple[float, float]:
     import torch  # noqa: F401
 
     from gptpipe import load
-    from gptpipe.pretrained import import_weights
+    from gptpipe.adapt import import_weights
 
     if work == "transformers":
         from transformers import GPT2LMHeadModel

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, pipeline
 
 from gptpipe import load
 from gptpipe.data.dataset import open_dataset
+from tests.test_pretrained import reference
 
 GPTPIPE = str(Path(sys.executable).with_name("gptpipe"))
 TINY = [
@@ -92,11 +93,41 @@ def test_text_in_registered_model_out_and_nothing_twice(
     assert again["model"]["version"] == "1"
     # one more file, and weights to start from: a new dataset, a new training, a second version
     (corpus / "new.py").write_text("def g(y):\n    return y\n" * 20)
-    tuned, log = run(corpus, "--set", "init=champion")
+    tuned, log = run(corpus, "--init", "champion", "--export", str(corpus.parent / "exported"))
     assert tuned["dataset"]["id"] != first["dataset"]["id"]
     assert "import weights:" in log
     assert tuned["model"]["version"] == "2"
     assert "not comparable" in tuned["model"]["decision"]
+    before = tuned["evaluation"]["against"]
+    assert before["weights"] != tuned["evaluation"]["weights"]
+    assert before["difference"] == pytest.approx(tuned["evaluation"]["cross_entropy"] - before["cross_entropy"])
+    exported = GPT2LMHeadModel.from_pretrained(tuned["export"])
+    trained = load(tuned["training"]["best_checkpoint"]).state_dict()
+    assert exported.transformer.wte.weight.equal(trained["wte.weight"])
+    page = tuned["evaluation"]["page"]
+    assert "nats a token" in Path(page).read_text("utf-8")
+    said = [str(artifact["data"]) for artifact in ask(prefect_api, "/artifacts/filter")]
+    assert any("/artifacts/evaluation.html" in text and before["comparison"] in text for text in said)
+    assert any("| before |" in text for text in said)
+
+
+@pytest.mark.slow
+def test_a_hugging_face_folder_in_and_one_out(corpus: Path, tmp_path: Path) -> None:
+    """Fine-tuning as one command; the weights' shape is taken, whatever the preset's is."""
+    reference(2, 2, 32, 24, 50257).save_pretrained(tmp_path / "in")
+    more = ["--init", str(tmp_path / "in"), "--export", str(tmp_path / "out"), "--set", "init_context_length=16"]
+    made, _ = run(corpus, *more, "--set", "train.steps=30", "--set", "train.learning_rate=1e-3")
+    assert made["evaluation"]["against"]["difference"] < -0.1
+    generate = pipeline("text-generation", str(tmp_path / "out"))
+    assert generate.model.config.n_positions == 16
+    assert generate("def f", max_new_tokens=5, do_sample=False)[0]["generated_text"].startswith("def f")
+    again, _ = run(corpus, *more, "--set", "train.steps=30", "--set", "train.learning_rate=1e-3")
+    assert again["training"]["already_done"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    refused = start(corpus, "--export", str(tmp_path / "other"))
+    assert "a model of somebody else is there" in json.loads(refused.communicate(timeout=120)[0])["error"]["message"]
+    assert refused.returncode == 2
 
 
 @pytest.mark.slow
