@@ -304,6 +304,7 @@ class SampleConfig(Section):
     slide: Literal["one", "half"] = result(
         "one", "Past the context: drop one token a time and compute all anew, or half a context, and go on from there"
     )
+    precision: Literal["float32", "bfloat16"] = result("float32", "Type of the large matrices")
     seed: int = result(1337, "Seed of the draws", ge=0, lt=1 << 63)
 
     @field_validator("stop")

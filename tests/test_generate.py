@@ -18,7 +18,9 @@ from transformers.generation import (
 
 from gptpipe import GPT, ModelConfig, UserError, generate, load
 from gptpipe.config import SampleConfig
-from gptpipe.generate import Sample, candidates, choose, generate_ids, penalized, python_line_share
+from gptpipe.decode import BatchDecoder, PackedDecoder, Row
+from gptpipe.generate import Sample, candidates, choose, generate_ids, penalized, python_line_share, window_start
+from gptpipe.scoring.score import to_precision
 from gptpipe.tokenizer import get_tokenizer
 
 
@@ -94,15 +96,77 @@ def test_half_a_context_is_computed_anew_once_every_half_context(
 ) -> None:
     model, _ = pair
     read: list[int] = []
-    hidden = GPT.hidden
+    whole = PackedDecoder._read
 
-    def counted(self: GPT, tokens: torch.Tensor, cache: object = None) -> torch.Tensor:
-        read.append(tokens.shape[1])
-        return hidden(self, tokens, cache)  # type: ignore[arg-type]
+    def counted(self: PackedDecoder, row: Row, rows: int) -> torch.Tensor:
+        read.append(len(row.tokens) - row.start)
+        return whole(self, row, rows)
 
-    monkeypatch.setattr(GPT, "hidden", counted)
+    monkeypatch.setattr(PackedDecoder, "_read", counted)
     generate_ids(model, [[5]], config(max_new_tokens=100, slide="half"))
-    assert [size for size in read if size > 1] == [17] * 5  # of a context of 32, in the step after it is full
+    assert read == [1, *[17] * 5]  # of a context of 32, in the step after it is full
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("slide", ["one", "half"])
+def test_a_row_has_the_same_bits_whatever_stands_beside_it(precision: str, slide: str) -> None:
+    """Rows of other lengths, rows that end, rows past the context; every logit of every step is looked at."""
+    torch.manual_seed(6)
+    model = to_precision(
+        GPT(ModelConfig(vocab_size=700, n_layer=3, n_head=4, n_embd=256, context_length=40)), precision
+    ).eval()
+    lengths = (1, 17, 3, 16, 39, 55, 2)
+    prompts = [[(7 * i + j * j) % 700 for j in range(length)] for i, length in enumerate(lengths)]
+    generator = torch.Generator().manual_seed(1)
+    added = torch.randint(0, 700, (len(prompts), 45), generator=generator).tolist()
+    until = [45, 12, 45, 30, 45, 45, 7]
+
+    def logits_of(numbers: list[int]) -> dict[int, list[torch.Tensor]]:
+        decoder = PackedDecoder(model, 45, consume=False)
+        found: dict[int, list[torch.Tensor]] = {number: [] for number in numbers}
+        for step in range(45):
+            rows = []
+            for number in numbers:
+                if step < until[number]:
+                    tokens = prompts[number] + added[number][:step]
+                    rows.append(Row(number, window_start(len(tokens), 40, slide), tokens))
+            if rows:
+                for row, line in zip(rows, decoder.logits(rows), strict=True):
+                    found[row.number].append(line)
+        return found
+
+    with torch.inference_mode():
+        together = logits_of(list(range(len(prompts))))
+        for number in range(len(prompts)):
+            for others in ([], [4], [2, 1, 6]):
+                alone = logits_of(list(dict.fromkeys([*others, number])))[number]
+                assert len(alone) == len(together[number]) == until[number]
+                assert all(torch.equal(a, b) for a, b in zip(alone, together[number], strict=True))
+        tokens = prompts[4] + added[4][:20]
+        whole = model.float()(torch.tensor([tokens[-40:]]))[0, -1] if slide == "one" else None
+    if whole is not None:
+        close = {"float32": 1e-4, "bfloat16": 0.05}[precision]
+        assert torch.allclose(together[4][20], whole, atol=close)
+
+
+def test_the_decoder_of_other_devices_says_the_same(pair: tuple[GPT, GPT2LMHeadModel]) -> None:
+    model, _ = pair
+    prompts = [[1], [2, 3, 4, 5], list(range(30)), list(range(50))]
+    for slide in ("one", "half"):
+        given = config(max_new_tokens=45, slide=slide)
+        assert generate_ids(model, prompts, given, decoder=BatchDecoder(model, 45)) == generate_ids(
+            model, prompts, given, decoder=PackedDecoder(model, 45, consume=False)
+        )
+
+
+def test_a_decoder_that_is_used_again_knows_nothing_of_before(pair: tuple[GPT, GPT2LMHeadModel]) -> None:
+    model, _ = pair
+    for decoder in (BatchDecoder(model, 9), PackedDecoder(model, 9, consume=False)):
+        generate_ids(model, [[1, 2, 3]], config(max_new_tokens=4), decoder=decoder)
+        longer = [9, 8, 7, 6, 5, 4, 3]  # as long as what the decoder holds, and one
+        assert generate_ids(model, [longer], config(max_new_tokens=4), decoder=decoder) == generate_ids(
+            model, [longer], config(max_new_tokens=4)
+        )
 
 
 def test_each_row_stops_at_its_own_end_of_text(pair: tuple[GPT, GPT2LMHeadModel]) -> None:
