@@ -21,7 +21,7 @@ from gptpipe.errors import Preempted
 from gptpipe.evaluate import Evaluation
 from gptpipe.export import check_replaceable, export_hf
 from gptpipe.form import FormSection, form_of
-from gptpipe.generate import Sample, Samples
+from gptpipe.generate import Samples
 from gptpipe.launch import TrainResult
 
 log = logging.getLogger("gptpipe.flows")
@@ -64,7 +64,7 @@ def _stages(config: PipelineConfig) -> dict[str, Any]:
             weights=training["best_checkpoint"], data=dataset["dataset"], against=init, config=config.evaluate
         )
     )
-    samples = sample(SampleParameters(weights=training["best_checkpoint"], config=config.sample))
+    samples = sample(SampleParameters(weights=training["best_checkpoint"], config=config.sample, every=True))
     registered = publish(config, training, evaluation, samples) if training["run_id"] else None
     exported = export_hf(training["best_checkpoint"], config.export, replace=True) if config.export else ""
     if exported:
@@ -88,7 +88,7 @@ def publish(
     result = TrainResult(**{k: v for k, v in training.items() if k not in ("run_id", "experiment_id")})
     against = evaluation.get("against")
     scored = Evaluation.of({key: value for key, value in evaluation.items() if key != "against"})
-    made = Samples(**{**samples, "samples": [Sample(**s) for s in samples["samples"]]})
+    made = [Samples.of(each) for each in samples["through"]]
     picture = tracking.log_results(link, result, scored, made, against=against)
     text = f"### {scored.sentence}\n\n[Run in MLflow]({link.url})"
     text += f"\n\n[The loss in the text, token by token]({link.artifact_url(tracking.EVALUATION_PAGE)})"

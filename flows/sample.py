@@ -10,6 +10,7 @@ from prefect.artifacts import create_table_artifact
 from pydantic import Field
 
 from gptpipe import storage
+from gptpipe.checkpoint import list_checkpoints
 from gptpipe.config import SampleConfig, Section
 from gptpipe.generate import sample_once
 from gptpipe.settings import settings
@@ -24,6 +25,7 @@ class SampleParameters(Section):
 
     weights: str = Field(description="A checkpoint, Hugging Face folder, file, or models:/NAME@ALIAS")
     config: SampleConfig = Field(default_factory=SampleConfig, description="Prompts and how they are continued")
+    every: bool = Field(False, description="The other checkpoints beside it too, to follow a prompt through training")
     storage: str | None = Field(None, description="Folder or s3:// URL; by default GPTPIPE_STORAGE")
 
 
@@ -31,14 +33,24 @@ class SampleParameters(Section):
 def sample(parameters: SampleParameters) -> dict[str, Any]:
     """Continue the prompts, unless the same weights did so before."""
     out = storage.join(parameters.storage or settings().storage_url, "samples")
-    found = sample_once(resolve_weights(parameters.weights), parameters.config, out=out)
+    weights = resolve_weights(parameters.weights)
+    found = sample_once(weights, parameters.config, out=out)
     python = "" if found.python_lines is None else f", {found.python_lines:.0%} of the lines are Python"
+    others = list_checkpoints(weights.rstrip("/").rpartition("/")[0]) if parameters.every else []
+    through = [sample_once(each.url, parameters.config, out=out) for each in others if each.step != found.step]
+    through = sorted([found, *through], key=lambda each: each.step)
     log.info(
-        "sample: %s%s continued%s",
-        "already done, " if found.already_done else "",
+        "sample: %s%s continued%s%s",
+        "already done, " if all(each.already_done for each in through) else "",
         counted(len(found.samples), "prompt"),
+        f" by {counted(len(through), 'checkpoint')}" if len(through) > 1 else "",
         python,
     )
-    rows = [{"prompt": s.prompt, "continuation": s.continuation} for s in found.samples]
+    rows = [
+        {"prompt": sample.prompt, "step": each.step, "continuation": sample.continuation}
+        for number in range(len(found.samples))  # a prompt's continuations stand below one another
+        for each in through
+        for sample in [each.samples[number]]
+    ]
     create_table_artifact(table=rows, key="samples", description=f"Samples at step {found.step}{python}")
-    return found.as_dict()
+    return {**found.as_dict(), "through": [each.as_dict() for each in through]}

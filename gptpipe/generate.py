@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import tokenize as python_tokenize
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -288,6 +288,11 @@ class Samples:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Samples:
+        """From what `as_dict` gave."""
+        return cls(**{**values, "samples": [Sample(**each) for each in values["samples"]]})
+
 
 def sample_once(weights: str, config: SampleConfig, *, out: str) -> Samples:
     """Samples of the configured prompts, kept as `<out>/<id>.json` and read from there the next time."""
@@ -295,14 +300,7 @@ def sample_once(weights: str, config: SampleConfig, *, out: str) -> Samples:
     identity = digest({"stage": STAGE_VERSION, "weights": read.identity, "config": config.result_fields()})
     place = storage.join(storage.normalize(out), f"{identity}.json")
     try:
-        known = storage.read_json(place)
-        return Samples(
-            [Sample(**s) for s in known["samples"]],
-            known["python_lines"],
-            known["weights"],
-            known["step"],
-            True,
-        )
+        return replace(Samples.of(storage.read_json(place)), already_done=True)
     except FileNotFoundError:
         pass
     made = generate(read.build(), config.prompts, config, tokenizer=read.tokenizer)

@@ -384,7 +384,7 @@ def log_results(
     link: RunLink,
     result: TrainResult,
     evaluation: Evaluation,
-    samples: Samples,
+    samples: list[Samples],
     against: dict[str, Any] | None = None,
 ) -> bytes:
     """Log the evaluation and its page, the samples, the loss picture, where the checkpoint is. Returns the picture.
@@ -392,6 +392,7 @@ def log_results(
     The evaluation has no step: MLflow draws a bar a run for such numbers, and points in a void for others.
 
     Args:
+        samples: of each checkpoint, by step; a table each.
         against: what the evaluation says of the weights that training started from.
     """
     from mlflow.entities import Metric, RunTag
@@ -416,8 +417,9 @@ def log_results(
         values["evaluation/before/cross_entropy"] = against["cross_entropy"]
         values["evaluation/before/difference"] = against["difference"]
         values["evaluation/before/documents_won"] = against["won"]
-    if samples.python_lines is not None:
-        values["samples/python_lines"] = samples.python_lines
+    best = next(each for each in samples if each.weights == result.best_checkpoint)
+    if best.python_lines is not None:
+        values["samples/python_lines"] = best.python_lines
     now = int(time.time() * 1000)
     with _reaching_mlflow(), tempfile.TemporaryDirectory(prefix="gptpipe-") as folder:
         client = connect()
@@ -436,15 +438,16 @@ def log_results(
         if evaluation.page:
             (Path(folder) / EVALUATION_PAGE).write_bytes(storage.read_bytes(evaluation.page))
             client.log_artifact(link.run_id, str(Path(folder) / EVALUATION_PAGE))
-        name = f"samples/step-{samples.step:08d}.json"
-        if name not in {item.path for item in client.list_artifacts(link.run_id, "samples")}:  # log_table appends
-            rows = samples.samples
-            table = {
-                "step": [samples.step] * len(rows),
-                "prompt": [s.prompt for s in rows],
-                "continuation": [s.continuation for s in rows],
-            }
-            client.log_table(link.run_id, table, name)
+        there = {item.path for item in client.list_artifacts(link.run_id, "samples")}
+        for each in samples:
+            name = f"samples/step-{each.step:08d}.json"
+            if name not in there:  # log_table appends
+                table = {
+                    "step": [each.step] * len(each.samples),
+                    "prompt": [s.prompt for s in each.samples],
+                    "continuation": [s.continuation for s in each.samples],
+                }
+                client.log_table(link.run_id, table, name)
     return picture
 
 

@@ -81,7 +81,7 @@ def test_more_points_than_one_call_takes(dataset: Dataset) -> None:
     assert [step for step, _ in curve(link)] == list(range(1, 1201))
 
 
-def result_of(dataset: Dataset, training: str, loss: float) -> tuple[TrainResult, Evaluation, Samples]:
+def result_of(dataset: Dataset, training: str, loss: float) -> tuple[TrainResult, Evaluation, list[Samples]]:
     url = f"{training}/step-00000012"
     result = TrainResult("id", training, url, url, dataset.url, 12, 120, loss, loss, 100.0, False)
     page = Path(training) / "page.html"
@@ -111,7 +111,8 @@ def result_of(dataset: Dataset, training: str, loss: float) -> tuple[TrainResult
         calibration=[],
         page=str(page),
     )
-    return result, evaluation, Samples([Sample("Every", "Every effort", [3626])], 0.5, url, 12)
+    samples = [Samples([Sample("Every", "Every effort", [3626])], 0.5, f"{training}/step-{n:08d}", n) for n in (8, 12)]
+    return result, evaluation, samples
 
 
 def test_results_registration_and_promotion(dataset: Dataset, tmp_path: Path) -> None:
@@ -129,6 +130,8 @@ def test_results_registration_and_promotion(dataset: Dataset, tmp_path: Path) ->
         assert picture.startswith(b"\x89PNG")
         client = tracking.connect()
         assert {item.path for item in client.list_artifacts(link.run_id)} == {"evaluation.html", "loss.png", "samples"}
+        tables = {item.path for item in client.list_artifacts(link.run_id, "samples")}
+        assert tables == {"samples/step-00000008.json", "samples/step-00000012.json"}
         metrics = client.get_run(link.run_id).data.metrics
         assert metrics["evaluation/cross_entropy"] == loss
         assert metrics["evaluation/standard_error"] == 0.1

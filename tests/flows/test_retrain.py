@@ -87,6 +87,11 @@ def test_text_in_registered_model_out_and_nothing_twice(
     assert {"dataset", "training", "training-results", "evaluation", "samples", "retrain"} <= artifacts.keys()
     assert first["model"]["uri"] in artifacts["retrain"]["data"]
     assert "data:image/png;base64," in artifacts["retrain"]["data"]
+    steps = [each["step"] for each in first["samples"]["through"]]
+    assert steps == sorted({2, 4, 6} & set(steps))
+    assert len(steps) > 1
+    table = [json.loads(each["data"]) for each in ask(prefect_api, "/artifacts/filter") if each["key"] == "samples"]
+    assert [row["step"] for row in table[0]] == steps * len(first["samples"]["samples"])
     again, log = run(corpus)
     assert log.count("already done") == 4
     assert again["training"] == {**first["training"], "already_done": True}
