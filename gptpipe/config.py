@@ -493,8 +493,8 @@ def _nearest(name: str, known: Sequence[str]) -> str:
         leaves.setdefault(key.rpartition(".")[2], []).append(key)
     here = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == section]
     sections = sorted({key.rpartition(".")[0] for key in known if "." in key})
-    if leaf in leaves and len(leaves[leaf]) == 1:
-        return f"did you mean {leaves[leaf][0]}?"
+    if 1 <= len(leaves.get(leaf, [])) <= 3:
+        return f"did you mean {' or '.join(leaves[leaf])}?"
     if near := difflib.get_close_matches(leaf, here if section else [*here, *sections], n=1):
         return f"did you mean {section}.{near[0]}?" if section else f"did you mean {near[0]}?"
     if near := difflib.get_close_matches(name, known, n=1, cutoff=0.5):

@@ -8,6 +8,7 @@ does, or by half a context, and all is computed anew once every half context.
 from __future__ import annotations
 
 import io
+import logging
 import tokenize as python_tokenize
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +27,8 @@ from gptpipe.model import GPT
 from gptpipe.pretrained import check_vocabulary, read_weights
 from gptpipe.scoring.score import to_precision
 from gptpipe.tokenizer import Tokenizer, get_tokenizer
+
+log = logging.getLogger(__name__)
 
 STAGE_VERSION = 1
 
@@ -90,6 +93,13 @@ def generate(
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not ids:
             raise UserError("a prompt of zero tokens", where=f"prompt {prompt!r}", hint="give at least one character")
+        if len(ids) > model.config.context_length:
+            log.warning(
+                "the prompt %r… has %d tokens, the model's context is %d: it is read from its end",
+                prompt[:40],
+                len(ids),
+                model.config.context_length,
+            )
     scores: list[list[float]] | None = [[] for _ in prompts] if logprobs else None
     longest = max((len(text.encode()) for text in config.stop), default=0)
 

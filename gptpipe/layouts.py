@@ -1,7 +1,8 @@
 """The layouts that GPT-2's weights come in, turned into ours: GPT-2's names without prefix, linear layers (out, in).
 
-Hugging Face's and OpenAI's hold linear layers (in, out); nanoGPT's hold (out, in) and may leave out every bias; the
-book's (*Build a Large Language Model From Scratch*) has query, key and value apart, and names of its own.
+Hugging Face's and OpenAI's hold linear layers (in, out), OpenAI's with a first dimension of one; nanoGPT's hold
+(out, in) and may leave out every bias; the book's (*Build a Large Language Model From Scratch*) has query, key and
+value apart, and names of its own.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from gptpipe.errors import UserError
 from gptpipe.stored import Stored, stacked, zeros
 
 SUPPORTED = (
-    "a checkpoint folder or its parent, a Hugging Face GPT-2 folder or hf:NAME, a .safetensors, or a state dict of "
-    "Hugging Face's, nanoGPT's or the book's GPT (.pth, .pt, .bin)"
+    "a checkpoint folder or its parent, a Hugging Face GPT-2 folder or hf:NAME, OpenAI's folder (hparams.json), a "
+    ".safetensors, or a state dict of Hugging Face's, nanoGPT's or the book's GPT (.pth, .pt, .bin)"
 )
 LINEAR = re.compile(r"^h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
 _BUFFERS = re.compile(r"(^|\.)(attn\.bias|attn\.masked_bias|att\.mask)$")  # causal masks
@@ -152,6 +153,42 @@ def guessed_config(tensors: dict[str, Stored], where: str) -> dict[str, Any]:
         "tie_word_embeddings": is_tied(tensors),
         "gptpipe": {"qkv_bias": "h.0.attn.c_attn.bias" in tensors},
     }
+
+
+_OPENAI = {"g": "weight", "b": "bias", "w": "weight"}
+
+
+def from_openai(tensors: dict[str, Stored]) -> dict[str, Stored]:
+    """OpenAI's under Hugging Face's names: `model/h0/attn/c_attn/w` (1, in, out) is `h.0.attn.c_attn.weight`."""
+    found = {}
+    for name, each in tensors.items():
+        parts = name.removeprefix("model/").split("/")
+        if re.fullmatch(r"h\d+", parts[0]):
+            parts = ["h", parts[0][1:], *parts[1:]]
+        last = _OPENAI.get(parts[-1])
+        short = ".".join([*parts[:-1], last] if last else [*parts, "weight"])
+        found[short] = each.without_first() if len(each.shape) == 3 else each
+    return found
+
+
+def openai_config(hparams: dict[str, Any], where: str) -> dict[str, Any]:
+    """The shape in OpenAI's `hparams.json`.
+
+    Raises:
+        UserError: something of it is missing.
+    """
+    try:
+        return {
+            "model_type": "gpt2",
+            "vocab_size": hparams["n_vocab"],
+            "n_positions": hparams["n_ctx"],
+            "n_embd": hparams["n_embd"],
+            "n_head": hparams["n_head"],
+            "n_layer": hparams["n_layer"],
+            "tie_word_embeddings": True,
+        }
+    except KeyError as error:
+        raise UserError(f"its hparams.json has no {error}", where=where, hint="give OpenAI's own folder") from None
 
 
 def nanogpt_config(arguments: dict[str, Any], tensors: dict[str, Stored], where: str) -> dict[str, Any]:

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from gptpipe import checkpoint as checkpoints
 from gptpipe import storage
+from gptpipe.bundle import read_bundle
 from gptpipe.checkpoint import CONFIG, MODEL, Checkpoint
 from gptpipe.config import ModelConfig, digest
 from gptpipe.errors import UserError
 from gptpipe.fetch import local_copy
 from gptpipe.hf import hf_stored, model_config_from_hf
-from gptpipe.layouts import SUPPORTED, guessed_config, nanogpt_config, standardized
+from gptpipe.layouts import SUPPORTED, from_openai, guessed_config, nanogpt_config, openai_config, standardized
 from gptpipe.model import GPT, empty_model
 from gptpipe.stored import Stored, open_safetensors, open_torch
 
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _HUB = "hf:"
 _TORCH = "pytorch_model.bin"
+_HPARAMS = "hparams.json"
 _STATE_DICTS = ("model_state_dict", "state_dict", "model")  # under which people keep one in a larger dictionary
 _READERS = 2
 _PADDED = 128  # a vocabulary is padded to a multiple of at most that
@@ -139,6 +141,8 @@ def read_weights(weights: str) -> Weights:
         return _weights(found.url, found.json(CONFIG), found.stored(MODEL), found.model_sha256, found.step)
     if storage.exists(storage.join(url, CONFIG)):
         return _read_folder(url, url)
+    if storage.exists(storage.join(url, _HPARAMS)):
+        return _read_openai(url)
     inside = [name for name in storage.list_folders(url) if checkpoints.newest_checkpoint(storage.join(url, name))]
     if inside:
         raise UserError("trainings lie there, not weights", where=url, hint=f"give {storage.join(url, inside[-1])}")
@@ -188,6 +192,12 @@ def _read_folder(url: str, where: str) -> Weights:
                 tensors |= _tensors_of(storage.join(url, part))
             return _weights(where, config, tensors)
     raise UserError(f"the folder has no {MODEL}", where=where, hint=f"give {SUPPORTED}")
+
+
+def _read_openai(url: str) -> Weights:
+    """OpenAI's folder, as it published GPT-2: hparams.json, and TensorFlow's model.ckpt.*."""
+    config = openai_config(storage.read_json(storage.join(url, _HPARAMS)), url)
+    return _weights(url, config, from_openai(read_bundle(storage.join(url, "model.ckpt"))))
 
 
 def _tensors_of(url: str) -> dict[str, Stored]:

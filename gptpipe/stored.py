@@ -46,6 +46,10 @@ class Stored:
         """Of two dimensions, the other way round."""
         return Stored(self.shape[::-1], self.dtype, lambda: self.read().t())
 
+    def without_first(self) -> Stored:
+        """Of a first dimension of one, without it."""
+        return Stored(self.shape[1:], self.dtype, lambda: self.read()[0])
+
     def rows(self, stop: int) -> Stored:
         """The first so many rows."""
         return Stored((stop, *self.shape[1:]), self.dtype, lambda: self.read()[:stop])
@@ -95,11 +99,16 @@ def open_safetensors(path: Path, where: str) -> dict[str, Stored]:
             raise UserError(f"{name} is of type {entry['dtype']}", where=where, hint="save it in float32 or bfloat16")
         shape, dtype = tuple(entry["shape"]), _TYPES[entry["dtype"]]
         begin = 8 + length + entry["data_offsets"][0]
-        found[name] = Stored(shape, dtype, partial(_read_at, file, begin, shape, dtype, where))
+        found[name] = Stored(shape, dtype, partial(read_at, file, begin, shape, dtype, where))
     return found
 
 
-def _read_at(file: BinaryIO, begin: int, shape: tuple[int, ...], dtype: torch.dtype, where: str) -> Tensor:
+def read_at(file: BinaryIO, begin: int, shape: tuple[int, ...], dtype: torch.dtype, where: str) -> Tensor:
+    """A tensor that lies in a file as it is.
+
+    Raises:
+        UserError: the file ends before it does.
+    """
     tensor = torch.empty(shape, dtype=dtype)
     view = tensor.reshape(-1).view(torch.uint8).numpy().data
     done = 0

@@ -217,6 +217,18 @@ def test_an_empty_prompt_is_refused() -> None:
         generate(model, ["fine", ""])
 
 
+def test_a_prompt_longer_than_the_context_is_read_from_its_end_and_says_so(
+    writer: GPT, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = "one two " * 60
+    [sample] = generate(writer, [long], config(max_new_tokens=3))
+    assert sample.prompt == long
+    assert "it is read from its end" in caplog.text
+    caplog.clear()
+    generate(writer, ["one"], config(max_new_tokens=1))
+    assert not caplog.text
+
+
 def test_share_of_python_lines() -> None:
     def sample(text: str) -> Sample:
         return Sample("def f(", text, [])

@@ -115,7 +115,7 @@ def test_batches_and_ranks_do_not_matter(ours: GPT, dataset: str, documents: str
         assert np.array_equal(getattr(shares[0], name), getattr(alone, name)), name
 
 
-@pytest.mark.parametrize("nproc", [2, 3])
+@pytest.mark.parametrize("nproc", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_of_their_own_score_the_same(theirs: GPT2LMHeadModel, dataset: str, nproc: int, tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path / "weights")
     config = EvaluateConfig(split="train", documents="apart", stride=5)
