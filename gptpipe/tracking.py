@@ -121,7 +121,7 @@ class RunLink:
 
     def artifact_url(self, name: str) -> str:
         """The page that shows one of its artifacts."""
-        return f"{self.url.split('?')[0]}/artifacts/{name}"
+        return f"{self.url.split('?')[0]}/artifacts/{name}?{_VIEW}"
 
     @property
     def compare_url(self) -> str:
