@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,18 @@ from gptpipe.checkpoint import open_checkpoint, write_checkpoint
 from gptpipe.hf import hf_config, hf_tensors
 from gptpipe.pretrained import read_weights
 
-SHAPES = [(1, 1, 16, 8, 101), (2, 4, 32, 16, 257), (3, 2, 64, 20, 50257), (5, 3, 48, 33, 1000)]
+
+def random_shapes(count: int) -> list[tuple[int, int, int, int, int]]:
+    """Layers, heads, width, context and vocabulary; one has GPT-2's."""
+    draws = random.Random(20190214)
+    found = [(3, 2, 64, 20, 50257)]
+    while len(found) < count:
+        heads, size = draws.randint(1, 6), draws.choice([1, 2, 3, 8, 16, 17, 32, 64])
+        found.append((draws.randint(1, 5), heads, heads * size, draws.randint(1, 70), draws.randint(2, 3000)))
+    return found
+
+
+SHAPES = random_shapes(20)
 
 
 def reference(n_layer: int, n_head: int, n_embd: int, context: int, vocab: int, tied: bool = True) -> GPT2LMHeadModel:
