@@ -31,7 +31,7 @@ def import_weights(parameters: ImportParameters) -> str:
     """Write the weights as a checkpoint, unless they are there; returns its URL."""
     source = resolve_weights(parameters.weights)
     to = {"context_length": parameters.context_length, "tokenizer": parameters.tokenizer}
-    name = digest([storage.normalize(source), to] if any(to.values()) else storage.normalize(source))[:12]
+    name = digest([storage.normalize(source), to])[:12]
     out = storage.join(parameters.storage or settings().storage_url, "weights", name)
     found = write_weights(source, out, context_length=parameters.context_length, tokenizer=parameters.tokenizer)
     log.info("import weights: %s → %s", parameters.weights, found.url)

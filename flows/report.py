@@ -19,6 +19,8 @@ from prefect.client.schemas.objects import StateType
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 
+from gptpipe.wording import figure
+
 _AWAY = (httpx.HTTPError, PrefectHTTPStatusError)
 _CANCELLED = (StateType.CANCELLING, StateType.CANCELLED)
 _ASK_SECONDS = 2.0  # an answer costs server and client 13 ms of a core; a worker signals its own runs at once
@@ -41,11 +43,8 @@ def side_by_side(columns: dict[str, dict[str, Any]]) -> str:
     """A Markdown table, a row a number and a column a model."""
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
 
-    def said(value: Any) -> str:
-        return "–" if value is None else f"{value:,.4f}" if isinstance(value, float) else str(value)
-
     lines = [f"| | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
-    lines += [f"| {name} | {' | '.join(said(column.get(name)) for column in columns.values())} |" for name in names]
+    lines += [f"| {name} | {' | '.join(figure(column.get(name)) for column in columns.values())} |" for name in names]
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ from gptpipe.config import PRESETS, PipelineConfig, load_config, preset_summary,
 from gptpipe.errors import EXIT_FAILED, EXIT_RESUMABLE, EXIT_USER_ERROR, Preempted, UserError
 from gptpipe.progress import show_on_console
 from gptpipe.settings import make_home, prepare_environment, reload_settings, settings
-from gptpipe.wording import counted
+from gptpipe.wording import counted, figure
 
 # the base of what a wrong command line raises; typer carries its own click and exports only the leaves
 UsageError: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -418,10 +418,7 @@ def _side_by_side(columns: list[dict[str, Any]]) -> list[str]:
     width = max(len(name) for name in names)
     heads = [] if len(columns) == 1 else [" " * width + "".join(f"{head:>20}" for head in ("weights", "against"))]
 
-    def said(value: Any) -> str:
-        return "-" if value is None else f"{value:,.4f}" if isinstance(value, float) else str(value)
-
-    return [*heads, *(f"{name:<{width}}" + "".join(f"{said(c.get(name)):>20}" for c in columns) for name in names)]
+    return [*heads, *(f"{name:<{width}}" + "".join(f"{figure(c.get(name)):>20}" for c in columns) for name in names)]
 
 
 def _read_text(name: str) -> str:

@@ -227,7 +227,7 @@ def evaluate_whole(
         score_task(each, model, encoding, batch_tokens=batch_tokens, precision=config.precision)
         for each in config.tasks
     ]
-    words = int(documents.words[tally.document_tokens > 0].sum()) if whole else None
+    words = documents.words(np.flatnonzero(tally.document_tokens)) if whole else None
     found = _evaluation(tally, documents, words, what, how, config.precision, url)
     return Scored(replace(found, tasks=tasks), tally, documents, model)
 
@@ -318,7 +318,7 @@ def evaluate_once(weights: str, *, data: str, config: EvaluateConfig, out: str) 
     read: Weights = read_weights(weights)
     place = _place(read, data, config, out)
     try:
-        return replace(Evaluation.of(storage.read_json(f"{place}.json")), already_done=True)
+        return replace(Evaluation.of(storage.read_json(f"{place}.json")), weights=read.url, already_done=True)
     except FileNotFoundError:
         pass
     scored = evaluate_whole(read, data=data, config=config)

@@ -310,7 +310,8 @@ def sample_once(weights: str, config: SampleConfig, *, out: str) -> Samples:
     identity = digest({"stage": STAGE_VERSION, "weights": read.identity, "config": config.result_fields()})
     place = storage.join(storage.normalize(out), f"{identity}.json")
     try:
-        return replace(Samples.of(storage.read_json(place)), already_done=True)
+        # the same weights may lie elsewhere too
+        return replace(Samples.of(storage.read_json(place)), weights=read.url, step=read.step, already_done=True)
     except FileNotFoundError:
         pass
     made = generate(read.build(), config.prompts, config, tokenizer=read.tokenizer)

@@ -16,3 +16,10 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def figure(value: object, absent: str = "–") -> str:
+    """A number of a table with four decimals, anything else as it is; `absent` for None."""
+    if value is None:
+        return absent
+    return f"{value:,.4f}" if isinstance(value, float) else str(value)

@@ -17,9 +17,20 @@ from transformers.generation import (
 )
 
 from gptpipe import GPT, ModelConfig, UserError, generate, load
+from gptpipe.checkpoint import write_checkpoint
 from gptpipe.config import SampleConfig
 from gptpipe.decode import BatchDecoder, PackedDecoder, Row
-from gptpipe.generate import Sample, candidates, choose, generate_ids, penalized, python_line_share, window_start
+from gptpipe.generate import (
+    Sample,
+    candidates,
+    choose,
+    generate_ids,
+    penalized,
+    python_line_share,
+    sample_once,
+    window_start,
+)
+from gptpipe.hf import hf_config, hf_tensors
 from gptpipe.scoring.score import to_precision
 from gptpipe.tokenizer import get_tokenizer
 
@@ -238,9 +249,6 @@ def test_share_of_python_lines() -> None:
 
 
 def test_generate_from_a_checkpoint_gives_text(tmp_path: Path) -> None:
-    from gptpipe.checkpoint import write_checkpoint
-    from gptpipe.hf import hf_config, hf_tensors
-
     torch.manual_seed(0)
     model = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=8, context_length=8))
     write_checkpoint(str(tmp_path), 1, model=hf_tensors(model), config=hf_config(model.config, "gpt2", 50256), state={})
@@ -338,3 +346,20 @@ def test_tokens_are_told_as_they_come(writer: GPT) -> None:
 def test_an_empty_stop_text_is_refused() -> None:
     with pytest.raises(ValueError, match="an empty text is everywhere"):
         config(stop=["x", ""])
+
+
+def test_samples_that_are_known_name_the_checkpoint_that_was_asked_for(tmp_path: Path) -> None:
+    """The same weights may lie in two attempts of one training."""
+    torch.manual_seed(2)
+    model = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=8, context_length=16))
+    made = [
+        write_checkpoint(
+            str(tmp_path / name), 3, model=hf_tensors(model), config=hf_config(model.config, "gpt2", 50256), state={}
+        ).url
+        for name in ("first", "second")
+    ]
+    given = config(prompts=["a"], max_new_tokens=2)
+    first, second = (sample_once(url, given, out=str(tmp_path / "out")) for url in made)
+    assert (first.already_done, second.already_done) == (False, True)
+    assert [first.weights, second.weights] == made
+    assert first.samples == second.samples

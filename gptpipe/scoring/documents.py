@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -37,7 +38,6 @@ class Documents:
         starts, ends: each one's first token and the one after its last, shape (D,), int64. In a split the separator
             stands at `ends`.
         corpora: names; corpus: which of them each document is from, shape (D,), int64.
-        words: of each, as the reference harness counts them, one more than there are runs of white space; shape (D,).
         counts: how often each token of the vocabulary is there, the stream's first token left out, shape (V,).
     """
 
@@ -47,16 +47,13 @@ class Documents:
     ends: np.ndarray
     corpora: list[str]
     corpus: np.ndarray
-    words: np.ndarray
     counts: np.ndarray
 
     @classmethod
     def bare(cls, tokens: Tokens, tokenizer: Tokenizer, starts: np.ndarray, ends: np.ndarray) -> Documents:
         """What scoring needs of them, and nothing of what is said about them afterwards."""
         nothing = np.zeros(len(starts), dtype=np.int64)
-        return cls(
-            tokens, tokenizer, starts, ends, ["text"], nothing, nothing, np.zeros(tokenizer.vocab_size, np.int64)
-        )
+        return cls(tokens, tokenizer, starts, ends, ["text"], nothing, np.zeros(tokenizer.vocab_size, np.int64))
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -70,7 +67,12 @@ class Documents:
         """The documents that hold these places of the stream; a separator belongs to the one before it."""
         return np.minimum(np.searchsorted(self.ends, places, side="left"), len(self) - 1)
 
-    @property
+    def words(self, numbers: np.ndarray) -> int:
+        """Words of these documents together; they are decoded for it."""
+        pieces = zip(self.starts[numbers].tolist(), self.ends[numbers].tolist(), strict=True)
+        return sum(count_words(self.tokenizer.decode(self.read(start, end).tolist())) for start, end in pieces)
+
+    @cached_property
     def names(self) -> list[str]:
         """`corpus:document id` of each, read from the shards; empty names where there are none."""
         if not isinstance(self.tokens, TokenStream):
@@ -106,7 +108,6 @@ def documents_of_text(text: str, tokenizer: Tokenizer) -> Documents:
         ends=np.array([len(ids)], dtype=np.int64),
         corpora=["text"],
         corpus=np.zeros(1, dtype=np.int64),
-        words=np.array([count_words(text)], dtype=np.int64),
         counts=np.bincount(ids[1:], minlength=tokenizer.vocab_size),
     )
 
@@ -121,9 +122,6 @@ def documents_of_split(stream: TokenStream, tokenizer: Tokenizer) -> Documents:
         separators.append(np.flatnonzero(ids == stream.end_of_text) + start)
     ends = np.concatenate(separators).astype(np.int64)
     starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
-    words = [
-        count_words(tokenizer.decode(stream.read(int(a), int(b)).tolist())) for a, b in zip(starts, ends, strict=True)
-    ]
     return Documents(
         tokens=stream,
         tokenizer=tokenizer,
@@ -131,7 +129,6 @@ def documents_of_split(stream: TokenStream, tokenizer: Tokenizer) -> Documents:
         ends=ends,
         corpora=stream.corpora,
         corpus=np.searchsorted(stream.corpus_starts, starts, side="right") - 1,
-        words=np.array(words, dtype=np.int64),
         counts=counts,
     )
 

@@ -16,6 +16,7 @@ from gptpipe.model import GPT
 from gptpipe.scoring.documents import Documents
 from gptpipe.scoring.look import Excerpt, excerpts
 from gptpipe.scoring.tally import Tally
+from gptpipe.wording import figure
 
 _LEVELS = (1.0, 2.5, 4.5, 7.0)  # nats: the least of each mark
 _TITLES = {
@@ -91,13 +92,7 @@ def _table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _numbers(numbers: dict[str, Any]) -> str:
-    return _table(("", ""), ((name, _said(value)) for name, value in numbers.items()))
-
-
-def _said(value: Any) -> str:
-    if value is None:
-        return "not of a part"
-    return f"{value:,.4f}" if isinstance(value, float) else str(value)
+    return _table(("", ""), ((name, figure(value, "not of a part")) for name, value in numbers.items()))
 
 
 def _part(rows: list[dict[str, Any]]) -> str:

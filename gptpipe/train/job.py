@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -16,7 +16,25 @@ JOB, METRICS, OUTCOME = "job.json", "metrics.jsonl", "outcome.json"
 RANK_LINE = "\x1e"  # begins every line that a rank says to whoever watches; torchrun shares its stdout
 
 
-class Job(BaseModel):
+class JobFile(BaseModel):
+    """What ranks are told, as a file in the job's folder."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    folder: Path
+    launcher: int
+
+    def write(self) -> Path:
+        path = self.folder / JOB
+        storage.write_bytes(str(path), self.model_dump_json(indent=2).encode())
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        return cls.model_validate_json(path.read_text("utf-8"))
+
+
+class Job(JobFile):
     """One start of one training.
 
     Attributes:
@@ -29,18 +47,14 @@ class Job(BaseModel):
         launcher: process id of the launcher; ranks end when it is gone.
     """
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
     id: str
     model: ModelConfig
     train: TrainConfig
     training: str
     dataset: str
-    folder: Path
     cache: Path
     init: str = ""
     resume: str = ""
-    launcher: int
 
     module: ClassVar[str] = "gptpipe.train"  # what a rank runs
 
@@ -65,15 +79,6 @@ class Job(BaseModel):
         newest = newest_checkpoint(self.training)
         reason = f"{reason}, and not saved within train.save_timeout"
         return Outcome(status="preempted", reason=reason, step=newest.step if newest else 0)
-
-    def write(self) -> Path:
-        path = self.folder / JOB
-        storage.write_bytes(str(path), self.model_dump_json(indent=2).encode())
-        return path
-
-    @classmethod
-    def read(cls, path: Path) -> Job:
-        return cls.model_validate_json(path.read_text("utf-8"))
 
 
 class Outcome(BaseModel):
