@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import psutil
 import typer
@@ -543,20 +543,33 @@ def import_(
 @app.command()
 def export(
     weights: Annotated[str, typer.Argument(help="Any WEIGHTS.")],
-    out: Annotated[str, typer.Option(help="Folder or URL that holds nothing yet.")],
-    dtype: Annotated[str, typer.Option(help="Type of the weights in it: float32, bfloat16 or float16.")] = "float32",
+    out: Annotated[str, typer.Option(help="Folder or URL that holds nothing yet; for gguf a file of that ending.")],
+    layout: Annotated[
+        Literal["hf", "gguf"], typer.Option("--format", help="hf for transformers, gguf for llama.cpp.")
+    ] = "hf",
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights in it: float32, bfloat16, float16, and q8_0 in gguf.")
+    ] = "float32",
     as_json: Json = False,
 ) -> None:
-    """Weights to a Hugging Face folder, with tokenizer and model card, that `transformers` uses offline."""
+    """Weights to what other programs read, tokenizer included: a Hugging Face folder, or a GGUF file."""
     from gptpipe.export import DTYPES, export_hf
     from gptpipe.tracking import resolve_weights
 
-    if dtype not in DTYPES:
-        raise UserError(
-            f"{dtype!r} is not one of {', '.join(DTYPES)}", where="--dtype", hint="leave it out for float32"
-        )
-    folder = export_hf(resolve_weights(weights), out, dtype)
-    _answer({"folder": folder, "dtype": dtype}, as_json, folder)
+    if layout == "gguf":
+        try:
+            from gptpipe.gguf import TYPES, export_gguf
+        except ImportError:
+            raise UserError(
+                "the gguf package is not installed", where="--format gguf", hint="pip install 'gptpipe[gguf]'"
+            ) from None
+        types, write = list(TYPES), export_gguf
+    else:
+        types, write = list(DTYPES), export_hf
+    if dtype not in types:
+        raise UserError(f"{dtype!r} is not one of {', '.join(types)}", where="--dtype", hint="leave it out for float32")
+    written = write(resolve_weights(weights), out, dtype)
+    _answer({"out": written, "format": layout, "dtype": dtype}, as_json, written)
 
 
 @app.command()

@@ -72,6 +72,11 @@ BAD = {
     ),
     "slide": (["generate", "--weights", "{weights}", "--prompt", "a", "--slide", "two"], "--slide:"),
     "export type": (["export", "{weights}", "--out", "{tmp}/x", "--dtype", "int8"], "--dtype: 'int8' is not one of"),
+    "export type of another format": (
+        ["export", "{weights}", "--out", "{tmp}/x", "--dtype", "q8_0"],
+        "--dtype: 'q8_0' is not one of float32, bfloat16, float16",
+    ),
+    "export to a GGUF folder": (["export", "{weights}", "--out", "{tmp}/x", "--format", "gguf"], "GGUF is one file"),
     "top-p": (["generate", "--weights", "{weights}", "--prompt", "a", "--top-p", "0"], "--top-p:"),
     "both": (
         ["evaluate", "--weights", "{weights}", "--data", "x", "--text", "{tmp}/two/a.txt"],
