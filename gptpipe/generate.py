@@ -20,17 +20,19 @@ from torch import Tensor
 
 from gptpipe import storage
 from gptpipe.config import SampleConfig, digest
-from gptpipe.decode import Decoder, Row, decoder_of
+from gptpipe.decode import Decoder, Row
 from gptpipe.devices import pick_device
 from gptpipe.errors import UserError
+from gptpipe.graphed import GraphedDecoder
 from gptpipe.model import GPT
-from gptpipe.pretrained import check_vocabulary, read_weights
+from gptpipe.packed import PackedDecoder
+from gptpipe.pretrained import Weights, check_vocabulary, read_weights
 from gptpipe.scoring.score import to_precision
 from gptpipe.tokenizer import Tokenizer, get_tokenizer
 
 log = logging.getLogger(__name__)
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 Ended = Literal["length", "end_of_text", "stop"]
@@ -59,7 +61,7 @@ class Sample:
 
 
 def generate(
-    weights: str | GPT,
+    weights: str | Weights | GPT,
     prompts: Sequence[str],
     config: SampleConfig | None = None,
     *,
@@ -70,7 +72,7 @@ def generate(
     """Continue prompts. One that is longer than the context is read from its end.
 
     Args:
-        weights: any WEIGHTS, or a model.
+        weights: any WEIGHTS, what was read of them, or a model, which stays where and as it is.
         prompts: texts; `<|endoftext|>` in them is the special token.
         config: lengths, how tokens are drawn, stop texts and seed; its own prompts are not used.
         tokenizer: of a model that is given as such.
@@ -84,7 +86,7 @@ def generate(
     if isinstance(weights, GPT):
         model, url = weights, "a model in memory"
     else:
-        read = read_weights(weights)
+        read = read_weights(weights) if isinstance(weights, str) else weights
         model = to_precision(read.build(), config.precision).to(pick_device("auto")).eval()
         url, tokenizer = read.url, read.tokenizer
     encoding: Tokenizer = get_tokenizer(tokenizer)
@@ -188,6 +190,22 @@ def generate_ids(
                 active.remove(i)
     model.train(training)
     return new
+
+
+def decoder_of(model: GPT, new_tokens: int, *, consume: bool = False) -> Decoder:
+    """The decoder for where the model is.
+
+    Args:
+        new_tokens: that a row is continued with at most.
+        consume: whether the model's matrices may be dropped once they are laid out anew: they are not held twice.
+    """
+    if model.wpe.weight.device.type == "cpu" and _has_onednn():
+        return PackedDecoder(model, new_tokens, consume=consume)
+    return GraphedDecoder(model, new_tokens)
+
+
+def _has_onednn() -> bool:
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def window_start(length: int, context: int, slide: str) -> int:
@@ -314,7 +332,7 @@ def sample_once(weights: str, config: SampleConfig, *, out: str) -> Samples:
         return replace(Samples.of(storage.read_json(place)), weights=read.url, step=read.step, already_done=True)
     except FileNotFoundError:
         pass
-    made = generate(read.build(), config.prompts, config, tokenizer=read.tokenizer)
+    made = generate(read, config.prompts, config)
     found = Samples(made, python_line_share(made), read.url, read.step)
     storage.write_json(place, found.as_dict())
     return found

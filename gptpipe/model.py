@@ -7,7 +7,6 @@ of GPT-2's published weights; linear layers hold (out, in) as torch does, where 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,31 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from gptpipe.config import ModelConfig
 from gptpipe.lean import linear, norm_linear
 from gptpipe.loss import SharedGradient, linear_cross_entropy, tied_embedding
-
-
-@dataclass
-class KVCache:
-    """Keys and values of the tokens seen so far, so that a decoding step computes one token a row.
-
-    Rows of different length are padded on the left. `padding` (B,) says by how much.
-    """
-
-    capacity: int
-    padding: Tensor | None = None
-    length: int = 0  # columns filled
-    keys: list[Tensor] = field(default_factory=list)  # a layer: (B, H, capacity, D)
-    values: list[Tensor] = field(default_factory=list)
-
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (B, H, T, D) of this step; returns all columns so far."""
-        if layer == len(self.keys):
-            shape = (*key.shape[:2], self.capacity, key.shape[3])
-            self.keys.append(key.new_empty(shape))
-            self.values.append(value.new_empty(shape))
-        stop = self.length + key.shape[2]
-        self.keys[layer][:, :, self.length : stop] = key
-        self.values[layer][:, :, self.length : stop] = value
-        return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
 
 
 class Attention(nn.Module):
@@ -56,19 +30,12 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, norm: nn.LayerNorm, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         b, t, c = x.shape
         qkv = norm_linear(x, norm, self.c_attn).view(b, t, 3, self.n_head, c // self.n_head)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        if cache is not None:
-            key, value = cache.extend(layer, key, value)
         out = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None,
+            query, key, value, dropout_p=self.dropout if self.training else 0.0, is_causal=True
         )
         out = linear(out.transpose(1, 2).reshape(b, t, c), self.c_proj)
         result: Tensor = self.resid_dropout(out)
@@ -97,8 +64,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
-        x = x + self.attn(x, self.ln_1, mask, cache, layer)
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(x, self.ln_1)
         result: Tensor = x + self.mlp(x, self.ln_2)
         return result
 
@@ -142,50 +109,33 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 parameter.zero_()
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits, or the summed loss.
 
         Args:
-            tokens: (B, T), int64, T at most the context (with a cache: what follows the columns in it).
+            tokens: (B, T), int64, T at most the context.
             targets: (B, T), int64, -100 where a token is not scored.
-            cache: keys and values of earlier columns; filled further.
 
         Returns:
             Without targets, logits (B, T, V); with targets, the sum of the cross-entropies in nats (a scalar).
         """
         if targets is None:
-            logits: Tensor = self.lm_head(self.hidden(tokens, cache))
+            logits: Tensor = self.lm_head(self.hidden(tokens))
             return logits
         shared = SharedGradient() if self.config.tie_weights and torch.is_grad_enabled() else None
-        hidden = self.hidden(tokens, cache, shared)
+        hidden = self.hidden(tokens, shared)
         return linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets.flatten(), shared)
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None, shared: SharedGradient | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, shared: SharedGradient | None = None) -> Tensor:
         """What the output layer sees, (B, T, C)."""
-        start, t = (cache.length if cache else 0), tokens.shape[1]
-        if start + t > self.config.context_length and not (cache and cache.padding is not None):
-            raise ValueError(f"{start + t} tokens do not fit into a context of {self.config.context_length}")
-        columns = torch.arange(start, start + t, device=tokens.device)
-        mask = None
-        positions = columns
-        if cache is not None and (start > 0 or cache.padding is not None):
-            seen = torch.arange(start + t, device=tokens.device)
-            mask = seen <= columns.unsqueeze(1)  # (T, columns)
-            if cache.padding is not None:
-                positions = (columns - cache.padding.unsqueeze(1)).clamp(min=0)  # (B, T)
-                real = seen >= cache.padding.unsqueeze(1)  # (B, columns)
-                # a padding row attends to itself alone: softmax over nothing would be NaN
-                itself = seen == columns.unsqueeze(1)
-                mask = ((mask & real.unsqueeze(1)) | itself).unsqueeze(1)  # (B, 1, T, columns)
+        t = tokens.shape[1]
+        if t > self.config.context_length:
+            raise ValueError(f"{t} tokens do not fit into a context of {self.config.context_length}")
         words = self.wte(tokens) if shared is None else tied_embedding(self.wte.weight, tokens, shared)
-        x = self.drop(words + self.wpe(positions))
-        for layer, block in enumerate(self.h):
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, cache, layer, use_reentrant=False)
-            else:
-                x = block(x, mask, cache, layer)
-        if cache is not None:
-            cache.length += t
+        x = self.drop(words + self.wpe(torch.arange(t, device=tokens.device)))
+        again = self.recompute and torch.is_grad_enabled()
+        for block in self.h:
+            x = checkpoint(block, x, use_reentrant=False) if again else block(x)
         result: Tensor = self.ln_f(x)
         return result
 

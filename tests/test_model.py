@@ -16,7 +16,7 @@ from gptpipe.data.dataset import open_dataset
 from gptpipe.data.loader import gather
 from gptpipe.data.tokens import TokenStream
 from gptpipe.data.windows import evaluation_windows
-from gptpipe.model import GPT, KVCache
+from gptpipe.model import GPT
 
 INPUTS = torch.tensor([[16833, 3626, 6100], [40, 1107, 588]])
 TARGETS = torch.tensor([[3626, 6100, 345], [1107, 588, 11311]])
@@ -72,27 +72,6 @@ def test_gradients_reach_every_parameter(qkv_bias: bool, tied: bool) -> None:
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
     assert ("lm_head.weight" in dict(model.named_parameters())) is not tied
-
-
-@torch.no_grad()
-def test_cached_steps_equal_the_whole_sequence() -> None:
-    torch.manual_seed(0)
-    model = GPT(ModelConfig(vocab_size=211, context_length=24, n_layer=3, n_head=4, n_embd=32)).eval()
-    tokens = torch.randint(0, 211, (2, 24))
-    whole = model(tokens)
-    cache = KVCache(capacity=24)
-    parts = [model(tokens[:, a:b], cache=cache) for a, b in ((0, 7), (7, 8), (8, 20), (20, 24))]
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
-def test_padding_on_the_left_changes_nothing() -> None:
-    torch.manual_seed(0)
-    model = GPT(ModelConfig(vocab_size=211, context_length=16, n_layer=2, n_head=2, n_embd=32)).eval()
-    row = torch.randint(0, 211, (1, 5))
-    padded = torch.cat([torch.full((1, 6), 17), row], dim=1)
-    cache = KVCache(capacity=11, padding=torch.tensor([6]))
-    torch.testing.assert_close(model(padded, cache=cache)[:, 6:], model(row), atol=1e-5, rtol=1e-5)
 
 
 def test_gpt2_initialisation_has_its_scales() -> None:
