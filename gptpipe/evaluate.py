@@ -196,32 +196,34 @@ def evaluate_whole(
     config = config or EvaluateConfig()
     if (data is None) == (text is None):
         raise UserError("give either a dataset or a text", where="evaluate", hint="--data URL or --text FILE")
-    if isinstance(weights, GPT):
-        model, url = weights, "a model in memory"
-    else:
-        read = read_weights(weights) if isinstance(weights, str) else weights
-        url, tokenizer = read.url, read.tokenizer
-        _check_windows(config, read.config.context_length)
-        model = to_precision(read.build(), config.precision).to(pick_device(config.device))
-    context, stride = _check_windows(config, model.config.context_length)
+    read = read_weights(weights) if isinstance(weights, str) else weights
+    url = read.url if isinstance(read, Weights) else "a model in memory"
+    tokenizer = read.tokenizer if isinstance(read, Weights) else tokenizer
+    context, stride = _check_windows(config, read.config.context_length)
     if data is not None:
         dataset = open_dataset(data)
         encoding = dataset.load_tokenizer()
-        check_vocabulary(model.config, encoding.vocab_size, encoding.name, url)
+        check_vocabulary(read.config, encoding.vocab_size, encoding.name, url)
         cache = TokenCache(settings().home_path / "cache", settings().cache_bytes)
         documents = documents_of_split(TokenStream(dataset, config.split, cache), encoding)
         what = f"{config.split} split of dataset {dataset.id}"
     else:
         assert text is not None
         encoding = get_tokenizer(tokenizer)
-        check_vocabulary(model.config, encoding.vocab_size, encoding.name, url)
+        check_vocabulary(read.config, encoding.vocab_size, encoding.name, url)
         documents = documents_of_text(text, encoding)
         what = f"a text of {counted(documents.tokens.length, 'token')}"
     windows, how, whole = _windows(documents, config, context, stride)
     batch_tokens = config.batch_size * context
-    if config.nproc > 1 and not isinstance(weights, GPT):
-        tally = score_on_ranks(url, documents, windows, config, batch_tokens)
+    tally = None
+    if isinstance(read, Weights):
+        if config.nproc > 1:
+            tally = score_on_ranks(url, documents, windows, config, batch_tokens)
+        # after the ranks have gone: it is not held beside theirs
+        model = to_precision(read.build(), config.precision).to(pick_device(config.device))
     else:
+        model = read
+    if tally is None:
         tally = score(model, documents, windows, batch_tokens=batch_tokens, precision=config.precision)
     tasks = [
         score_task(each, model, encoding, batch_tokens=batch_tokens, precision=config.precision)

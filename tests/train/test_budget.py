@@ -37,8 +37,8 @@ def test_a_block_keeps_what_is_predicted(half: bool, dropout: float) -> None:
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=half),
     ):
-        for layer, block in enumerate(model.h):
-            x = block(x, None, None, layer)
+        for block in model.h:
+            x = block(x)
     found = sum(storage.nbytes() for storage in kept.values())
     predicted = 4 * 32 * MemoryBudget.of_block(config, 2 if half else 4, "cpu") * 3
     # means and deviations of the norms, maxima of the attention: some numbers a token
