@@ -39,6 +39,7 @@ def checkpoint(tmp_path: Path) -> str:
     return url
 
 
+@pytest.mark.slow
 def test_a_pipeline_runs_in_the_folder_offline(checkpoint: str, tmp_path: Path) -> None:
     out = export_hf(checkpoint, str(tmp_path / "out"))
     code = (

@@ -120,8 +120,15 @@ def test_half_a_context_is_computed_anew_once_every_half_context(
     assert read == [1, *[17] * 5]  # of a context of 32, in the step after it is full
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("slide", ["one", "half"])
+@pytest.mark.parametrize(
+    ("precision", "slide"),
+    [
+        ("float32", "half"),
+        ("bfloat16", "one"),
+        pytest.param("float32", "one", marks=pytest.mark.slow),
+        pytest.param("bfloat16", "half", marks=pytest.mark.slow),
+    ],
+)
 def test_a_row_has_the_same_bits_whatever_stands_beside_it(precision: str, slide: str) -> None:
     """Rows of other lengths, rows that end, rows past the context; every logit of every step is looked at."""
     torch.manual_seed(6)

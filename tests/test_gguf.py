@@ -104,6 +104,7 @@ def test_transformers_reads_the_same_logits_out_of_it(tmp_path: Path, tied: bool
     assert (theirs(TOKENS).logits - load(weights)(TOKENS)).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_what_the_file_says_of_the_model(tmp_path: Path) -> None:
     fields = gguf.GGUFReader(export_gguf(checkpoint(tmp_path), str(tmp_path / "small.gguf"), "bfloat16")).fields
     said = {

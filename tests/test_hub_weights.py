@@ -14,7 +14,8 @@ from tests.hub import gptpipe_with_hub, hub_of
 from tests.test_pretrained import reference
 
 
-@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
 def test_a_repository_of_the_hub_is_what_its_folder_is(sharded: bool, tmp_path: Path) -> None:
     model = reference(2, 2, 32, 16, 50257)
     folder = tmp_path / "there"

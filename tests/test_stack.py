@@ -59,6 +59,7 @@ def test_all_are_well_listen_here_only_and_keep_their_secrets(stack: Place) -> N
         urllib.request.urlopen(f"http://127.0.0.1:{stack.ports['S3']}/gptpipe/.ready", timeout=10)
 
 
+@pytest.mark.slow
 def test_a_second_up_changes_nothing(stack: Place) -> None:
     before, deployed = stack.listeners(), stack.deployments()
     done = stack.call("up")
@@ -168,6 +169,7 @@ def test_a_taken_port_is_named_with_who_holds_it(tmp_path: Path) -> None:
     assert not place.processes()
 
 
+@pytest.mark.slow
 def test_down_stops_all_and_keeps_the_data(stack: Place) -> None:
     ran = stack.processes()
     assert len(ran) > 5

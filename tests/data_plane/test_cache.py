@@ -152,6 +152,7 @@ def test_a_shard_that_is_removed_while_it_is_opened_is_opened_again(
         monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_a_shard_removed_half_way_through_an_opening_never_shows_what_is_not_decoded(
     sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -372,6 +372,7 @@ def test_removed_files_that_are_still_mapped_do_not_take_the_disk_beyond_the_lim
     assert most <= LIMIT + 3 * whole_shard
 
 
+@pytest.mark.slow
 def test_two_threads_that_let_go_of_removed_shards_do_not_meet(
     sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,6 +127,7 @@ def test_ranks_of_their_own_score_the_same(theirs: GPT2LMHeadModel, dataset: str
     assert not list((settings().home_path / "jobs").iterdir())
 
 
+@pytest.mark.slow
 def test_what_a_rank_cannot_use_is_said_once(dataset: str, tmp_path: Path) -> None:
     model = reference(1, 1, 16, CONTEXT, 50257)
     model.save_pretrained(tmp_path / "weights")

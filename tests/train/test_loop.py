@@ -73,6 +73,7 @@ def lines(tmp_path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (tmp_path / "job" / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_gradients_that_stay_bad_end_the_training_and_name_the_documents(
     run: Run, tmp_path: Path, dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
