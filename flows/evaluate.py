@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 from prefect import flow
@@ -12,9 +12,10 @@ from pydantic import Field
 from flows import report
 from gptpipe import storage
 from gptpipe.config import EvaluateConfig, Section
-from gptpipe.evaluate import compare_once, evaluate_once
+from gptpipe.evaluate import Against, compare_once, evaluate_once
 from gptpipe.settings import settings
 from gptpipe.tracking import resolve_weights
+from gptpipe.wording import side_by_side
 
 log = logging.getLogger("gptpipe.flows")
 
@@ -37,17 +38,15 @@ def evaluate(parameters: EvaluateParameters) -> dict[str, Any]:
     weights = resolve_weights(parameters.weights)
     found = evaluate_once(weights, data=data, config=config, out=out)
     log.info("evaluate: %s%s", "already done, " if found.already_done else "", found.sentence)
-    columns, answer, text = {"these weights": found.numbers}, found.as_dict(), found.sentence
+    columns, text = {"these weights": found.numbers}, found.sentence
     if parameters.against:
         other = resolve_weights(parameters.against)
         before = evaluate_once(other, data=data, config=config, out=out)
         comparison = compare_once(other, weights, data=data, config=config, out=out)
         log.info("evaluate: against %s: %s", before.weights, comparison.sentence)
         columns["before"] = before.numbers
-        answer["against"] = {**before.as_dict(), **asdict(comparison), "comparison": comparison.sentence}
+        found = replace(found, against=Against(before, comparison))
         text += f". Against {before.weights}: {comparison.sentence}"
     text += f"\n\nScored: {found.scored}, {found.windows}, {found.precision}; {found.tokens:,} tokens"
-    report.page(
-        "evaluation", f"{text}\n\n{report.side_by_side(columns)}\n\nPage: `{found.page}`", description=found.sentence
-    )
-    return answer
+    report.page("evaluation", f"{text}\n\n{side_by_side(columns)}\n\nPage: `{found.page}`", description=found.sentence)
+    return found.as_dict()

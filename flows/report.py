@@ -19,8 +19,6 @@ from prefect.client.schemas.objects import StateType
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 
-from gptpipe.wording import figure
-
 _AWAY = (httpx.HTTPError, PrefectHTTPStatusError)
 _CANCELLED = (StateType.CANCELLING, StateType.CANCELLED)
 _ASK_SECONDS = 2.0  # an answer costs server and client 13 ms of a core; a worker signals its own runs at once
@@ -37,15 +35,6 @@ def page(key: str, text: str, picture: bytes | None = None, *, description: str)
     if picture is not None:
         text += f"\n\n![loss over tokens](data:image/png;base64,{base64.b64encode(picture).decode()})"
     create_markdown_artifact(markdown=text, key=key, description=description)
-
-
-def side_by_side(columns: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table, a row a number and a column a model."""
-    names = list(dict.fromkeys(name for column in columns.values() for name in column))
-
-    lines = [f"| | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
-    lines += [f"| {name} | {' | '.join(figure(column.get(name)) for column in columns.values())} |" for name in names]
-    return "\n".join(lines)
 
 
 def run_tags() -> dict[str, str]:

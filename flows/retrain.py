@@ -19,7 +19,7 @@ from gptpipe import tracking
 from gptpipe.config import PipelineConfig, parse
 from gptpipe.errors import Preempted
 from gptpipe.evaluate import Evaluation
-from gptpipe.export import check_replaceable, export_hf
+from gptpipe.export import check_place, export_hf
 from gptpipe.form import FormSection, form_of
 from gptpipe.generate import Samples
 from gptpipe.launch import TrainResult
@@ -48,7 +48,7 @@ def retrain(parameters: RetrainParameters) -> dict[str, Any]:
 def _stages(config: PipelineConfig) -> dict[str, Any]:
     tracking.check_registry(config)
     if config.export:
-        check_replaceable(config.export)
+        check_place(config.export)
     dataset = tokenize(TokenizeParameters(data=config.data))
     init = ""
     if config.init != "scratch":
@@ -66,8 +66,10 @@ def _stages(config: PipelineConfig) -> dict[str, Any]:
     )
     samples = sample(SampleParameters(weights=training["best_checkpoint"], config=config.sample, every=True))
     registered = publish(config, training, evaluation, samples) if training["run_id"] else None
-    exported = export_hf(training["best_checkpoint"], config.export, replace=True) if config.export else ""
-    if exported:
+    exported = ""
+    if config.export:
+        scores = Evaluation.of(evaluation)
+        exported = export_hf(training["best_checkpoint"], config.export, replace=True, scores=scores)
         log.info("export: %s, a folder that transformers reads", exported)
     return {
         "dataset": dataset,
@@ -86,14 +88,13 @@ def publish(
     """Log the results to the training's MLflow run, register the model, and move the alias if it is better."""
     link = tracking.RunLink(training["run_id"], training["experiment_id"])
     result = TrainResult(**{k: v for k, v in training.items() if k not in ("run_id", "experiment_id")})
-    against = evaluation.get("against")
-    scored = Evaluation.of({key: value for key, value in evaluation.items() if key != "against"})
+    scored = Evaluation.of(evaluation)
     made = [Samples.of(each) for each in samples["through"]]
-    picture = tracking.log_results(link, result, scored, made, against=against)
+    picture = tracking.log_results(link, result, scored, made)
     text = f"### {scored.sentence}\n\n[Run in MLflow]({link.url})"
     text += f"\n\n[The loss in the text, token by token]({link.artifact_url(tracking.EVALUATION_PAGE)})"
-    if against:
-        text += f"\n\nAgainst the weights it started from: {against['comparison']}"
+    if scored.against:
+        text += f"\n\nAgainst the weights it started from: {scored.against.comparison.sentence}"
     text += f"\n\nCheckpoint `{result.best_checkpoint}`"
     registered = None
     if config.promote.register_model:

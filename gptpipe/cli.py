@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -387,29 +387,31 @@ def evaluate(
     options = options.model_copy(update={"tasks": [*options.tasks, *(task or [])]})
     content = _read_text(text) if text is not None else None
     from gptpipe import storage
-    from gptpipe.evaluate import compare_tallies, evaluate_whole
+    from gptpipe.evaluate import Against, compare_tallies, evaluate_whole
+    from gptpipe.pretrained import read_weights
     from gptpipe.tracking import resolve_weights
 
+    where = storage.normalize(page) if page else ""
+    if where:
+        storage.check_writable(storage.parent(where))
+    others = read_weights(resolve_weights(against)) if against else None  # wrong ones are named before any are scored
     scored = evaluate_whole(resolve_weights(weights), data=data, text=content, config=options)
-    found = scored.evaluation
-    answer = found.as_dict()
+    found = replace(scored.evaluation, page=where)
     columns = [found.numbers]
     size = f"{found.tokens:,} tokens, {found.bytes:,} bytes"
     notes = [f"scored: {found.scored}, {found.windows}, {found.precision}; {size}"]
-    if page:
-        where = storage.normalize(page)
+    if where:
         storage.write_bytes(where, scored.page().encode())
-        answer["page"] = where
         notes.append(f"page: {where}")
-    if against:
+    if others is not None:
         tally = scored.tally
         del scored  # one model at a time
-        other = evaluate_whole(resolve_weights(against), data=data, text=content, config=options)
+        other = evaluate_whole(others, data=data, text=content, config=options)
         comparison = compare_tallies(other.tally, tally)
-        answer["against"] = {**other.evaluation.as_dict(), **asdict(comparison), "comparison": comparison.sentence}
+        found = replace(found, against=Against(other.evaluation, comparison))
         columns.append(other.evaluation.numbers)
         notes.append(f"against {other.evaluation.weights}: {comparison.sentence}")
-    _answer(answer, as_json, "\n".join([found.sentence, "", *_side_by_side(columns), "", *notes]))
+    _answer(found.as_dict(), as_json, "\n".join([found.sentence, "", *_side_by_side(columns), "", *notes]))
 
 
 def _side_by_side(columns: list[dict[str, Any]]) -> list[str]:
@@ -486,6 +488,8 @@ def generate(
     except UserError as error:
         flag = f"--{error.where.replace('_', '-')}"
         raise UserError(error.message, where=flag, hint="see `gptpipe generate --help`") from None
+    if out:
+        storage.check_writable(storage.parent(storage.normalize(out)))
     streams = len(texts) == 1 and sys.stdout.isatty() and not as_json and not out and not options.stop
     printer = _printer(texts[0]) if streams else None
     made = continue_prompts(resolve_weights(weights), texts, options, logprobs=logprobs, on_token=printer)

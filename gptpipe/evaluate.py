@@ -64,6 +64,7 @@ class Evaluation:
         calibration: the likeliest token's probability against how often it was right.
         tasks: what it scored on tasks with a right answer.
         page: URL of a page that shows the loss in the text; empty where none was written.
+        against: other weights on the same documents, where they were asked for.
     """
 
     cross_entropy: float
@@ -91,6 +92,7 @@ class Evaluation:
     tasks: list[TaskScore] = field(default_factory=list)
     page: str = ""
     already_done: bool = False
+    against: Against | None = None
 
     @property
     def sentence(self) -> str:
@@ -125,14 +127,41 @@ class Evaluation:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "sentence": self.sentence}
+        found = {**asdict(replace(self, against=None)), "sentence": self.sentence}
+        return found if self.against is None else {**found, "against": self.against.as_dict()}
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Evaluation:
         """From what `as_dict` gave."""
         known = {key: value for key, value in values.items() if key != "sentence"}
         known["interval"] = Interval(**known["interval"]) if known["interval"] else None
-        return cls(**{**known, "tasks": [TaskScore(**each) for each in known["tasks"]]})
+        known["tasks"] = [TaskScore(**each) for each in known["tasks"]]
+        known["against"] = Against.of(known["against"]) if known.get("against") else None
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class Against:
+    """Other weights on the same documents.
+
+    Attributes:
+        evaluation: theirs. comparison: of the first's loss with theirs.
+    """
+
+    evaluation: Evaluation
+    comparison: Comparison
+
+    def as_dict(self) -> dict[str, Any]:
+        comparison = {**asdict(self.comparison), "sentence": self.comparison.sentence}
+        return {**self.evaluation.as_dict(), "comparison": comparison}
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Against:
+        """From what `as_dict` gave."""
+        evaluation = Evaluation.of({key: value for key, value in values.items() if key != "comparison"})
+        known = {key: value for key, value in values["comparison"].items() if key != "sentence"}
+        interval = Interval(**known["interval"]) if known["interval"] else None
+        return cls(evaluation, Comparison(**{**known, "interval": interval}))
 
 
 @dataclass(frozen=True)

@@ -11,32 +11,40 @@ import torch
 from gptpipe import __version__, storage
 from gptpipe.checkpoint import CONFIG, MODEL, STATE, model_file, open_checkpoint
 from gptpipe.errors import UserError
+from gptpipe.evaluate import Evaluation
 from gptpipe.hf import hf_config, hf_stored
 from gptpipe.pretrained import Weights, check_vocabulary, read_weights
 from gptpipe.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer, gpt2_files
 from gptpipe.train.job import METRICS
 from gptpipe.train.metrics import keep_until
+from gptpipe.wording import side_by_side
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def check_replaceable(out: str) -> None:
-    """A UserError when a model is there that we did not export."""
+def check_place(out: str) -> None:
+    """A UserError when a folder cannot be written, or a model is there that we did not export."""
+    out = storage.normalize(out)
     try:
-        config = storage.read_json(storage.join(storage.normalize(out), CONFIG))
+        ours = "gptpipe" in storage.read_json(storage.join(out, CONFIG))
     except FileNotFoundError:
-        return
-    if "gptpipe" not in config:
+        ours = True
+    if not ours:
         raise UserError("a model of somebody else is there", where=out, hint="choose another folder")
+    storage.check_writable(out)
+    storage.remove_if_empty(out)
 
 
-def export_hf(weights: str, out: str, dtype: str = "float32", *, replace: bool = False) -> str:
+def export_hf(
+    weights: str, out: str, dtype: str = "float32", *, replace: bool = False, scores: Evaluation | None = None
+) -> str:
     """Write WEIGHTS as a Hugging Face folder; `config.json` comes last, so that one without it is not whole.
 
     Args:
         out: a folder or URL that holds nothing yet.
         dtype: of the weights in it: float32, bfloat16 or float16.
         replace: an earlier export that is there.
+        scores: theirs, for the card.
 
     Returns:
         Its URL.
@@ -51,7 +59,7 @@ def export_hf(weights: str, out: str, dtype: str = "float32", *, replace: bool =
     if storage.exists(storage.join(out, CONFIG)):
         if not replace:
             raise UserError("a model is there already", where=out, hint="choose another --out")
-        check_replaceable(out)
+        check_place(out)
         storage.remove(storage.join(out, CONFIG))
     tensors = {name: each.as_type(DTYPES[dtype]) for name, each in hf_stored(found.config, found.tensors).items()}
     with storage.open_write(storage.join(out, MODEL)) as file:
@@ -61,7 +69,7 @@ def export_hf(weights: str, out: str, dtype: str = "float32", *, replace: bool =
     for name, content in (
         *_tokenizer_files(tokenizer, found.config.context_length).items(),
         ("generation_config.json", _json(_generation(tokenizer.end_of_text))),
-        ("README.md", card(found, dtype)),
+        ("README.md", card(found, dtype, scores)),
         (CONFIG, _json(config)),
     ):
         storage.write_bytes(storage.join(out, name), content.encode())
@@ -88,8 +96,8 @@ def _tokenizer_files(tokenizer: Tokenizer, context_length: int) -> dict[str, str
     }
 
 
-def card(found: Weights, dtype: str) -> str:
-    """A model card: what the checkpoint knows of data, steps, tokens and validation, and nothing else."""
+def card(found: Weights, dtype: str, scores: Evaluation | None = None) -> str:
+    """A model card: what is known of data, steps, tokens and scores, and nothing else."""
     config = found.config
     rows = {
         "architecture": "GPT-2",
@@ -109,7 +117,21 @@ from transformers import pipeline
 print(pipeline("text-generation", "path/to/this/folder")("{"def mean(values):"}")[0]["generated_text"])
 ```"""
     front = "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [gpt2, gptpipe]\n---\n"
-    return f"{front}\n# A GPT-2 model\n\n| | |\n| --- | --- |\n{table}\n\n{use}\n\nExported by gptpipe {__version__}.\n"
+    table = f"| | |\n| --- | --- |\n{table}"
+    parts = ["# A GPT-2 model", table, *_scores(scores), "## How to use it", use, f"Exported by gptpipe {__version__}."]
+    return front + "\n" + "\n\n".join(parts) + "\n"
+
+
+def _scores(scores: Evaluation | None) -> list[str]:
+    """Paragraphs on how good it is, and how that compares with what it started from."""
+    if scores is None:
+        return []
+    columns, said = {"this model": scores.numbers}, [f"{scores.sentence[:1].upper()}{scores.sentence[1:]}."]
+    if scores.against is not None:
+        columns["before"] = scores.against.evaluation.numbers
+        said.append(f"Against the weights it started from: {scores.against.comparison.sentence}.")
+    how = f"Scored: {scores.scored}, {scores.windows}, {scores.precision}; {scores.tokens:,} tokens."
+    return ["## How good it is", *said, side_by_side(columns), how]
 
 
 def _parameters(found: Weights) -> int:
@@ -137,7 +159,7 @@ def _training_of(found: Weights) -> dict[str, str]:
 def _validation(url: str, step: int) -> dict[str, str]:
     """The newest validation up to a checkpoint's step."""
     try:
-        lines = keep_until(storage.read_bytes(storage.join(url.rsplit("/", 1)[0], METRICS)), step).splitlines()
+        lines = keep_until(storage.read_bytes(storage.join(storage.parent(url), METRICS)), step).splitlines()
     except FileNotFoundError:
         return {}
     scored = [record for line in lines if "validation/loss" in (record := json.loads(line))]

@@ -57,7 +57,7 @@ def export_gguf(weights: str, out: str, dtype: str = "float32") -> str:
         )
     check_vocabulary(found.config, tokenizer.vocab_size, tokenizer.name, found.url)
     name = out.rsplit("/", 1)[1].removesuffix(".gguf")
-    with storage.scratch_folder(out.rsplit("/", 1)[0]) as scratch:
+    with storage.scratch_folder(storage.parent(out)) as scratch:
         path = scratch / "model.gguf"
         writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.GPT2])
         try:

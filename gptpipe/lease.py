@@ -51,7 +51,7 @@ class Lease:
                 who = f"{holder['user']}@{holder['host']} (process {holder['pid']})"
                 raise Held(
                     f"{who} is writing here",
-                    where=self.url.rsplit("/", 1)[0],
+                    where=storage.parent(self.url),
                     hint="wait until it ends, or stop it; a dead holder's lease is over after a minute",
                 )
             storage.write_bytes(self.url, self._content())
@@ -60,7 +60,7 @@ class Lease:
             if now is None or now["token"] != self._token:
                 raise Held(
                     "another process took over at the same moment",
-                    where=self.url.rsplit("/", 1)[0],
+                    where=storage.parent(self.url),
                     hint="wait until it ends",
                 )
         self._thread.start()

@@ -234,7 +234,7 @@ def _read_state_dict(url: str) -> Weights:
 
 def _config_beside(url: str) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = storage.read_json(storage.join(url.rsplit("/", 1)[0], CONFIG))
+        found: dict[str, Any] = storage.read_json(storage.join(storage.parent(url), CONFIG))
         return found
     except FileNotFoundError:
         return None

@@ -72,6 +72,11 @@ def join(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+def parent(url: str) -> str:
+    """The folder that a file or folder lies in."""
+    return url.rsplit("/", 1)[0]
+
+
 def as_uri(url: str) -> str:
     """`url` with its scheme, as MLflow and browsers want it."""
     return local_path(url).as_uri() if is_local(url) else url

@@ -385,7 +385,6 @@ def log_results(
     result: TrainResult,
     evaluation: Evaluation,
     samples: list[Samples],
-    against: dict[str, Any] | None = None,
 ) -> bytes:
     """Log the evaluation and its page, the samples, the loss picture, where the checkpoint is. Returns the picture.
 
@@ -393,7 +392,6 @@ def log_results(
 
     Args:
         samples: of each checkpoint, by step; a table each.
-        against: what the evaluation says of the weights that training started from.
     """
     from mlflow.entities import Metric, RunTag
 
@@ -413,10 +411,10 @@ def log_results(
     values |= {f"evaluation/{task.task}": task.accuracy for task in evaluation.tasks}
     if evaluation.interval is not None:
         values["evaluation/standard_error"] = evaluation.interval.standard_error
-    if against is not None:
-        values["evaluation/before/cross_entropy"] = against["cross_entropy"]
-        values["evaluation/before/difference"] = against["difference"]
-        values["evaluation/before/documents_won"] = against["won"]
+    if (before := evaluation.against) is not None:
+        values["evaluation/before/cross_entropy"] = before.evaluation.cross_entropy
+        values["evaluation/before/difference"] = before.comparison.difference
+        values["evaluation/before/documents_won"] = before.comparison.won
     best = next(each for each in samples if each.weights == result.best_checkpoint)
     if best.python_lines is not None:
         values["samples/python_lines"] = best.python_lines

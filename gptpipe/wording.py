@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 def counted(number: int, noun: str) -> str:
     """1 rank, 2 ranks, 12,000 files."""
@@ -23,3 +25,11 @@ def figure(value: object, absent: str = "–") -> str:
     if value is None:
         return absent
     return f"{value:,.4f}" if isinstance(value, float) else str(value)
+
+
+def side_by_side(columns: Mapping[str, Mapping[str, object]]) -> str:
+    """A Markdown table, a row a number and a column a model."""
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    lines = [f"| | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
+    lines += [f"| {name} | {' | '.join(figure(column.get(name)) for column in columns.values())} |" for name in names]
+    return "\n".join(lines)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import GPT2LMHeadModel, GPT2TokenizerFast
 
 from gptpipe import UserError, load
 from gptpipe.checkpoint import write_checkpoint
+from gptpipe.evaluate import Against, Evaluation, compare_tallies, evaluate_whole
 from gptpipe.export import export_hf
 from gptpipe.hf import hf_config, hf_tensors
 from gptpipe.tokenizer import get_tokenizer, gpt2_files
@@ -95,3 +97,15 @@ def test_nothing_that_is_there_is_written_over(checkpoint: str, tmp_path: Path) 
     with pytest.raises(UserError, match="a model is there already"):
         export_hf(checkpoint, str(tmp_path / "out"), "bfloat16")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_the_card_compares_with_what_training_started_from(checkpoint: str, tmp_path: Path) -> None:
+    reference(1, 2, 16, 8, 50257).save_pretrained(tmp_path / "before")
+    first = evaluate_whole(str(tmp_path / "before"), text="one and one is two")
+    second = evaluate_whole(checkpoint, text="one and one is two")
+    against = Against(first.evaluation, compare_tallies(first.tally, second.tally))
+    scores = replace(second.evaluation, against=against)
+    assert Evaluation.of(json.loads(json.dumps(scores.as_dict()))) == scores
+    text = (Path(export_hf(checkpoint, str(tmp_path / "out"), scores=scores)) / "README.md").read_text()
+    assert f"{against.comparison.sentence}." in text
+    assert f"| {scores.cross_entropy:,.4f} | {first.evaluation.cross_entropy:,.4f} |" in text

@@ -105,14 +105,16 @@ def test_text_in_registered_model_out_and_nothing_twice(
     assert "not comparable" in tuned["model"]["decision"]
     before = tuned["evaluation"]["against"]
     assert before["weights"] != tuned["evaluation"]["weights"]
-    assert before["difference"] == pytest.approx(tuned["evaluation"]["cross_entropy"] - before["cross_entropy"])
+    assert before["comparison"]["difference"] == pytest.approx(
+        tuned["evaluation"]["cross_entropy"] - before["cross_entropy"]
+    )
     exported = GPT2LMHeadModel.from_pretrained(tuned["export"])
     trained = load(tuned["training"]["best_checkpoint"]).state_dict()
     assert exported.transformer.wte.weight.equal(trained["wte.weight"])
     page = tuned["evaluation"]["page"]
     assert "nats a token" in Path(page).read_text("utf-8")
     said = [str(artifact["data"]) for artifact in ask(prefect_api, "/artifacts/filter")]
-    assert any("/artifacts/evaluation.html" in text and before["comparison"] in text for text in said)
+    assert any("/artifacts/evaluation.html" in text and before["comparison"]["sentence"] in text for text in said)
     assert any("| before |" in text for text in said)
 
 
@@ -122,7 +124,10 @@ def test_a_hugging_face_folder_in_and_one_out(corpus: Path, tmp_path: Path) -> N
     reference(2, 2, 32, 24, 50257).save_pretrained(tmp_path / "in")
     more = ["--init", str(tmp_path / "in"), "--export", str(tmp_path / "out"), "--set", "init_context_length=16"]
     made, _ = run(corpus, *more, "--set", "train.steps=30", "--set", "train.learning_rate=1e-3")
-    assert made["evaluation"]["against"]["difference"] < -0.1
+    assert made["evaluation"]["against"]["comparison"]["difference"] < -0.1
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert made["evaluation"]["against"]["comparison"]["sentence"] in card
+    assert "| | this model | before |" in card
     generate = pipeline("text-generation", str(tmp_path / "out"))
     assert generate.model.config.n_positions == 16
     assert generate("def f", max_new_tokens=5, do_sample=False)[0]["generated_text"].startswith("def f")
