@@ -224,9 +224,9 @@ def _summary(parameters: PipelineConfig, result: dict[str, Any]) -> str:
         f"made      a {parameters.preset} GPT, {training['steps']:,} steps over {training['tokens']:,} tokens of "
         f"{result['dataset']['tokens']:,}{speed}",
         f"good      {evaluation['sentence']}",
-        *([f"before    {evaluation['against']['comparison']}"] if "against" in evaluation else []),
         f"          {evaluation['bits_per_byte']:.3f} bits a byte"
         + (f"; {python:.0%} of its lines are Python's" if python is not None else ""),
+        *([f"change    {evaluation['against']['comparison']['sentence']}"] if "against" in evaluation else []),
         f"says      {first['text'][:100]!r}",
         f"is at     {training['best_checkpoint']}",
     ]

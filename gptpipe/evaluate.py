@@ -127,7 +127,8 @@ class Evaluation:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        found = {**asdict(replace(self, against=None)), "sentence": self.sentence}
+        found = {**asdict(self), "sentence": self.sentence}
+        del found["against"]
         return found if self.against is None else {**found, "against": self.against.as_dict()}
 
     @classmethod

@@ -83,6 +83,18 @@ BAD = {
         "either a dataset or a text",
     ),
     "short text": (["evaluate", "--weights", "{weights}", "--text", "-"], "nothing has a token before it"),
+    "a page where none can be": (
+        ["evaluate", "--weights", "{weights}", "--text", "{tmp}/two/a.txt", "--page", "{tmp}/latin.txt/a.html"],
+        "latin.txt: cannot be written",
+    ),
+    "samples where none can be": (
+        ["generate", "--weights", "{weights}", "--prompt", "a", "--out", "{tmp}/latin.txt/a.jsonl"],
+        "latin.txt: cannot be written",
+    ),
+    "nothing to hold it against": (
+        ["evaluate", "--weights", "{weights}", "--text", "{tmp}/two/a.txt", "--against", "{tmp}/two"],
+        "no weights there",
+    ),
     "context": (
         ["evaluate", "--weights", "{weights}", "--text", "{tmp}/two/a.txt", "--context", "17"],
         "context is 16",
