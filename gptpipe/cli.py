@@ -218,10 +218,11 @@ def _summary(parameters: PipelineConfig, result: dict[str, Any]) -> str:
     training, evaluation, samples, model = (result[key] for key in ("training", "evaluation", "samples", "model"))
     speed = f", {training['tokens_per_second']:,.0f} tokens/s" if training["tokens_per_second"] else ""
     python = samples["python_lines"]
+    kind = f"a {parameters.preset} GPT" if parameters.init == "scratch" else f"a GPT from {parameters.init}"
     first = samples["samples"][0]
     lines = [
         "",
-        f"made      a {parameters.preset} GPT, {training['steps']:,} steps over {training['tokens']:,} tokens of "
+        f"made      {kind}, {training['steps']:,} steps over {training['tokens']:,} tokens of "
         f"{result['dataset']['tokens']:,}{speed}",
         f"good      {evaluation['sentence']}",
         f"          {evaluation['bits_per_byte']:.3f} bits a byte"

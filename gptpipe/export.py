@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gptpipe import __version__, storage
-from gptpipe.checkpoint import CONFIG, MODEL, STATE, model_file, open_checkpoint
+from gptpipe.checkpoint import CONFIG, MODEL, STATE, Checkpoint, model_file, open_checkpoint
 from gptpipe.errors import UserError
 from gptpipe.evaluate import Evaluation
 from gptpipe.hf import hf_config, hf_stored
@@ -129,9 +129,21 @@ def _scores(scores: Evaluation | None) -> list[str]:
     columns, said = {"this model": scores.numbers}, [f"{scores.sentence[:1].upper()}{scores.sentence[1:]}."]
     if scores.against is not None:
         columns["before"] = scores.against.evaluation.numbers
-        said.append(f"Against the weights it started from: {scores.against.comparison.sentence}.")
+        origin = _origin(scores.against.evaluation.weights)
+        said.append(f"Against the weights it started from, {origin}: {scores.against.comparison.sentence}.")
     how = f"Scored: {scores.scored}, {scores.windows}, {scores.precision}; {scores.tokens:,} tokens."
     return ["## How good it is", *said, side_by_side(columns), how]
+
+
+def _origin(url: str) -> str:
+    """What weights are called: what they were imported from, or their folder's name."""
+    checkpoint = open_checkpoint(url)
+    state = _state_of(checkpoint) if checkpoint else {}
+    return str(state.get("imported_from", url.rsplit("/", 1)[-1]))
+
+
+def _state_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    return checkpoint.json(STATE) if STATE in checkpoint.manifest["files"] else {}
 
 
 def _parameters(found: Weights) -> int:
@@ -143,7 +155,7 @@ def _training_of(found: Weights) -> dict[str, str]:
     checkpoint = open_checkpoint(found.url)
     if checkpoint is None:
         return {"read from": found.url.rsplit("/", 1)[-1]}
-    state = checkpoint.json(STATE) if STATE in checkpoint.manifest["files"] else {}
+    state = _state_of(checkpoint)
     if "imported_from" in state:
         return {"imported from": str(state["imported_from"])}
     rows = {"trained for": f"{checkpoint.step:,} steps"}
