@@ -102,8 +102,8 @@ def write_checkpoint(
     """Write `<training>/step-<step>/`, the manifest last. What is there already is replaced file by file."""
     url = storage.join(training, step_name(step))
     contents: dict[str, Iterable[bytes | memoryview]] = {
+        MODEL: model_file(model),  # the first: tensors that cannot be read leave nothing behind
         CONFIG: [_json_bytes(config)],
-        MODEL: model_file(model),
     }
     if optimizer is not None:
         contents[OPTIMIZER] = _safetensors(optimizer)

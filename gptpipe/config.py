@@ -413,17 +413,24 @@ def parse(kind: type[Section], values: dict[str, Any], *, where: str = "") -> An
     except ValidationError as error:
         first = error.errors()[0]
         dotted = ".".join(str(part) for part in first["loc"])
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         place = f"{where}: {dotted}" if where and dotted else dotted or where
         if first["type"] == "extra_forbidden":
-            raise UserError(f"unknown key{more}", where=place, hint=_nearest(dotted, known_keys(kind))) from None
-        message = first["msg"].removeprefix("Value error, ")
-        got = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
-        raise UserError(
-            f"{message[:1].lower()}{message[1:]}{got}{more}",
-            where=place,
-            hint="the README lists the keys",
-        ) from None
+            raise UserError(
+                f"unknown key{_more(error)}", where=place, hint=_nearest(dotted, known_keys(kind))
+            ) from None
+        raise UserError(complaint(error), where=place, hint="the README lists the keys") from None
+
+
+def complaint(error: ValidationError) -> str:
+    """What pydantic says first, in one line, and of how many more."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    got = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
+    return f"{message[:1].lower()}{message[1:]}{got}{_more(error)}"
+
+
+def _more(error: ValidationError) -> str:
+    return f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
 
 
 def known_keys(kind: type[Section], prefix: str = "") -> list[str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from gptpipe.config import ModelConfig
+from gptpipe.config import ModelConfig, complaint
 from gptpipe.errors import UserError
 from gptpipe.layouts import LINEAR, SUPPORTED
 from gptpipe.model import GPT
@@ -54,9 +55,12 @@ def model_config_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
         )
     except KeyError as error:
         raise UserError(f"the config has no {error}", where=where, hint="give the model's own config.json") from None
-    except ValueError as error:
+    except ValidationError as error:
+        field = "".join(f"{part}: " for part in error.errors()[0]["loc"])
         raise UserError(
-            f"the config cannot be used: {error}", where=where, hint="give the model's own config.json"
+            f"the config cannot be used: {field}{complaint(error)}",
+            where=where,
+            hint="give the model's own config.json",
         ) from None
 
 

@@ -120,6 +120,9 @@ def explained(url: str, *, writing: bool = False) -> Iterator[None]:
             raise UserError(
                 f"nothing can be written there ({error})", where=url, hint="create the bucket first"
             ) from None
+        cause = error.__cause__
+        if url.startswith("http") and cause is not None and getattr(cause, "status", None) != 404:
+            raise _no_answer(url, cause) from error  # fsspec calls whatever went wrong a file that is not there
         raise
     except (UserError, FileExistsError):
         raise
@@ -140,11 +143,7 @@ def explained(url: str, *, writing: bool = False) -> Iterator[None]:
         if error.errno in (errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EFBIG):
             raise UserError(error.strerror or str(error), where=url, hint="choose another folder") from error
         if not is_local(url):
-            raise UserError(
-                f"the object store did not answer as expected ({error})",
-                where=url,
-                hint="check GPTPIPE_S3_ENDPOINT and the bucket; `gptpipe doctor` tries both",
-            ) from error
+            raise _no_answer(url, error) from error
         raise
     except Exception as error:
         kind = type(error).__name__
@@ -155,13 +154,18 @@ def explained(url: str, *, writing: bool = False) -> Iterator[None]:
                 hint="set GPTPIPE_S3_ACCESS_KEY and GPTPIPE_S3_SECRET_KEY (or the usual AWS variables)",
             ) from error
         if type(error).__module__.split(".")[0] in _CLIENTS and not is_local(url):
-            at_s3 = url.startswith("s3")
-            raise UserError(
-                f"the {'object store' if at_s3 else 'server'} did not answer ({error})",
-                where=url,
-                hint="check GPTPIPE_S3_ENDPOINT and that the server runs" if at_s3 else "check the URL and the network",
-            ) from error
+            raise _no_answer(url, error) from error
         raise
+
+
+def _no_answer(url: str, error: BaseException) -> UserError:
+    if not url.startswith("s3"):
+        return UserError(f"the server did not answer ({error})", where=url, hint="check the URL and the network")
+    return UserError(
+        f"the object store did not answer as expected ({error})",
+        where=url,
+        hint="check GPTPIPE_S3_ENDPOINT and the bucket; `gptpipe doctor` tries both",
+    )
 
 
 def exists(url: str) -> bool:
@@ -192,12 +196,16 @@ def read_bytes(url: str) -> bytes:
         return bytes(fs.cat_file(path))
 
 
-def read_json(url: str) -> Any:
-    """The object as JSON; a UserError when it is not."""
+def read_json(url: str) -> dict[str, Any]:
+    """A file of one JSON object; a UserError when it holds anything else."""
+    hint = "the file is damaged; make it again"
     try:
-        return json.loads(read_bytes(url))
+        found = json.loads(read_bytes(url))
     except ValueError as error:
-        raise UserError(f"not JSON ({error})", where=url, hint="the file is damaged; make it again") from None
+        raise UserError(f"not JSON ({error})", where=url, hint=hint) from None
+    if not isinstance(found, dict):
+        raise UserError("not a JSON object", where=url, hint=hint)
+    return found
 
 
 def _temporary(path: Path) -> Path:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import pickletools
 import re
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -127,22 +130,44 @@ def open_torch(path: Path, where: str) -> dict[str, Any]:
         UserError: it wants to run code, is cut off, or holds no dictionary.
     """
     try:
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):  # the format of before torch 1.6 cannot be mapped
-                raise
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of what is refused in the next moment
+            loaded = _loaded(path)
     except FileNotFoundError:
         raise UserError("no such file", where=where, hint="give the path of one that is there") from None
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        detail = f"it wants to import {wanted[1].rstrip('.')}" if wanted else "it is not a plain state dict"
+        said = re.search(r"GLOBAL (\S+)", str(error))
+        wanted = said[1].rstrip(".") if said else _wanted(path)
+        detail = f"it wants to import {wanted}" if wanted else "it is not a plain state dict"
         raise UserError(
             f"refused: {detail}", where=where, hint="save only model.state_dict(), or use safetensors"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"not a torch file, or cut off ({error})", where=where, hint="save it again") from None
+        raise UserError(
+            f"not a torch file, or cut off ({str(error) or type(error).__name__})", where=where, hint="save it again"
+        ) from None
     if not isinstance(loaded, dict):
         raise UserError("not a state dict of tensors", where=where, hint="save model.state_dict()")
     return loaded
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):  # the format of before torch 1.6 cannot be mapped
+            raise
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _wanted(path: Path) -> str:
+    """The first that a bare pickle wants to import; empty for what is none. Nothing in it is run."""
+    texts: list[str] = []
+    with suppress(ValueError), path.open("rb") as file:
+        for code, argument, _ in pickletools.genops(file):
+            if code.name == "GLOBAL":
+                return str(argument).replace(" ", ".")
+            if code.name == "STACK_GLOBAL":
+                return ".".join(texts[-2:])
+            if isinstance(argument, str):
+                texts.append(argument)
+    return ""

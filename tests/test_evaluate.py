@@ -36,6 +36,13 @@ def plain_nats(model: GPT, ids: list[int], context: int) -> float:
     return nats
 
 
+def test_a_model_in_memory_whose_numbers_are_not_finite_is_refused() -> None:
+    broken = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=32))
+    broken.ln_f.weight.data[3] = math.nan
+    with pytest.raises(UserError, match="the loss is not finite"):
+        evaluate(broken, text=TEXT)
+
+
 @pytest.mark.parametrize("context", [None, 7, 32])
 def test_a_text_scores_as_by_hand(model: GPT, context: int | None) -> None:
     ids = get_tokenizer().encode(TEXT)

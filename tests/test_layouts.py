@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,16 @@ def test_a_download_that_breaks_goes_on_and_is_kept(tmp_path: Path) -> None:
             local_copy(f"{address}/other.safetensors", sha256="0" * 64),
         ):
             pass
+
+
+def test_a_server_that_is_not_there_is_no_file_that_is_not_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with pytest.raises(UserError, match="the server did not answer") as caught:
+        load(f"{address}/gpt2.safetensors")
+    assert "check the URL" in caught.value.hint
+    with serving(http.server.SimpleHTTPRequestHandler) as address, pytest.raises(UserError, match="no such file"):
+        load(f"{address}/gpt2.safetensors")
 
 
 def test_weights_in_object_storage(s3_storage: str, tmp_path: Path) -> None:

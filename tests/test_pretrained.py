@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import pickle
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -183,12 +186,36 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path: Path) -> None:
         load(str(tmp_path / "evil.pth"))
 
 
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_bare_pickle_is_refused_with_what_it_wants(protocol: int, tmp_path: Path) -> None:
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"weight": _Evil()}, protocol))
+    with pytest.raises(UserError, match=r"refused: it wants to import \S*system"):
+        load(str(tmp_path / "evil.pt"))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["wte.weight", "h.0.mlp.c_fc.weight", "h.0.ln_1.bias"])
+def test_numbers_that_are_not_finite_are_found_wherever_weights_are_read(
+    name: str, value: float, tmp_path: Path
+) -> None:
+    model = reference(1, 2, 16, 8, 50257)
+    model.transformer.get_parameter(name).data.view(-1)[-3] = value
+    model.save_pretrained(tmp_path / "in")
+    message = f"{name} holds numbers that are not finite"
+    with pytest.raises(UserError, match=message):
+        load(str(tmp_path / "in"))
+    with pytest.raises(UserError, match=message):
+        import_weights(str(tmp_path / "in"), str(tmp_path / "out"))
+    assert not list(tmp_path.glob("out/**/*.*"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"model_type": "llama"}, "a llama model, not a GPT-2"),
         ({"activation_function": "relu"}, "activation_function is 'relu'"),
-        ({"n_head": 3}, "not a multiple"),
+        ({"n_head": 3}, "cannot be used: n_embd 16 is not a multiple of n_head 3$"),
+        ({"n_layer": "two"}, r"cannot be used: n_layer: input should be a valid integer.*, got 'two'$"),
         ({"gptpipe": {"qkv_bias": False}}, "is not zero, but the config says"),
     ],
 )
@@ -196,6 +223,25 @@ def test_configs_that_cannot_be_used(change: dict[str, object], message: str, tm
     reference(1, 2, 16, 8, 99).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(UserError) as caught:
+        load(str(tmp_path))
+    assert re.search(message, caught.value.message)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "[]", "not a JSON object"),
+        ("config.json", "{", "not JSON"),
+        ("model.safetensors.index.json", "{}", "no map from tensors to files"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": 1}}', "no map from tensors to files"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "gone.safetensors"}}', "no such file"),
+    ],
+)
+def test_json_that_is_not_what_it_should_be(name: str, content: str, message: str, tmp_path: Path) -> None:
+    reference(1, 2, 16, 8, 99).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         load(str(tmp_path))
 

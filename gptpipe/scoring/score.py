@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from gptpipe.devices import Precision
+from gptpipe.errors import UserError
 from gptpipe.loss import token_scores
 from gptpipe.memory import keep_freed_memory
 from gptpipe.model import GPT
@@ -93,6 +94,8 @@ def _score_batch(model: GPT, documents: Documents, windows: np.ndarray, tally: T
     hidden = model.hidden(torch.from_numpy(inputs).to(device))[torch.from_numpy(scored).to(device)]
     ids = targets[scored]
     nats, top, right = token_scores(hidden, model.lm_head.weight, torch.from_numpy(ids).to(device))
+    if not nats.isfinite().all():
+        raise UserError("the loss is not finite", where="the model", hint="take earlier weights, or score in float32")
     places = (windows[:, :1] + 1 + columns)[scored]
     tally.add(
         documents=documents.of(places),
