@@ -32,6 +32,8 @@ _TYPES = {
     "BOOL": torch.bool,
 }
 
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -70,6 +72,20 @@ def stacked(parts: Sequence[Stored]) -> Stored:
     first = parts[0]
     shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
     return Stored(shape, first.dtype, lambda: torch.cat([part.read() for part in parts]))
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether none of its numbers is infinite or NaN.
+
+    Their bits, read as integers, are at least those of infinity, of either sign. One thread and no memory: torch's own
+    reductions wait for all threads at every tensor, which takes longer than reading it.
+    """
+    if not tensor.is_contiguous():
+        tensor = tensor.mT.contiguous()  # a view of what lies the other way round
+    size, infinity = tensor.itemsize, torch.tensor(torch.inf, dtype=tensor.dtype)
+    bits, positive, negative = (each.view(_INTEGERS[size]).numpy() for each in (tensor, infinity, -infinity))
+    unsigned = f"u{size}"
+    return bool(bits.max() < positive and bits.view(unsigned).max() < negative.view(unsigned))
 
 
 def open_safetensors(path: Path, where: str) -> dict[str, Stored]:
