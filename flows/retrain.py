@@ -48,7 +48,7 @@ def retrain(parameters: RetrainParameters) -> dict[str, Any]:
 def _stages(config: PipelineConfig) -> dict[str, Any]:
     tracking.check_registry(config)
     if config.export:
-        check_place(config.export)
+        check_place(config.export, replace=True)
     dataset = tokenize(TokenizeParameters(data=config.data))
     init = ""
     if config.init != "scratch":

@@ -69,6 +69,8 @@ def import_weights(weights: str, out: str, *, context_length: int = 0, tokenizer
         if read_weights(there.url).identity == found.identity:
             return there
         raise UserError("other weights are there already", where=there.url, hint="choose another --out")
+    storage.check_writable(out)
+    storage.remove_if_empty(out)
     state = {"imported_from": Path(found.url).name, "step": found.step}
     config = hf_config(found.config, encoding.name, encoding.end_of_text)
     tensors = hf_stored(found.config, found.tensors)

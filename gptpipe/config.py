@@ -235,7 +235,8 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _warmup_ends(self) -> TrainConfig:
         if self.warmup_steps >= self.steps and self.steps > 1:
-            raise ValueError(f"warmup_steps {self.warmup_steps} leaves none of the {self.steps} steps to train")
+            none_left = f"warmup_steps {self.warmup_steps} leaves none of the {self.steps} steps to train"
+            raise ValueError(f"{none_left}: lower train.warmup_steps")
         if self.decay_steps > self.steps - self.warmup_steps:
             raise ValueError(f"decay_steps {self.decay_steps} and warmup_steps are more than the {self.steps} steps")
         return self

@@ -33,7 +33,7 @@ from gptpipe.scoring.parts import calibration, calibration_error, costliest, par
 from gptpipe.scoring.ranks import score_on_ranks
 from gptpipe.scoring.score import score, to_precision
 from gptpipe.scoring.tally import Tally
-from gptpipe.scoring.tasks import TaskScore, score_task, task_digest
+from gptpipe.scoring.tasks import TaskScore, read_questions, score_task, task_digest
 from gptpipe.scoring.windows import apart_windows, spread
 from gptpipe.settings import settings
 from gptpipe.tokenizer import get_tokenizer
@@ -226,6 +226,8 @@ def evaluate_whole(
     config = config or EvaluateConfig()
     if (data is None) == (text is None):
         raise UserError("give either a dataset or a text", where="evaluate", hint="--data URL or --text FILE")
+    for each in config.tasks:
+        read_questions(each)  # a file that cannot be used is named before anything is scored
     read = read_weights(weights) if isinstance(weights, str) else weights
     url = read.url if isinstance(read, Weights) else "a model in memory"
     tokenizer = read.tokenizer if isinstance(read, Weights) else tokenizer

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gptpipe import __version__, storage
-from gptpipe.checkpoint import CONFIG, MODEL, STATE, Checkpoint, model_file, open_checkpoint
+from gptpipe.checkpoint import CONFIG, MANIFEST, MODEL, STATE, Checkpoint, model_file, open_checkpoint
 from gptpipe.errors import UserError
 from gptpipe.evaluate import Evaluation
 from gptpipe.hf import hf_config, hf_stored
@@ -22,15 +22,25 @@ from gptpipe.wording import side_by_side
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def check_place(out: str) -> None:
-    """A UserError when a folder cannot be written, or a model is there that we did not export."""
+_CARD, _GENERATION = "README.md", "generation_config.json"
+_TOKENIZER = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
+_FILES = {MODEL, CONFIG, _CARD, _GENERATION, *_TOKENIZER}
+
+
+def check_place(out: str, *, replace: bool = False) -> None:
+    """A UserError when a folder cannot be written, or holds what is not an export of ours.
+
+    Args:
+        replace: whether a whole export may be there; one that was broken off always may.
+    """
     out = storage.normalize(out)
-    try:
-        ours = "gptpipe" in storage.read_json(storage.join(out, CONFIG))
-    except FileNotFoundError:
-        ours = True
-    if not ours:
-        raise UserError("a model of somebody else is there", where=out, hint="choose another folder")
+    names = storage.list_names(out)
+    if CONFIG in names and not replace:
+        raise UserError("a model is there already", where=out, hint="choose another folder")
+    begun = MODEL in names and set(names) <= _FILES  # the model is the first that is written
+    whole = CONFIG in names and MANIFEST not in names and "gptpipe" in storage.read_json(storage.join(out, CONFIG))
+    if names and not begun and not whole:
+        raise UserError("the folder holds something else", where=out, hint="choose another folder")
     storage.check_writable(out)
     storage.remove_if_empty(out)
 
@@ -41,9 +51,9 @@ def export_hf(
     """Write WEIGHTS as a Hugging Face folder; `config.json` comes last, so that one without it is not whole.
 
     Args:
-        out: a folder or URL that holds nothing yet.
+        out: a folder or URL that holds nothing yet, or an export that was broken off.
         dtype: of the weights in it: float32, bfloat16 or float16.
-        replace: an earlier export that is there.
+        replace: whether an earlier export may be there.
         scores: theirs, for the card.
 
     Returns:
@@ -52,15 +62,12 @@ def export_hf(
     Raises:
         UserError: the weights cannot be read, or something is there already.
     """
+    out = storage.normalize(out)
+    check_place(out, replace=replace)
     found = read_weights(weights)
     tokenizer = get_tokenizer(found.tokenizer)
     check_vocabulary(found.config, tokenizer.vocab_size, tokenizer.name, found.url)
-    out = storage.normalize(out)
-    if storage.exists(storage.join(out, CONFIG)):
-        if not replace:
-            raise UserError("a model is there already", where=out, hint="choose another --out")
-        check_place(out)
-        storage.remove(storage.join(out, CONFIG))
+    storage.remove(storage.join(out, CONFIG))
     tensors = {name: each.as_type(DTYPES[dtype]) for name, each in hf_stored(found.config, found.tensors).items()}
     with storage.open_write(storage.join(out, MODEL)) as file:
         for block in model_file(tensors):
@@ -68,8 +75,8 @@ def export_hf(
     config = {**hf_config(found.config, tokenizer.name, tokenizer.end_of_text), "dtype": dtype}
     for name, content in (
         *_tokenizer_files(tokenizer, found.config.context_length).items(),
-        ("generation_config.json", _json(_generation(tokenizer.end_of_text))),
-        ("README.md", card(found, dtype, scores)),
+        (_GENERATION, _json(_generation(tokenizer.end_of_text))),
+        (_CARD, card(found, dtype, scores)),
         (CONFIG, _json(config)),
     ):
         storage.write_bytes(storage.join(out, name), content.encode())
@@ -86,14 +93,12 @@ def _tokenizer_files(tokenizer: Tokenizer, context_length: int) -> dict[str, str
     if tokenizer.name != "gpt2":
         return {}
     vocabulary, merges = gpt2_files()
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    # GPT-2's own has nothing to pad with, and `pipeline` makes no batches then
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END_OF_TEXT)
     settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": context_length, "add_prefix_space": False}
-    return {
-        "vocab.json": json.dumps(vocabulary, ensure_ascii=False),
-        "merges.txt": merges,
-        "special_tokens_map.json": _json(special),
-        "tokenizer_config.json": _json({**settings, **special}),
-    }
+    settings_of = {**settings, **special}
+    contents = (json.dumps(vocabulary, ensure_ascii=False), merges, _json(special), _json(settings_of))
+    return dict(zip(_TOKENIZER, contents, strict=True))
 
 
 def card(found: Weights, dtype: str, scores: Evaluation | None = None) -> str:
@@ -108,7 +113,7 @@ def card(found: Weights, dtype: str, scores: Evaluation | None = None) -> str:
         "biases of query, key and value": "yes" if config.qkv_bias else "no",
         "output layer": "the embedding" if config.tie_weights else "of its own",
         "stored in": dtype,
-        **_training_of(found),
+        **_training_of(found, scored=scores is not None),
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     use = f"""```python
@@ -150,8 +155,8 @@ def _parameters(found: Weights) -> int:
     return sum(math.prod(each.shape) for each in found.tensors.values())
 
 
-def _training_of(found: Weights) -> dict[str, str]:
-    """What a checkpoint of ours says of its training, and the validation that was logged with it."""
+def _training_of(found: Weights, *, scored: bool) -> dict[str, str]:
+    """What a checkpoint of ours says of its training; its logged validation only where there are no scores."""
     checkpoint = open_checkpoint(found.url)
     if checkpoint is None:
         return {"read from": found.url.rsplit("/", 1)[-1]}
@@ -163,12 +168,12 @@ def _training_of(found: Weights) -> dict[str, str]:
         rows["tokens seen"] = f"{tokens:,}"
     if dataset := state.get("dataset"):
         rows["dataset"] = f"`{dataset}`"
-    for name, value in _validation(checkpoint.url, checkpoint.step).items():
+    for name, value in ({} if scored else _validation(checkpoint.url, checkpoint.step, state)).items():
         rows[f"validation: {name}"] = value
     return rows
 
 
-def _validation(url: str, step: int) -> dict[str, str]:
+def _validation(url: str, step: int, state: dict[str, Any]) -> dict[str, str]:
     """The newest validation up to a checkpoint's step."""
     try:
         lines = keep_until(storage.read_bytes(storage.join(storage.parent(url), METRICS)), step).splitlines()
@@ -178,7 +183,9 @@ def _validation(url: str, step: int) -> dict[str, str]:
     if not scored:
         return {}
     last = scored[-1]
-    found = {"cross-entropy": f"{last['validation/loss']:.4f} nats a token (at step {last['step']:,})"}
+    tokens = state.get("configuration", {}).get("train", {}).get("validate_tokens")
+    of = f", on {tokens:,} tokens at most" if tokens else ""
+    found = {"cross-entropy": f"{last['validation/loss']:.4f} nats a token (at step {last['step']:,}{of})"}
     for key, name, unit in (("perplexity", "perplexity", ""), ("bits_per_byte", "bits per byte", "")):
         if (value := last.get(f"validation/{key}")) is not None:
             found[name] = f"{value:,.3f}{unit}"

@@ -49,6 +49,7 @@ def export_gguf(weights: str, out: str, dtype: str = "float32") -> str:
         raise UserError("GGUF is one file", where=out, hint="give --out a name that ends in .gguf")
     if storage.exists(out):
         raise UserError("a file is there already", where=out, hint="choose another --out")
+    storage.check_writable(storage.parent(out))
     found = read_weights(weights)
     tokenizer = get_tokenizer(found.tokenizer)
     if tokenizer.name != "gpt2":  # the format wants merges, and tiktoken's rank files hold none

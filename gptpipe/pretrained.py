@@ -131,6 +131,8 @@ def read_weights(weights: str) -> Weights:
         return _read_folder(_from_hub(weights), weights)
     url = storage.normalize(weights)
     name = url.split("?")[0].rsplit("/", 1)[-1]
+    if storage.is_local(url) and storage.local_path(url).is_dir():
+        name = ""  # a folder may be called like a file
     if name.endswith(".safetensors"):
         tensors = _opened(url, open_safetensors)
         return _weights(url, _config_beside(url), tensors)

@@ -468,16 +468,26 @@ def _version_of(info: dict[str, Any]) -> str:
 
 def list_folders(url: str) -> list[str]:
     """Names of the folders directly below a URL, sorted."""
+    return [name for name, is_folder in _children(url) if is_folder]
+
+
+def list_names(url: str) -> list[str]:
+    """Names of what lies directly below a URL, sorted; what is only being written is left out."""
+    return [name for name, _ in _children(url) if not _TEMPORARY.match(name)]
+
+
+def _children(url: str) -> list[tuple[str, bool]]:
+    """Names, and whether each is a folder; none where no folder is."""
     with explained(url):
         if is_local(url):
             path = local_path(url)
-            return sorted(child.name for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
+            return sorted((child.name, child.is_dir()) for child in path.iterdir()) if path.is_dir() else []
         fs, root = filesystem(url)
         try:
             found = fs.ls(root, detail=True)
         except FileNotFoundError:
             return []
-        return sorted(info["name"].rstrip("/").rsplit("/", 1)[-1] for info in found if info["type"] == "directory")
+        return sorted((info["name"].rstrip("/").rsplit("/", 1)[-1], info["type"] == "directory") for info in found)
 
 
 def remove(url: str) -> None:

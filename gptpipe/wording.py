@@ -21,10 +21,12 @@ def duration(seconds: float) -> str:
 
 
 def figure(value: object, absent: str = "–") -> str:
-    """A number of a table with four decimals, anything else as it is; `absent` for None."""
+    """A number of a table with four decimals, a huge one with four digits; `absent` for None."""
     if value is None:
         return absent
-    return f"{value:,.4f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.4f}" if abs(value) < 1e7 else f"{value:.4g}"
 
 
 def side_by_side(columns: Mapping[str, Mapping[str, object]]) -> str:

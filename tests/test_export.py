@@ -99,6 +99,49 @@ def test_nothing_that_is_there_is_written_over(checkpoint: str, tmp_path: Path) 
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
+@pytest.mark.parametrize("replace_it", [False, True])
+@pytest.mark.parametrize("names", [["thesis.txt"], ["README.md"], ["config.json"], ["model.safetensors", "train.py"]])
+def test_a_folder_of_something_else_is_left_as_it_is(
+    checkpoint: str, tmp_path: Path, names: list[str], replace_it: bool
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in names:
+        (out / name).write_text('{"model_type": "gpt2"}')
+    said = (
+        "a model is there already" if "config.json" in names and not replace_it else "the folder holds something else"
+    )
+    with pytest.raises(UserError, match=said):
+        export_hf(checkpoint, str(out), replace=replace_it)
+    assert {path.name: path.read_text() for path in out.iterdir()} == dict.fromkeys(names, '{"model_type": "gpt2"}')
+
+
+def test_a_checkpoint_is_never_written_over(checkpoint: str) -> None:
+    before = {path.name: path.read_bytes() for path in Path(checkpoint).iterdir()}
+    with pytest.raises(UserError, match="the folder holds something else"):
+        export_hf(checkpoint, checkpoint, replace=True)
+    assert {path.name: path.read_bytes() for path in Path(checkpoint).iterdir()} == before
+
+
+def test_an_export_that_was_broken_off_is_made_whole(checkpoint: str, tmp_path: Path) -> None:
+    whole = Path(export_hf(checkpoint, str(tmp_path / "whole")))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model.safetensors").write_bytes(b"half of it")
+    (out / ".tmp-gone-1-0a1b2c3d-config.json").write_bytes(b"")
+    for name in ("vocab.json", "README.md"):
+        (out / name).write_text("old")
+    export_hf(checkpoint, str(out))
+    for path in whole.iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_weights_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file"):
+        export_hf(str(tmp_path / "no-weights"), str(tmp_path / "file" / "out"))
+
+
 def test_the_card_compares_with_what_training_started_from(checkpoint: str, tmp_path: Path) -> None:
     reference(1, 2, 16, 8, 50257).save_pretrained(tmp_path / "before")
     first = evaluate_whole(str(tmp_path / "before"), text="one and one is two")

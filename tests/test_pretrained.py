@@ -246,6 +246,15 @@ def test_json_that_is_not_what_it_should_be(name: str, content: str, message: st
         load(str(tmp_path))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+def test_a_folder_may_be_called_like_a_file(tmp_path: Path, name: str) -> None:
+    theirs = reference(1, 2, 16, 8, 50257)
+    theirs.save_pretrained(tmp_path / name)
+    tokens = torch.arange(8)[None]
+    assert (load(str(tmp_path / name))(tokens) - theirs(tokens).logits).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("name", ["gone", "gone.safetensors", "gone.pth"])
 def test_weights_that_are_not_there(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no (weights there|such file)"):

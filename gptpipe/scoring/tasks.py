@@ -81,6 +81,20 @@ def task_digest(task: str) -> str:
     return hashlib.sha256(_read(_split(task)[1])).hexdigest()
 
 
+def read_questions(task: str) -> list[Question]:
+    """The questions of a task's file.
+
+    Raises:
+        UserError: no such task, or a line that is not of its format.
+    """
+    name, url = _split(task)
+    lines = enumerate(_read(url).splitlines(), 1)
+    questions = [_question(name, line, url, number) for number, line in lines if line.strip()]
+    if not questions:
+        raise UserError("no question in it", where=url, hint="give JSON lines in the data set's own format")
+    return questions
+
+
 def score_task(task: str, model: GPT, tokenizer: Tokenizer, *, batch_tokens: int, precision: str) -> TaskScore:
     """Ask a model every question.
 
@@ -92,14 +106,11 @@ def score_task(task: str, model: GPT, tokenizer: Tokenizer, *, batch_tokens: int
         UserError: no such task, or a line that is not of its format.
     """
     name, url = _split(task)
-    data = _read(url)
-    questions = [_question(name, line, url, number) for number, line in enumerate(data.splitlines(), 1) if line.strip()]
-    if not questions:
-        raise UserError("no question in it", where=url, hint="give JSON lines in the data set's own format")
+    questions = read_questions(task)
     pairs = [encode_pair(tokenizer, q.context, choice) for q in questions for choice in q.choices]
     found = iter(likelihoods(model, pairs, batch_tokens=batch_tokens, precision=precision))
     answers = [[next(found) for _ in q.choices] for q in questions]
-    made = partial(TaskScore, name, url, hashlib.sha256(data).hexdigest(), len(questions))
+    made = partial(TaskScore, name, url, task_digest(task), len(questions))
     if name == "lambada":
         right = [each.greedy for [each] in answers]
         mean = sum(each.logprob for [each] in answers) / len(answers)
@@ -133,7 +144,7 @@ def _split(task: str) -> tuple[str, str]:
 def _read(url: str) -> bytes:
     try:
         return storage.read_bytes(url)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise UserError("no such file", where=url, hint="give a file of JSON lines") from None
 
 

@@ -136,7 +136,7 @@ def test_a_hugging_face_folder_in_and_one_out(corpus: Path, tmp_path: Path) -> N
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
     refused = start(corpus, "--export", str(tmp_path / "other"))
-    assert "a model of somebody else is there" in json.loads(refused.communicate(timeout=120)[0])["error"]["message"]
+    assert "the folder holds something else" in json.loads(refused.communicate(timeout=120)[0])["error"]["message"]
     assert refused.returncode == 2
 
 
