@@ -8,10 +8,20 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["GPT", "ModelConfig", "UserError", "__version__", "evaluate", "generate", "load"]
+__all__ = [
+    "GPT",
+    "EvaluateConfig",
+    "ModelConfig",
+    "SampleConfig",
+    "UserError",
+    "__version__",
+    "evaluate",
+    "generate",
+    "load",
+]
 
 if TYPE_CHECKING:
-    from gptpipe.config import ModelConfig
+    from gptpipe.config import EvaluateConfig, ModelConfig, SampleConfig
     from gptpipe.errors import UserError
     from gptpipe.evaluate import evaluate
     from gptpipe.generate import generate
@@ -21,7 +31,9 @@ if TYPE_CHECKING:
 # imported at first use: the command line and the tokenizing workers start without torch
 _HOMES = {
     "GPT": "gptpipe.model",
+    "EvaluateConfig": "gptpipe.config",
     "ModelConfig": "gptpipe.config",
+    "SampleConfig": "gptpipe.config",
     "UserError": "gptpipe.errors",
     "evaluate": "gptpipe.evaluate",
     "generate": "gptpipe.generate",

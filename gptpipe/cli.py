@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -217,7 +218,7 @@ def _summary(parameters: PipelineConfig, result: dict[str, Any]) -> str:
     """What was made, how good it is, where it is, and how to look at it: a few lines."""
     training, evaluation, samples, model = (result[key] for key in ("training", "evaluation", "samples", "model"))
     speed = f", {training['tokens_per_second']:,.0f} tokens/s" if training["tokens_per_second"] else ""
-    python = samples["python_lines"]
+    python = samples["python_lines"] if any(c.url.startswith("stdlib:") for c in parameters.data.corpus) else None
     kind = f"a {parameters.preset} GPT" if parameters.init == "scratch" else f"a GPT from {parameters.init}"
     first = samples["samples"][0]
     lines = [
@@ -241,7 +242,8 @@ def _summary(parameters: PipelineConfig, result: dict[str, Any]) -> str:
     if result["export"]:
         lines.append(f"exported  {result['export']}, a folder that transformers reads")
     lines.append(
-        f"try it    {_command('gptpipe')} generate --weights {training['best_checkpoint']} --prompt 'def main('"
+        f"try it    {_command('gptpipe')} generate --weights {training['best_checkpoint']} "
+        f"--prompt {shlex.quote(samples['samples'][:2][-1]['prompt'])}"
     )
     return "\n".join(lines)
 
@@ -387,6 +389,11 @@ def evaluate(
         options = options.model_copy(update={"max_tokens": 0})
     options = options.model_copy(update={"tasks": [*options.tasks, *(task or [])]})
     content = _read_text(text) if text is not None else None
+    if content == "":
+        where = "standard input" if text == "-" else str(text)
+        raise UserError("there is no text", where=where, hint="give one of two tokens or more")
+    if page and not page.endswith(".html"):
+        raise UserError("not the name of a page", where=f"--page {page}", hint="give one that ends in .html")
     from gptpipe import storage
     from gptpipe.evaluate import Against, compare_tallies, evaluate_whole
     from gptpipe.pretrained import read_weights
@@ -399,7 +406,7 @@ def evaluate(
     scored = evaluate_whole(resolve_weights(weights), data=data, text=content, config=options)
     found = replace(scored.evaluation, page=where)
     columns = [found.numbers]
-    size = f"{found.tokens:,} tokens, {found.bytes:,} bytes"
+    size = f"{counted(found.tokens, 'token')}, {counted(found.bytes, 'byte')}"
     notes = [f"scored: {found.scored}, {found.windows}, {found.precision}; {size}"]
     if where:
         storage.write_bytes(where, scored.page().encode())
@@ -471,7 +478,9 @@ def generate(
 
     texts = [*(prompt or []), *(_read_prompts(prompts) if prompts else [])]
     if not texts:
-        raise UserError("no prompt", where="--prompt", hint="give --prompt TEXT, or --prompts FILE")
+        raise UserError("no prompt", where=prompts or "--prompt", hint="give --prompt TEXT, or --prompts FILE")
+    if logprobs and not (as_json or out):
+        raise UserError("text shows no log-probabilities", where="--logprobs", hint="give --json or --out FILE too")
     given = {
         "prompts": texts,
         "max_new_tokens": max_new_tokens,

@@ -106,7 +106,7 @@ class Evaluation:
             return guess
         gain = self.unigram - self.cross_entropy
         side = f"{gain:.2f} nats better than" if gain >= 0 else f"{-gain:.2f} nats worse than"
-        return f"{guess}, {side} knowing the token frequencies alone ({self.unigram:.3f})"
+        return f"{guess}, {side} knowing the text's token frequencies alone ({self.unigram:.3f})"
 
     @property
     def numbers(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from gptpipe.hf import hf_stored, model_config_from_hf
 from gptpipe.layouts import SUPPORTED, from_openai, guessed_config, nanogpt_config, openai_config, standardized
 from gptpipe.model import GPT, empty_model
 from gptpipe.stored import Stored, is_finite, open_safetensors, open_torch
+from gptpipe.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +150,8 @@ def read_weights(weights: str) -> Weights:
     inside = [name for name in storage.list_folders(url) if checkpoints.newest_checkpoint(storage.join(url, name))]
     if inside:
         raise UserError("trainings lie there, not weights", where=url, hint=f"give {storage.join(url, inside[-1])}")
+    if storage.exists(storage.join(url, MODEL)):
+        raise UserError(f"{MODEL} without a {CONFIG}", where=url, hint="put the one that belongs to it beside it")
     raise UserError("no weights there", where=url, hint=f"give {SUPPORTED}")
 
 
@@ -316,7 +319,7 @@ def check_tensors(config: ModelConfig, tensors: dict[str, Stored], where: str) -
     problems += [f"{name} is {t.dtype}" for name, t in tensors.items() if not t.dtype.is_floating_point]
     if problems:
         raise UserError(
-            f"{len(problems)} tensors do not fit the configuration: {'; '.join(problems)}",
+            f"the configuration does not fit {counted(len(problems), 'tensor')}: {'; '.join(problems)}",
             where=where,
             hint="give the config.json that belongs to these weights",
         )

@@ -64,7 +64,7 @@ DAMAGE = {
     "another shape": (
         "hparams.json",
         lambda data: data.replace(b'"n_layer": 2', b'"n_layer": 3'),
-        "tensors do not fit",
+        "the configuration does not fit",
     ),
 }
 

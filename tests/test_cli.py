@@ -57,6 +57,14 @@ BAD = {
     "empty prompt": (["generate", "--weights", "{weights}", "--prompt", ""], "zero tokens"),
     "temperature": (["generate", "--weights", "{weights}", "--prompt", "a", "--temperature", "-1"], "temperature"),
     "no prompt": (["generate", "--weights", "{weights}"], "--prompt: no prompt"),
+    "a file of no prompt": (
+        ["generate", "--weights", "{weights}", "--prompts", "{tmp}/empty/a.txt"],
+        "a.txt: no prompt",
+    ),
+    "log-probabilities that nobody sees": (
+        ["generate", "--weights", "{weights}", "--prompt", "a", "--logprobs"],
+        "--logprobs: text shows no log-probabilities",
+    ),
     "not a prompt": (
         ["generate", "--weights", "{weights}", "--prompts", "{tmp}/a.jsonl"],
         "a.jsonl, line 1: not an object with a `prompt`",
@@ -82,7 +90,12 @@ BAD = {
         ["evaluate", "--weights", "{weights}", "--data", "x", "--text", "{tmp}/two/a.txt"],
         "either a dataset or a text",
     ),
-    "short text": (["evaluate", "--weights", "{weights}", "--text", "-"], "nothing has a token before it"),
+    "short text": (["evaluate", "--weights", "{weights}", "--text", "-"], "standard input: there is no text"),
+    "empty text": (["evaluate", "--weights", "{weights}", "--text", "{tmp}/empty/a.txt"], "a.txt: there is no text"),
+    "a page that is none": (
+        ["evaluate", "--weights", "{weights}", "--text", "{tmp}/two/a.txt", "--page", "{tmp}/page.txt"],
+        "give one that ends in .html",
+    ),
     "a page where none can be": (
         ["evaluate", "--weights", "{weights}", "--text", "{tmp}/two/a.txt", "--page", "{tmp}/latin.txt/a.html"],
         "latin.txt: cannot be written",

@@ -246,6 +246,13 @@ def test_json_that_is_not_what_it_should_be(name: str, content: str, message: st
         load(str(tmp_path))
 
 
+def test_weights_without_their_configuration(tmp_path: Path) -> None:
+    reference(1, 2, 16, 8, 99).save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"model.safetensors without a config.json"):
+        load(str(tmp_path))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
 def test_a_folder_may_be_called_like_a_file(tmp_path: Path, name: str) -> None:

@@ -94,7 +94,7 @@ def inspect(url: str) -> Inspection:
 
 
 def _read(dataset: Dataset, vocab_size: int) -> tuple[np.ndarray, np.ndarray, list[tuple[str, list[int]]]]:
-    """Lengths of documents, counts of tokens, and how the first document of every shard begins."""
+    """Lengths of documents, counts of tokens, and how the first document that begins in a shard does."""
     index = dataset.index()
     wanted = max(1, min(len(index), int(len(index) * _LOOKED_AT / max(1, dataset.total("tokens")))))
     counts = np.zeros(vocab_size, dtype=np.int64)
@@ -104,8 +104,10 @@ def _read(dataset: Dataset, vocab_size: int) -> tuple[np.ndarray, np.ndarray, li
     for number in range(wanted):
         file = index[number * len(index) // wanted]
         pieces: list[np.ndarray] = []
-        for position, row in enumerate(ShardReader(read_shard(dataset.url, file)).rows()):
-            if position == 0:
+        begun = False
+        for row in ShardReader(read_shard(dataset.url, file)).rows():
+            if row.part == 0 and not begun:  # a shard may go on with a document of the one before
+                begun = True
                 firsts.append((row.document_id, row.tokens[:_EXCERPT].tolist()))
             pieces.append(row.tokens)
             if (file.corpus, row.document_id) != document and length:

@@ -181,6 +181,11 @@ def test_a_document_in_several_shards_is_one_document(tmp_path: Path) -> None:
     longest = len(get_tokenizer("gpt2").encode(long.read_text()))
     assert found.lengths["100%"] == longest
     assert sum(count for _, _, count in found.histogram) == 31
+    names = [name for name, _ in found.excerpts]
+    assert len(names) == len(set(names))
+    begins = {Path(name.rsplit("#", 1)[0]).name: text for name, text in found.excerpts}
+    if long.name in begins:
+        assert long.read_text().startswith(begins[long.name])
 
 
 def test_a_corpus_that_is_only_held_out_is_listed_too(tmp_path: Path) -> None:
