@@ -18,7 +18,7 @@ from gptpipe.stored import Stored, stacked, zeros
 
 SUPPORTED = (
     "a checkpoint folder or its parent, a Hugging Face GPT-2 folder or hf:NAME, OpenAI's folder (hparams.json), a "
-    ".safetensors, or a state dict of Hugging Face's, nanoGPT's or the book's GPT (.pth, .pt, .bin)"
+    ".safetensors, a state dict of Hugging Face's, nanoGPT's or the book's GPT (.pth, .pt, .bin), or llm.c's .bin"
 )
 LINEAR = re.compile(r"^h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
 _BUFFERS = re.compile(r"(^|\.)(attn\.bias|attn\.masked_bias|att\.mask)$")  # causal masks

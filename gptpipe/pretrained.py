@@ -26,6 +26,7 @@ from gptpipe.errors import UserError
 from gptpipe.fetch import local_copy
 from gptpipe.hf import hf_stored, model_config_from_hf
 from gptpipe.layouts import SUPPORTED, from_openai, guessed_config, nanogpt_config, openai_config, standardized
+from gptpipe.llmc import is_llmc, open_llmc
 from gptpipe.model import GPT, empty_model
 from gptpipe.stored import Stored, is_finite, open_safetensors, open_torch
 from gptpipe.wording import counted
@@ -38,6 +39,7 @@ _TORCH = "pytorch_model.bin"
 _HPARAMS = "hparams.json"
 _STATE_DICTS = ("model_state_dict", "state_dict", "model")  # under which people keep one in a larger dictionary
 _READERS = 2
+_NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _PADDED = 128  # a vocabulary is padded to a multiple of at most that
 
 
@@ -237,8 +239,10 @@ def _state_dict(loaded: dict[str, Any], url: str) -> dict[str, Stored]:
 
 
 def _read_state_dict(url: str) -> Weights:
-    """A .pth, .pt or .bin: a state dict, or nanoGPT's checkpoint with its shape beside it."""
-    loaded = _opened(url, open_torch)
+    """A .pth, .pt or .bin: a state dict, nanoGPT's checkpoint with its shape beside it, or llm.c's own format."""
+    loaded = _opened(url, lambda path, where: (open_llmc if is_llmc(path) else open_torch)(path, where))
+    if isinstance(loaded, tuple):
+        return _weights(url, *loaded)
     tensors = standardized(_state_dict(loaded, url), url)
     arguments = loaded.get("model_args")
     config = nanogpt_config(arguments, tensors, url) if isinstance(arguments, dict) else _config_beside(url)
@@ -316,7 +320,7 @@ def check_tensors(config: ModelConfig, tensors: dict[str, Stored], where: str) -
         for name, shape in expected.items()
         if name in tensors and tensors[name].shape != shape
     ]
-    problems += [f"{name} is {t.dtype}" for name, t in tensors.items() if not t.dtype.is_floating_point]
+    problems += [f"{name} is {t.dtype}" for name, t in tensors.items() if t.dtype not in _NUMBERS]
     if problems:
         raise UserError(
             f"the configuration does not fit {counted(len(problems), 'tensor')}: {'; '.join(problems)}",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.server
 import socket
+import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,51 @@ def as_book(model: GPT2LMHeadModel, *, qkv_bias: bool, tied: bool = True) -> dic
     return {name: value.contiguous() for name, value in found.items()}
 
 
+def as_llmc(model: GPT2LMHeadModel, *, version: int, padded: int) -> bytes:
+    """What llm.c's train_gpt2.py and train_gpt2.cu write: a header, then each tensor of all blocks, (out, in)."""
+    c, theirs = model.config, model.transformer.state_dict()
+    header = [20240326, version, c.n_positions, c.vocab_size, c.n_layer, c.n_head, c.n_embd, padded]
+    rest = torch.zeros(padded - c.vocab_size, c.n_embd)
+    tensors = [torch.cat([theirs["wte.weight"], rest]), theirs["wpe.weight"]]
+    for name in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"):
+        for kind in ("weight", "bias"):
+            blocks = [theirs[f"h.{layer}.{name}.{kind}"] for layer in range(c.n_layer)]
+            tensors += [block.t() for block in blocks]
+    tensors += [theirs["ln_f.weight"], theirs["ln_f.bias"]]
+    kind = torch.float32 if version == 3 else torch.bfloat16
+    numbers = b"".join(each.to(kind).contiguous().view(torch.uint8).numpy().tobytes() for each in tensors)
+    return struct.pack("<256i", *header, *[0] * (256 - len(header))) + numbers
+
+
+@pytest.mark.parametrize("version", [3, 5])
+def test_llmc(version: int, tmp_path: Path) -> None:
+    model = reference(3, 4, 32, 8, 77)
+    (tmp_path / "model_00001000.bin").write_bytes(as_llmc(model, version=version, padded=128))
+    if version == 5:
+        model = model.bfloat16().float()
+    assert differ(tmp_path / "model_00001000.bin", model) < 1e-4
+    config = read_weights(str(tmp_path / "model_00001000.bin")).config
+    assert (config.n_head, config.context_length, config.vocab_size, config.tie_weights) == (4, 8, 77, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data[:500], "cut off: its header has 500 of 1,024 bytes"),
+        (lambda data: data[:-1], "its header asks for"),
+        (lambda data: data + b"0", "its header asks for"),
+        (lambda data: data[:4] + struct.pack("<i", 1) + data[8:], "version 1 of llm.c's files"),
+        (lambda data: data[:16] + struct.pack("<i", -1) + data[20:], "no shape of a GPT-2"),
+        (lambda data: data[:20] + struct.pack("<i", 3) + data[24:], "n_embd"),
+    ],
+)
+def test_a_file_of_llmc_that_is_damaged(change: Callable[[bytes], bytes], message: str, tmp_path: Path) -> None:
+    data = as_llmc(reference(2, 4, 32, 8, 77), version=3, padded=128)
+    (tmp_path / "model.bin").write_bytes(change(data))
+    with pytest.raises(UserError, match=message):
+        load(str(tmp_path / "model.bin"))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_nanogpt(bias: bool, tmp_path: Path) -> None:
     model = reference(2, 4, 32, 8, 77)
@@ -167,7 +214,8 @@ def test_the_identity_is_that_of_the_weights_whatever_they_lie_in(tmp_path: Path
     torch.save(as_book(model, qkv_bias=True), tmp_path / "book.pth")
     torch.save(as_nanogpt(model, bias=True), tmp_path / "nano.pt")
     checkpoint = import_weights(str(tmp_path / "hf"), str(tmp_path / "out")).url
-    places = [tmp_path / "hf", tmp_path / "book.pth", tmp_path / "nano.pt", checkpoint]
+    (tmp_path / "llmc.bin").write_bytes(as_llmc(model, version=3, padded=50304))
+    places = [tmp_path / "hf", tmp_path / "book.pth", tmp_path / "nano.pt", tmp_path / "llmc.bin", checkpoint]
     assert len({read_weights(str(place)).identity for place in places}) == 1
     assert import_weights(str(tmp_path / "book.pth"), str(tmp_path / "out")).url == checkpoint  # there already
 

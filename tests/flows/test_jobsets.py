@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -90,7 +91,9 @@ class Cluster:
         self.pods[name] = []
         for number in range(job["parallelism"]):
             given = {each["name"]: each["value"] for each in container["env"] if "value" in each}
-            home = {"GPTPIPE_HOME": str(self.folder / f"{name}-{number}")}
+            # The image's PATH begins with its Python; the tests' own need not be on the caller's.
+            path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+            home = {"GPTPIPE_HOME": str(self.folder / f"{name}-{number}"), "PATH": path}
             self.pods[name].append(
                 subprocess.Popen(
                     [*container["command"], *container["args"]],
