@@ -64,6 +64,7 @@ class Decoder(ABC):
 
     columns: int  # the cache is as long as a multiple of this
     least: int  # rows that go through the layers at least
+    exact = False  # whether the cache is to be as long as its longest row, rounded up, at every step
 
     def __init__(
         self, model: GPT, new_tokens: int, linear: Callable[[nn.Linear, bool], Linear], *, consume: bool
@@ -85,7 +86,10 @@ class Decoder(ABC):
             )
             for block in cast(list[Block], model.h)
         ]
-        self._keys = self._values = torch.empty(0)  # (layers, slots, H, capacity, D)
+        self._slot_count = self._capacity = 0
+        nothing = [torch.empty(0, dtype=model.lm_head.weight.dtype, device=self._device)] * len(self._blocks)
+        self._keys, self._values = list(nothing), list(nothing)  # of each layer, (slots, H, capacity, D)
+        self._key_memory, self._value_memory = list(nothing), list(nothing)  # in which these lie, with room to grow
         self.forget()
 
     def forget(self) -> None:
@@ -101,6 +105,8 @@ class Decoder(ABC):
         """
         known = [row for row in rows if self._goes_on(row)]
         self._keep([row.number for row in known])
+        longest = max(len(row.tokens) - row.start for row in rows)
+        self._make_room(len(rows), longest, fresh=len(known) < len(rows))
         hidden: dict[int, Tensor] = {}
         if known:
             known.sort(key=lambda row: self._slots.index(row.number))
@@ -109,7 +115,7 @@ class Decoder(ABC):
                 self._lengths[row.number] += 1
         for row in rows:
             if row.number not in hidden:
-                hidden[row.number] = self._read(row, len(rows))
+                hidden[row.number] = self._read(row)
         stacked = torch.stack([hidden[row.number] for row in rows])
         found = self._head(self._enough(torch.layer_norm(stacked, *norm_of(self._model.ln_f))))
         return found[: len(rows)].float().cpu()
@@ -127,16 +133,15 @@ class Decoder(ABC):
 
     def _goes_on(self, row: Row) -> bool:
         have = self._lengths.get(row.number, 0)
-        same = self._starts.get(row.number) == row.start and have == len(row.tokens) - row.start - 1
-        return same and have < self._keys.shape[3]
+        return self._starts.get(row.number) == row.start and have == len(row.tokens) - row.start - 1
 
     def _keep(self, numbers: list[int]) -> None:
         """Only these rows; the last slots move to where others were."""
         while gone := [slot for slot, number in enumerate(self._slots) if number not in numbers]:
             last = len(self._slots) - 1
             if gone[0] != last:
-                self._keys[:, gone[0]] = self._keys[:, last]
-                self._values[:, gone[0]] = self._values[:, last]
+                for held in (*self._keys, *self._values):
+                    held[gone[0]] = held[last]
             self._slots[gone[0]] = self._slots[last]
             self._slots.pop()
 
@@ -155,16 +160,15 @@ class Decoder(ABC):
             x = block.c_out.added(block.c_fc(torch.layer_norm(x, *block.ln_2), gelu=True), to=x)
         return x
 
-    def _read(self, row: Row, rows: int) -> Tensor:
+    def _read(self, row: Row) -> Tensor:
         """A row from its beginning: what the output layer's norm sees of its last token, (C,)."""
         tokens = row.tokens[row.start :]
         count, slot = len(tokens), len(self._slots)
-        self._make_room(slot + 1, rows, count)
 
         def attend(number: int, qkv: Tensor) -> Tensor:
             query, key, value = qkv[:count].permute(1, 2, 0, 3)  # each (H, T, D)
-            self._keys[number, slot, :, :count] = key
-            self._values[number, slot, :, :count] = value
+            self._keys[number][slot, :, :count] = key
+            self._values[number][slot, :, :count] = value
             out = F.scaled_dot_product_attention(query[None], key[None], value[None], is_causal=True)
             return self._enough(out[0].transpose(0, 1).reshape(count, -1))
 
@@ -174,21 +178,30 @@ class Decoder(ABC):
         self._starts[row.number], self._lengths[row.number] = row.start, count
         return x[count - 1]
 
-    def _make_room(self, slots: int, rows: int, tokens: int) -> None:
-        context = self._model.config.context_length
-        wanted = -(-min(context, tokens + self._new) // self.columns) * self.columns
-        have = self._keys.shape[1:4:2] if self._keys.ndim > 1 else (0, 0)
-        if have[0] >= slots and have[1] >= wanted:
+    def _make_room(self, rows: int, tokens: int, *, fresh: bool) -> None:
+        """For so many rows of at most so many tokens, and for what new ones will grow by."""
+        most = max(self._rounded(tokens + self._new if fresh else tokens), self._capacity)
+        wanted = self._rounded(tokens) if self.exact else most
+        if rows <= self._slot_count and wanted == self._capacity:
             return
-        shape = (len(self._blocks), max(rows, have[0]), self._heads, max(wanted, have[1]), self._size)
-        used, kind = len(self._slots), self._model.lm_head.weight.dtype
-        for name in ("_keys", "_values"):
-            # what is not written yet is multiplied by zero, and must be a number
-            larger = torch.zeros(shape, dtype=kind, device=self._device)
-            if used:
-                larger[:, :used, :, : have[1]] = getattr(self, name)[:, :used]
-            setattr(self, name, larger)
+        slots = max(rows, self._slot_count)
+        used, kept = len(self._slots), min(wanted, self._capacity)
+        for held, memory in ((self._keys, self._key_memory), (self._values, self._value_memory)):
+            for layer, before in enumerate(held):
+                written = before[:used, :, :kept].clone() if used else None
+                size = self._heads * self._size * slots
+                if len(memory[layer]) < size * wanted:
+                    memory[layer] = memory[layer].new_empty(size * most)
+                now = memory[layer][: size * wanted].view(slots, self._heads, wanted, self._size)
+                now.zero_()  # what is not written yet is multiplied by zero, and must be a number
+                if written is not None:
+                    now[:used, :, :kept] = written
+                held[layer] = now
+        self._slot_count, self._capacity = slots, wanted
         self._moved()
+
+    def _rounded(self, tokens: int) -> int:
+        return -(-min(self._model.config.context_length, tokens) // self.columns) * self.columns
 
 
 def norm_of(norm: nn.LayerNorm) -> Norm:

@@ -44,16 +44,15 @@ class GraphedDecoder(Decoder):
         self._given = self._places = torch.empty(0)
 
     def _moved(self) -> None:
-        slots = self._keys.shape[1]
+        slots = self._slot_count
         self._graphs = {}
         self._given = torch.zeros(2, slots, dtype=torch.int64, device=self._device)  # tokens and positions of a step
-        self._places = torch.arange(max(slots, self._keys.shape[3]), device=self._device)
+        self._places = torch.arange(max(slots, self._capacity), device=self._device)
 
     def _step(self, rows: list[Row]) -> Tensor:
         positions = [self._lengths[row.number] for row in rows]
-        slots, capacity = self._keys.shape[1], self._keys.shape[3]
-        count = min(slots, _power_of_two(len(rows)))
-        width = min(capacity, max(self.columns, _power_of_two(max(positions) + 1)))
+        count = min(self._slot_count, _power_of_two(len(rows)))
+        width = min(self._capacity, max(self.columns, _power_of_two(max(positions) + 1)))
         # a slot without a row gets token 0 at position 0, where the row that is read into it will write
         rest = [0] * (count - len(rows))
         given = torch.tensor([[row.tokens[-1] for row in rows] + rest, positions + rest])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gptpipe.decode import Decoder, Row
+from gptpipe.memory import keep_freed_memory
 from gptpipe.model import GPT
 
 _product = torch.ops.mkldnn._linear_pointwise.default
@@ -53,6 +54,9 @@ class PackedDecoder(Decoder):
     least = 2  # a product with one takes another way, and comes to other last bits
 
     def __init__(self, model: GPT, new_tokens: int, *, consume: bool) -> None:
+        keep_freed_memory()
+        # in half precision the products copy what does not lie in one piece, at every step
+        self.exact = model.lm_head.weight.dtype != torch.float32
         super().__init__(model, new_tokens, _Linear, consume=consume)
         most = model.config.context_length + self.columns
         self._ramp = torch.cat([torch.zeros(most), torch.full((most,), -torch.inf)])  # masks are pieces of it
@@ -69,8 +73,8 @@ class PackedDecoder(Decoder):
         views = [self._views(run, blocks * self.columns) for run, blocks in runs]
         new_keys, new_values = self._next(positions)
         scale, heads, size = self._size**-0.5, self._heads, self._size
-        half = self._keys.dtype != torch.float32
-        out = torch.zeros(max(self.least, count), heads * size, dtype=self._keys.dtype)
+        half, kind = self.exact, self._keys[0].dtype
+        out = torch.zeros(max(self.least, count), heads * size, dtype=kind)
         outs = [out[run].view(-1, 1, size) for run, _ in runs]
 
         def attend(number: int, qkv: Tensor) -> Tensor:
@@ -79,12 +83,13 @@ class PackedDecoder(Decoder):
             new_values(number, value)
             for (run, _), mask, layers, into in zip(runs, masks, views, outs, strict=True):
                 keys, values = layers[number]  # each (n · H, columns, D)
-                if half:  # as many short products the other way round: half the time here, in float32 twice
-                    scores = torch.bmm(keys, query[run].reshape(-1, size, 1)).float().view(len(keys), 1, -1)
-                    scores = scores.mul_(scale).add_(mask)
+                queries = query[run].reshape(-1, 1, size)
+                if half:
+                    keys, values = keys.contiguous(), values.contiguous()  # as they are but for the shorter rows
+                    scores = torch.bmm(queries, keys.transpose(1, 2)).float().mul_(scale).add_(mask)
                 else:
-                    scores = torch.baddbmm(mask, query[run].reshape(-1, 1, size), keys.transpose(1, 2), alpha=scale)
-                torch.bmm(torch.softmax(scores, -1).to(keys.dtype), values, out=into)
+                    scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=scale)
+                torch.bmm(torch.softmax(scores, -1).to(kind), values, out=into)
             return out
 
         tokens = torch.tensor([row.tokens[-1] for row in rows])
@@ -94,18 +99,18 @@ class PackedDecoder(Decoder):
         """What writes a layer's new keys, and its new values, (rows, H, D), where each row goes on."""
         count = len(positions)
         if len(set(positions)) == 1:  # a slice is written quicker than what is indexed
-            slices = [held[:, :count, :, positions[0]].unbind(0) for held in (self._keys, self._values)]
+            slices = [[each[:count, :, positions[0]] for each in held] for held in (self._keys, self._values)]
             return [partial(_write_slice, each) for each in slices]
         places = (torch.arange(count), slice(None), torch.tensor(positions))
-        return [partial(_write_places, held.unbind(0), places) for held in (self._keys, self._values)]
+        return [partial(_write_places, held, places) for held in (self._keys, self._values)]
 
     def _views(self, run: slice, width: int) -> list[tuple[Tensor, Tensor]]:
         """The first columns of some slots as products want them, of each layer; kept, since making them takes time."""
         key = (run.start, run.stop, width)
         if key not in self._known_views:
-            shape = (len(self._blocks), (run.stop - run.start) * self._heads, -1, self._size)
-            keys, values = (held[:, run].view(shape)[:, :, :width] for held in (self._keys, self._values))
-            self._known_views[key] = list(zip(keys.unbind(0), values.unbind(0), strict=True))
+            shape = ((run.stop - run.start) * self._heads, -1, self._size)
+            pairs = zip(self._keys, self._values, strict=True)
+            self._known_views[key] = [(k[run].view(shape)[:, :width], v[run].view(shape)[:, :width]) for k, v in pairs]
         return self._known_views[key]
 
     def _mask(self, positions: list[int], width: int) -> Tensor:

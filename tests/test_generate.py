@@ -111,9 +111,9 @@ def test_half_a_context_is_computed_anew_once_every_half_context(
     read: list[int] = []
     whole = PackedDecoder._read
 
-    def counted(self: PackedDecoder, row: Row, rows: int) -> torch.Tensor:
+    def counted(self: PackedDecoder, row: Row) -> torch.Tensor:
         read.append(len(row.tokens) - row.start)
-        return whole(self, row, rows)
+        return whole(self, row)
 
     monkeypatch.setattr(PackedDecoder, "_read", counted)
     generate_ids(model, [[5]], config(max_new_tokens=100, slide="half"))
@@ -167,6 +167,27 @@ def test_a_row_has_the_same_bits_whatever_stands_beside_it(precision: str, slide
     if whole is not None:
         close = {"float32": 1e-4, "bfloat16": 0.05}[precision]
         assert torch.allclose(together[4][20], whole, atol=close)
+
+
+@torch.inference_mode()
+def test_in_half_precision_the_cache_is_as_long_as_its_longest_row() -> None:
+    """What is longer is copied by the products at every step; what was taken once is not taken again."""
+    shape = ModelConfig(vocab_size=50, n_layer=2, n_head=2, n_embd=32, context_length=100)
+    decoder = PackedDecoder(to_precision(GPT(shape), "bfloat16"), 60, consume=False)
+    rows = {0: [1] * 3, 1: [2] * 20}
+    lengths, places = [], set()
+    for step in range(50):
+        if step == 25:
+            del rows[1]
+        decoder.logits([Row(number, 0, tokens) for number, tokens in rows.items()])
+        lengths.append(decoder._keys[0].shape[2])
+        assert all(held.is_contiguous() for held in (*decoder._keys, *decoder._values))
+        places.add(decoder._keys[1].data_ptr())
+        for tokens in rows.values():
+            tokens.append(3)
+    alone = [-(-(3 + step) // 16) * 16 for step in range(25, 50)]
+    assert lengths == [-(-(20 + step) // 16) * 16 for step in range(25)] + alone
+    assert len(places) == 1
 
 
 @torch.inference_mode()

@@ -160,8 +160,9 @@ def ours(folder: Path, precision: str, ids: list[list[int]], new: int, _device: 
     config, length = model.config, _PROMPT + 8 + new // 2  # the mean over the steps
     size = config.n_embd // config.n_head
     shape = (config.n_layer, len(ids) * config.n_head, length, size)
-    keys, values = torch.randn(shape), torch.randn(shape)
-    query, shares = torch.randn(shape[1], 1, size), torch.randn(shape[1], 1, length)
+    kind = plain[0].dtype
+    keys, values = torch.randn(shape).to(kind), torch.randn(shape).to(kind)
+    query, shares = torch.randn(shape[1], 1, size).to(kind), torch.randn(shape[1], 1, length).to(kind)
 
     def with_attention() -> None:
         """Layer by layer, as they come in a step."""
