@@ -467,6 +467,7 @@ def generate(
         bool, typer.Option("--logprobs", help="With --json or --out: each token's log-probability.")
     ] = False,
     slide: Annotated[str, typer.Option(help="Past the context: `one`, or `half`, which is far quicker.")] = "one",
+    batch_size: Annotated[int, typer.Option(help="Prompts continued at once.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 1337,
     as_json: Json = False,
 ) -> None:
@@ -491,6 +492,7 @@ def generate(
         "repetition_penalty": repetition_penalty,
         "stop": stop or [],
         "slide": slide,
+        "batch_size": batch_size,
         "seed": seed,
     }
     try:

@@ -306,6 +306,7 @@ class SampleConfig(Section):
         "one", "Past the context: drop one token a time and compute all anew, or half a context, and go on from there"
     )
     precision: Literal["float32", "bfloat16"] = result("float32", "Type of the large matrices")
+    batch_size: int = operational(16, "Prompts continued at once; the next begins where one ends", "prompts", ge=1)
     seed: int = result(1337, "Seed of the draws", ge=0, lt=1 << 63)
 
     @field_validator("stop")

@@ -105,8 +105,9 @@ class Decoder(ABC):
         """
         known = [row for row in rows if self._goes_on(row)]
         self._keep([row.number for row in known])
-        longest = max(len(row.tokens) - row.start for row in rows)
-        self._make_room(len(rows), longest, fresh=len(known) < len(rows))
+        lengths = {row.number: len(row.tokens) - row.start for row in rows}
+        fresh = [length + self._new for number, length in lengths.items() if number not in self._slots]
+        self._make_room(len(rows), max(lengths.values()), max(fresh, default=0))
         hidden: dict[int, Tensor] = {}
         if known:
             known.sort(key=lambda row: self._slots.index(row.number))
@@ -178,9 +179,9 @@ class Decoder(ABC):
         self._starts[row.number], self._lengths[row.number] = row.start, count
         return x[count - 1]
 
-    def _make_room(self, rows: int, tokens: int, *, fresh: bool) -> None:
-        """For so many rows of at most so many tokens, and for what new ones will grow by."""
-        most = max(self._rounded(tokens + self._new if fresh else tokens), self._capacity)
+    def _make_room(self, rows: int, tokens: int, later: int) -> None:
+        """For so many rows of at most so many tokens, and of so many later."""
+        most = max(self._rounded(max(tokens, later)), self._capacity)
         wanted = self._rounded(tokens) if self.exact else most
         if rows <= self._slot_count and wanted == self._capacity:
             return

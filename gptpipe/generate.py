@@ -27,8 +27,10 @@ from gptpipe.graphed import GraphedDecoder
 from gptpipe.model import GPT
 from gptpipe.packed import PackedDecoder
 from gptpipe.pretrained import Weights, check_vocabulary, read_weights
+from gptpipe.progress import NowAndThen
 from gptpipe.scoring.score import to_precision
 from gptpipe.tokenizer import Tokenizer, get_tokenizer
+from gptpipe.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -153,8 +155,9 @@ def generate_ids(
 ) -> list[list[int]]:
     """Continue prompts of token ids; returns the new ids of each, `end_of_text` not included.
 
-    A row ends at `end_of_text`, after `config.max_new_tokens`, or when `ended` says so. A prompt longer than the
-    context is read from its end.
+    A row ends at `end_of_text`, after `config.max_new_tokens`, or when `ended` says so. So many as
+    `config.batch_size` says are continued at once, and where one ends the next begins, so that the cache does not
+    grow with the prompts. A prompt longer than the context is read from its end.
 
     Args:
         ended: called with a row's number and its new ids after each.
@@ -170,10 +173,17 @@ def generate_ids(
     decoder.forget()
     rows = [list(prompt) for prompt in prompts]
     new: list[list[int]] = [[] for _ in prompts]
-    active = list(range(len(rows)))  # rows that have not ended
-    for _ in range(config.max_new_tokens):
-        if not active:
-            break
+    waiting = list(range(len(rows)))[::-1]  # the first at the end
+    active: list[int] = []
+    say = NowAndThen()
+
+    def how_far(seconds: float) -> str:
+        done, tokens = len(rows) - len(waiting) - len(active), sum(map(len, new))
+        return f"continued {done:,} of {counted(len(rows), 'prompt')}, {tokens / seconds:,.0f} tokens/s"
+
+    while waiting or active:
+        while waiting and len(active) < config.batch_size:
+            active.append(waiting.pop())
         logits = decoder.logits([Row(i, window_start(len(rows[i]), context, config.slide), rows[i]) for i in active])
         positions = [len(rows[i]) for i in active]
         chosen = choose(logits, config, rows=active, positions=positions, seen=[rows[i] for i in active])
@@ -186,8 +196,11 @@ def generate_ids(
             new[i].append(token)
             if logprobs is not None and scores is not None:
                 logprobs[i].append(float(scores[place, token]))
-            if ended is not None and ended(i, new[i]):
+            stopped = ended is not None and ended(i, new[i])
+            if stopped or len(new[i]) == config.max_new_tokens:
                 active.remove(i)
+        if len(rows) > 1:  # a single one is shown as it comes
+            say(how_far)
     model.train(training)
     return new
 

@@ -33,7 +33,7 @@ class GptpipeLM(TemplateLM):  # type: ignore[misc]
 
     Args:
         weights: any WEIGHTS. precision: float32 or bfloat16. device: auto, cpu or cuda.
-        batch_size: windows that the model takes at once.
+        batch_size: windows or prompts that the model takes at once.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class GptpipeLM(TemplateLM):  # type: ignore[misc]
         read = read_weights(weights)
         self.model = to_precision(read.build(), precision).to(pick_device(device or "auto")).eval()
         self.precision, self.encoding = precision, get_tokenizer(read.tokenizer)
-        windows = 8 if batch_size == "auto" else int(batch_size)
-        self.batch_tokens = windows * self.model.config.context_length
+        self.batch_size = 8 if batch_size == "auto" else int(batch_size)
+        self.batch_tokens = self.batch_size * self.model.config.context_length
 
     @property
     def eot_token_id(self) -> int:
@@ -84,19 +84,23 @@ class GptpipeLM(TemplateLM):  # type: ignore[misc]
         return [sum(next(found).logprob for _ in range(size)) for size in sizes]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        answers = []
-        for request in requests:
-            prompt, options = request.args
+        alike: dict[str, list[int]] = {}  # numbers of the requests with the same options, which go together
+        for number, request in enumerate(requests):
+            alike.setdefault(repr(sorted(request.args[1].items())), []).append(number)
+        answers: dict[int, str] = {}
+        for numbers in alike.values():
+            prompts, options = [requests[i].args[0] for i in numbers], requests[numbers[0]].args[1]
             until = options.get("until") or []
             config = SampleConfig(
-                prompts=[prompt],
+                prompts=prompts,
                 max_new_tokens=int(options.get("max_gen_toks", _NEW_TOKENS)),
                 temperature=float(options.get("temperature", 0)) if options.get("do_sample") else 0,
                 stop=[until] if isinstance(until, str) else list(until),
+                batch_size=self.batch_size,
             )
-            [sample] = generate(self.model, [prompt], config, tokenizer=self.encoding.name)
-            answers.append(sample.continuation)
-        return answers
+            made = generate(self.model, prompts, config, tokenizer=self.encoding.name)
+            answers |= {i: sample.continuation for i, sample in zip(numbers, made, strict=True)}
+        return [answers[i] for i in range(len(requests))]
 
 
 if __name__ == "__main__":

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 from gptpipe.wording import duration
 
 log = logging.getLogger("gptpipe.progress")
 _PLAIN_EVERY = 10.0  # seconds between plain progress lines
+_SAY_EVERY = 2.0  # seconds between what is said of work that goes on
+
+
+class NowAndThen:
+    """Says how far work is, as progress, not more often than every two seconds."""
+
+    def __init__(self) -> None:
+        self._began = self._said = time.monotonic()
+
+    def __call__(self, text: Callable[[float], str]) -> None:
+        """Say it if it is time.
+
+        Args:
+            text: of the seconds since the work began.
+        """
+        now = time.monotonic()
+        if now - self._said > _SAY_EVERY:
+            self._said = now
+            log.info("%s", text(now - self._began), extra={"progress": True})
 
 
 class Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,38 @@ def test_batches_of_different_lengths_and_past_the_context(pair: tuple[GPT, GPT2
     for batch in (prompts[:2], prompts[:3], prompts):
         found = generate_ids(model, batch, config(max_new_tokens=45, slide=slide))
         assert found == [recomputed(model, prompt, 45, slide) for prompt in batch]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_more_prompts_than_are_continued_at_once(
+    pair: tuple[GPT, GPT2LMHeadModel], batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One begins where another ends; what each is continued with and its log-probabilities are as all at once."""
+    model, _ = pair
+    prompts = [[5], [7, 8, 9], list(range(20, 45)), list(range(1, 60)), [9, 9], [3], [4] * 30]
+    lengths = [3, 40, 1, 12, 40, 2, 25]
+    at_once: list[int] = []
+    whole = PackedDecoder.logits
+
+    def looked_at(self: PackedDecoder, rows: Sequence[Row]) -> torch.Tensor:
+        at_once.append(len(rows))
+        return whole(self, rows)
+
+    def ended(row: int, ids: list[int]) -> bool:
+        return len(ids) == lengths[row]
+
+    def made(size: int) -> tuple[list[list[int]], list[list[float]]]:
+        scores: list[list[float]] = [[] for _ in prompts]
+        given = config(max_new_tokens=40, temperature=1.0, batch_size=size)
+        return generate_ids(model, prompts, given, ended=ended, logprobs=scores), scores
+
+    together = made(len(prompts))
+    monkeypatch.setattr(PackedDecoder, "logits", looked_at)
+    assert made(batch_size) == together
+    assert [len(ids) for ids in together[0]] == lengths
+    assert max(at_once) == batch_size
+    assert sum(at_once) == sum(lengths)
+    assert at_once == sorted(at_once, reverse=True)  # no place is empty while prompts wait
 
 
 def test_half_a_context_is_computed_anew_once_every_half_context(

@@ -12,7 +12,9 @@ from gptpipe.devices import Precision
 from gptpipe.loss import token_scores
 from gptpipe.memory import keep_freed_memory
 from gptpipe.model import GPT
+from gptpipe.progress import NowAndThen
 from gptpipe.tokenizer import Tokenizer
+from gptpipe.wording import counted
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ def likelihoods(
     scored = [min(len(continuation), len(row) - 1) for (_, continuation), row in zip(pairs, rows, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     found: dict[int, Likelihood] = {}
+    say = NowAndThen()
+
+    def how_far(seconds: float) -> str:
+        return f"scored {len(found):,} of {counted(len(rows), 'continuation')}, {len(found) / seconds:,.0f} a second"
+
     while order:
         width = len(rows[order[0]]) - 1
         size = max(1, batch_tokens // width)
@@ -73,5 +80,6 @@ def likelihoods(
         pieces = zip(batch, torch.split(nats.double(), sizes), torch.split(right, sizes), strict=True)
         for i, costs, rights in pieces:
             found[i] = Likelihood(-float(costs.sum()), len(costs), bool(rights.all()))
+        say(how_far)
     model.train(training)
     return [found[i] for i in range(len(rows))]

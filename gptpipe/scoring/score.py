@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import nn
@@ -15,12 +11,10 @@ from gptpipe.errors import UserError
 from gptpipe.loss import token_scores
 from gptpipe.memory import keep_freed_memory
 from gptpipe.model import GPT
+from gptpipe.progress import NowAndThen
 from gptpipe.scoring.documents import Documents
 from gptpipe.scoring.tally import Tally
 from gptpipe.wording import counted
-
-log = logging.getLogger("gptpipe.progress")
-_SAY_SECONDS = 2.0
 
 
 def to_precision(model: GPT, precision: str) -> GPT:
@@ -57,29 +51,28 @@ def score(
     precision: str = "float32",
     rank: int = 0,
     world_size: int = 1,
-    say: Callable[[str], None] = lambda text: log.info("%s", text, extra={"progress": True}),
 ) -> Tally:
     """The sums of this rank's share of the windows.
 
     Args:
         windows: (n, 3), as `gptpipe.data.windows` and `gptpipe.scoring.windows` make them.
         batch_tokens: tokens that the model takes at once; the sums do not depend on it.
-        say: told now and then how far it is.
     """
     keep_freed_memory()
     training, device = model.training, next(model.parameters()).device
     model.eval()
     tally = Tally.empty(len(documents), model.config.context_length, model.config.vocab_size)
     batches = batches_of(windows, batch_tokens)[rank::world_size]
-    began = said = time.monotonic()
-    done, total = 0, sum(len(batch) for batch in batches)
+    done, total, say = 0, sum(len(batch) for batch in batches), NowAndThen()
+
+    def how_far(seconds: float) -> str:
+        return f"scored {done:,} of {counted(total, 'window')}, {tally.tokens / seconds:,.0f} tokens/s"
+
     with Precision(precision, device.type).autocast():
         for batch in batches:
             _score_batch(model, documents, windows[batch], tally)
             done += len(batch)
-            if time.monotonic() - said > _SAY_SECONDS:
-                said = time.monotonic()
-                say(f"scored {done:,} of {counted(total, 'window')}, {tally.tokens / (said - began):,.0f} tokens/s")
+            say(how_far)
     model.train(training)
     return tally
 

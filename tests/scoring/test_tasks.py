@@ -213,3 +213,23 @@ def test_lm_eval_counts_the_same_on_the_same_files(weights: str, files: dict[str
         assert counted["our_rolling"]["word_perplexity,none"] == close(found.word_perplexity)
         assert counted["our_rolling"]["byte_perplexity,none"] == close(found.byte_perplexity)
         assert counted["our_rolling"]["bits_per_byte,none"] == close(found.bits_per_byte)
+
+
+@pytest.mark.slow
+def test_lm_eval_generates_the_same_with_our_weights(weights: str, tmp_path: Path) -> None:
+    """Prompts with different options, in one call, in transformers' model and in ours."""
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from gptpipe.harness import GptpipeLM
+
+    options = [{"until": ["\n\n"], "max_gen_toks": 9}, {"until": [" the", "a"], "max_gen_toks": 20, "do_sample": False}]
+    texts = [" ".join(WORDS[:i]) for i in range(1, 6)]
+    requests = [
+        Instance(request_type="generate_until", doc={}, arguments=(text, options[i % 2]), idx=0)
+        for i, text in enumerate(texts)
+    ]
+    theirs = HFLM(export_hf(weights, str(tmp_path / "hf")), device="cpu", batch_size=1).generate_until(requests)
+    assert GptpipeLM(weights, batch_size=2).generate_until(requests) == theirs
+    assert len(set(theirs)) == len(theirs)
