@@ -12,7 +12,8 @@ from pydantic import Field
 from flows import report
 from gptpipe import storage
 from gptpipe.config import EvaluateConfig, Section
-from gptpipe.evaluate import Against, compare_once, evaluate_once
+from gptpipe.evaluate import Against, compare_once, evaluate_once, in_one_window
+from gptpipe.pretrained import read_weights
 from gptpipe.settings import settings
 from gptpipe.tracking import resolve_weights
 from gptpipe.wording import side_by_side
@@ -36,11 +37,13 @@ def evaluate(parameters: EvaluateParameters) -> dict[str, Any]:
     out = storage.join(parameters.storage or settings().storage_url, "evaluations")
     data, config = parameters.config.data or parameters.data, parameters.config
     weights = resolve_weights(parameters.weights)
+    other = resolve_weights(parameters.against) if parameters.against else ""
+    if other:
+        config = in_one_window(config, read_weights(weights), read_weights(other))
     found = evaluate_once(weights, data=data, config=config, out=out)
     log.info("evaluate: %s%s", "already done, " if found.already_done else "", found.sentence)
     columns, text = {"these weights": found.numbers}, found.sentence
-    if parameters.against:
-        other = resolve_weights(parameters.against)
+    if other:
         before = evaluate_once(other, data=data, config=config, out=out)
         comparison = compare_once(other, weights, data=data, config=config, out=out)
         log.info("evaluate: against %s: %s", before.weights, comparison.sentence)

@@ -12,7 +12,7 @@ from torch import Tensor
 from gptpipe import checkpoint as checkpoints
 from gptpipe import storage
 from gptpipe.checkpoint import Checkpoint
-from gptpipe.config import PipelineConfig
+from gptpipe.config import ModelConfig, PipelineConfig, parse
 from gptpipe.errors import UserError
 from gptpipe.hf import hf_config, hf_stored
 from gptpipe.pretrained import Weights, check_vocabulary, read_weights
@@ -33,9 +33,10 @@ def adapted(found: Weights, *, context_length: int = 0, tokenizer: str = "") -> 
     """
     config, tensors = found.config, dict(found.tensors)
     if context_length and context_length != config.context_length:
+        longer: ModelConfig = parse(ModelConfig, {**config.model_dump(), "context_length": context_length})
         index = torch.arange(context_length) % config.context_length
         tensors["wpe.weight"] = _rows(tensors["wpe.weight"], index)
-        config = config.model_copy(update={"context_length": context_length})
+        config = longer
     if tokenizer and tokenizer != found.tokenizer:
         old, new = get_tokenizer(found.tokenizer), get_tokenizer(tokenizer)
         check_vocabulary(config, old.vocab_size, old.name, found.url)
@@ -70,6 +71,7 @@ def import_weights(weights: str, out: str, *, context_length: int = 0, tokenizer
             return there
         raise UserError("other weights are there already", where=there.url, hint="choose another --out")
     storage.check_writable(out)
+    storage.sweep_temporaries(out)
     storage.remove_if_empty(out)
     state = {"imported_from": Path(found.url).name, "step": found.step}
     config = hf_config(found.config, encoding.name, encoding.end_of_text)

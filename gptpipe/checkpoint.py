@@ -171,11 +171,16 @@ def _json_bytes(value: Any) -> bytes:
 def open_checkpoint(url: str) -> Checkpoint | None:
     """The checkpoint in a folder, or None when there is no complete one."""
     url = storage.normalize(url)
+    if storage.is_local_file(url):
+        return None
     try:
         manifest = storage.read_json(storage.join(url, MANIFEST))
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
-    if not isinstance(manifest, dict) or MODEL not in manifest.get("files", {}):
+    files, step = manifest.get("files", {}), manifest.get("step", 0)
+    if not isinstance(files, dict) or not isinstance(step, int):
+        raise UserError(f"its {MANIFEST} is damaged", where=url, hint="take another checkpoint, or make it again")
+    if MODEL not in files:
         return None
     if manifest.get("format") != FORMAT_VERSION:
         raise UserError(
@@ -183,7 +188,7 @@ def open_checkpoint(url: str) -> Checkpoint | None:
             where=url,
             hint="use the gptpipe that wrote it",
         )
-    return Checkpoint(int(manifest["step"]), url, manifest)
+    return Checkpoint(step, url, manifest)
 
 
 def list_checkpoints(training: str) -> list[Checkpoint]:

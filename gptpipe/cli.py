@@ -80,8 +80,8 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "gptpipe"
         hint = f"see `{where} --help`"
-        if "unexpected extra argument" in message and "=" in message:
-            hint = "write --set before every key=value"
+        if "unexpected extra argument" in message:
+            hint = "write --set before every key=value" if "=" in message else "write the option before every value"
         elif where == "gptpipe" and "such option: --" in message:
             hint = "options come after the command: gptpipe COMMAND --json"
         _fail({"message": message, "where": where, "hint": hint}, f"{where}: {message} — {hint}", wants_json)
@@ -94,10 +94,11 @@ def main() -> None:
         )
     except (typer.Abort, KeyboardInterrupt):
         _fail({"message": "stopped", "where": "", "hint": ""}, "stopped", wants_json)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except BaseException as error:
-        if type(error).__name__ in ("Cancelled", "CancelledRun"):
+        cause = error.__context__ if isinstance(error, SystemExit) else error  # typer leaves when nobody reads on
+        if isinstance(cause, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        elif type(error).__name__ in ("Cancelled", "CancelledRun"):
             _fail(
                 {"message": str(error), "where": "train", "hint": "run again to go on"},
                 str(error),
@@ -193,6 +194,14 @@ def run(
 
     list_sources(parameters.data, quiet=True)  # what cannot work is said before a server is started
     check_writable(normalize(settings().storage_url))
+    if parameters.export:
+        from gptpipe.export import check_place
+
+        check_place(parameters.export, replace=True)
+    if parameters.init not in ("scratch", "champion") and not parameters.init.startswith(("hf:", "models:")):
+        from gptpipe.pretrained import read_weights
+
+        read_weights(parameters.init)
     result = _run_flow(parameters)
     _answer(result, as_json, _summary(parameters, result))
 
@@ -219,16 +228,17 @@ def _summary(parameters: PipelineConfig, result: dict[str, Any]) -> str:
     training, evaluation, samples, model = (result[key] for key in ("training", "evaluation", "samples", "model"))
     speed = f", {training['tokens_per_second']:,.0f} tokens/s" if training["tokens_per_second"] else ""
     python = samples["python_lines"] if any(c.url.startswith("stdlib:") for c in parameters.data.corpus) else None
+    share = training["tokens"] / result["dataset"]["splits"]["train"]
     kind = f"a {parameters.preset} GPT" if parameters.init == "scratch" else f"a GPT from {parameters.init}"
     first = samples["samples"][0]
     lines = [
         "",
-        f"made      {kind}, {training['steps']:,} steps over {training['tokens']:,} tokens of "
-        f"{result['dataset']['tokens']:,}{speed}",
+        f"made      {kind}, {training['steps']:,} steps over {training['tokens']:,} tokens, {share:.2g} times all that "
+        f"there are to train on{speed}",
         f"good      {evaluation['sentence']}",
         f"          {evaluation['bits_per_byte']:.3f} bits a byte"
         + (f"; {python:.0%} of its lines are Python's" if python is not None else ""),
-        *([f"change    {evaluation['against']['comparison']['sentence']}"] if "against" in evaluation else []),
+        *([_change(evaluation["against"])] if "against" in evaluation else []),
         f"says      {first['text'][:100]!r}",
         f"is at     {training['best_checkpoint']}",
     ]
@@ -246,6 +256,10 @@ def _summary(parameters: PipelineConfig, result: dict[str, Any]) -> str:
         f"--prompt {shlex.quote(samples['samples'][:2][-1]['prompt'])}"
     )
     return "\n".join(lines)
+
+
+def _change(before: dict[str, Any]) -> str:
+    return f"change    before {before['cross_entropy']:.3f} nats a token; {before['comparison']['sentence']}"
 
 
 def _command(name: str) -> str:
@@ -391,19 +405,22 @@ def evaluate(
     content = _read_text(text) if text is not None else None
     if content == "":
         where = "standard input" if text == "-" else str(text)
-        raise UserError("there is no text", where=where, hint="give one of two tokens or more")
+        raise UserError("there is no text", where=where, hint="give a longer text")
     if page and not page.endswith(".html"):
         raise UserError("not the name of a page", where=f"--page {page}", hint="give one that ends in .html")
     from gptpipe import storage
-    from gptpipe.evaluate import Against, compare_tallies, evaluate_whole
+    from gptpipe.evaluate import Against, compare_tallies, evaluate_whole, in_one_window
     from gptpipe.pretrained import read_weights
     from gptpipe.tracking import resolve_weights
 
     where = storage.normalize(page) if page else ""
     if where:
         storage.check_writable(storage.parent(where))
+    own = read_weights(resolve_weights(weights))
     others = read_weights(resolve_weights(against)) if against else None  # wrong ones are named before any are scored
-    scored = evaluate_whole(resolve_weights(weights), data=data, text=content, config=options)
+    if others is not None:
+        options = in_one_window(options, own, others)
+    scored = evaluate_whole(own, data=data, text=content, config=options)
     found = replace(scored.evaluation, page=where)
     columns = [found.numbers]
     size = f"{counted(found.tokens, 'token')}, {counted(found.bytes, 'byte')}"
@@ -428,7 +445,10 @@ def _side_by_side(columns: list[dict[str, Any]]) -> list[str]:
     width = max(len(name) for name in names)
     heads = [] if len(columns) == 1 else [" " * width + "".join(f"{head:>20}" for head in ("weights", "against"))]
 
-    return [*heads, *(f"{name:<{width}}" + "".join(f"{figure(c.get(name)):>20}" for c in columns) for name in names)]
+    def cell(column: dict[str, Any], name: str) -> str:
+        return figure(column.get(name), "not of a part" if name in column else "–")
+
+    return [*heads, *(f"{name:<{width}}" + "".join(f"{cell(c, name):>20}" for c in columns) for name in names)]
 
 
 def _read_text(name: str) -> str:
@@ -477,11 +497,15 @@ def generate(
     from gptpipe.generate import generate as continue_prompts
     from gptpipe.tracking import resolve_weights
 
-    texts = [*(prompt or []), *(_read_prompts(prompts) if prompts else [])]
+    given_prompts = [*({"prompt": text} for text in prompt or []), *(_read_prompts(prompts) if prompts else [])]
+    texts = [each["prompt"] for each in given_prompts]
     if not texts:
         raise UserError("no prompt", where=prompts or "--prompt", hint="give --prompt TEXT, or --prompts FILE")
     if logprobs and not (as_json or out):
         raise UserError("text shows no log-probabilities", where="--logprobs", hint="give --json or --out FILE too")
+    for text in (*texts, *(stop or [])):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError("half of a character", where=f"the text {text!r}", hint="give text that is Unicode")
     given = {
         "prompts": texts,
         "max_new_tokens": max_new_tokens,
@@ -505,30 +529,39 @@ def generate(
     streams = len(texts) == 1 and sys.stdout.isatty() and not as_json and not out and not options.stop
     printer = _printer(texts[0]) if streams else None
     made = continue_prompts(resolve_weights(weights), texts, options, logprobs=logprobs, on_token=printer)
-    samples = [{key: value for key, value in asdict(s).items() if key != "logprobs" or logprobs} for s in made]
+    samples = [
+        {**beside, **asdict(sample), "continuation": sample.continuation}
+        for beside, sample in zip(given_prompts, made, strict=True)
+    ]
+    if not logprobs:
+        samples = [{key: value for key, value in each.items() if key != "logprobs"} for each in samples]
     if streams:
         print()
         return
     if out:
         storage.write_bytes(storage.normalize(out), "".join(f"{json.dumps(s)}\n" for s in samples).encode())
-        _answer({"samples": out, "count": len(samples)}, as_json, f"{counted(len(samples), 'sample')} → {out}")
+        _answer({"out": out, "count": len(samples)}, as_json, f"{counted(len(samples), 'sample')} → {out}")
         return
     _answer({"samples": samples}, as_json, "\n---\n".join(s.text for s in made))
 
 
-def _read_prompts(name: str) -> list[str]:
-    """Prompts of a file: a line each, or the `prompt` of each line of JSON."""
-    lines = [line for line in _read_text(name).split("\n") if line.strip()]
+def _read_prompts(name: str) -> list[dict[str, Any]]:
+    """Prompts of a file, each under `prompt`: a line each, or lines of JSON, with what else they hold."""
+    text = _read_text(name).removeprefix("\ufeff").replace("\r\n", "\n")
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not name.endswith(".jsonl"):
-        return lines
+        return [{"prompt": line} for _, line in lines]
     found = []
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         try:
-            found.append(str(json.loads(line)["prompt"]))
-        except (ValueError, KeyError, TypeError):
+            each = json.loads(line)
+        except (ValueError, RecursionError):
+            each = None
+        if not isinstance(each, dict) or not isinstance(each.get("prompt"), str):
             raise UserError(
                 "not an object with a `prompt`", where=f"{name}, line {number}", hint='write {"prompt": "…"}'
-            ) from None
+            )
+        found.append(each)
     return found
 
 
@@ -561,8 +594,9 @@ def export(
     weights: Annotated[str, typer.Argument(help="Any WEIGHTS.")],
     out: Annotated[str, typer.Option(help="Folder or URL that holds nothing yet; for gguf a file of that ending.")],
     layout: Annotated[
-        Literal["hf", "gguf"], typer.Option("--format", help="hf for transformers, gguf for llama.cpp.")
-    ] = "hf",
+        Literal["hf", "gguf"] | None,
+        typer.Option("--format", help="hf for transformers, gguf for llama.cpp; by default as --out is called."),
+    ] = None,
     dtype: Annotated[
         str, typer.Option(help="Of the weights in it: float32, bfloat16, float16, and q8_0 in gguf.")
     ] = "float32",
@@ -572,6 +606,7 @@ def export(
     from gptpipe.export import DTYPES, export_hf
     from gptpipe.tracking import resolve_weights
 
+    layout = layout or ("gguf" if out.endswith(".gguf") else "hf")
     if layout == "gguf":
         try:
             from gptpipe.gguf import TYPES, export_gguf
@@ -583,7 +618,8 @@ def export(
     else:
         types, write = list(DTYPES), export_hf
     if dtype not in types:
-        raise UserError(f"{dtype!r} is not one of {', '.join(types)}", where="--dtype", hint="leave it out for float32")
+        hint = "q8_0 is for --format gguf" if dtype == "q8_0" else "leave it out for float32"
+        raise UserError(f"{dtype!r} is not one of {', '.join(types)}", where="--dtype", hint=hint)
     written = write(resolve_weights(weights), out, dtype)
     _answer({"out": written, "format": layout, "dtype": dtype}, as_json, written)
 

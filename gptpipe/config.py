@@ -258,7 +258,7 @@ class EvaluateConfig(Section):
     )
     split: Literal["validation", "train"] = result("validation", "Split of the dataset that is scored")
     max_tokens: int = result(
-        0, "Tokens scored at most, in windows spread evenly over the split; 0 is all", "tokens", ge=0
+        0, "Tokens scored, roughly: whole windows, spread evenly over the split; 0 is all", "tokens", ge=0
     )
     context_length: int = result(0, "Tokens a window; 0 is the model's context", "tokens", ge=0)
     stride: int = result(
@@ -359,7 +359,13 @@ class PipelineConfig(Section):
         if not isinstance(value, dict):
             return value
         name = value.get("preset", "nano")
-        return deep_merge(preset_values(name), value) if name in PRESETS else value
+        if name not in PRESETS:
+            return value
+        preset, given = preset_values(name), value.get("train")
+        if isinstance(given, dict) and isinstance(steps := given.get("steps"), int):
+            usual = preset["train"]  # fewer steps have as large a share of warm-up
+            usual["warmup_steps"] = usual["warmup_steps"] * max(0, min(steps, usual["steps"])) // usual["steps"]
+        return deep_merge(preset, value)
 
     @field_validator("init")
     @classmethod
@@ -526,7 +532,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         values = yaml.safe_load(file.read_text("utf-8"))
     except OSError as error:
         raise UserError(error.strerror or str(error), where=str(file), hint="give an existing YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"not YAML: {error}", where=str(file), hint="mend the file") from None
     if values is None:
         return {}
@@ -541,7 +547,7 @@ def _parse_override(text: str) -> dict[str, Any]:
         raise UserError(f"{text!r} is not key=value", where="--set", hint="for example --set train.steps=200")
     try:
         value: Any = yaml.safe_load(raw) if raw.strip() else raw
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # a date that is none, say
         value = raw
     if isinstance(value, str):  # YAML 1.1 reads 3e-4 as text
         with suppress(ValueError):

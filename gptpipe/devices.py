@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from gptpipe.errors import UserError
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -36,7 +38,13 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def pick_device(wanted: str) -> str:
-    """`auto` is a GPU where torch sees one."""
+    """`auto` is a GPU where torch sees one.
+
+    Raises:
+        UserError: a GPU is wanted, and there is none.
+    """
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("torch sees no GPU here", where="device cuda", hint="choose auto or cpu")
     return wanted

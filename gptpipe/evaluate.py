@@ -123,7 +123,7 @@ class Evaluation:
             "bits per byte": self.bits_per_byte,
             "likeliest token right": self.accuracy,
             "calibration error": self.calibration_error,
-            **{f"{each.task}, right": each.accuracy for each in self.tasks},
+            **{name: value for each in self.tasks for name, value in each.numbers.items()},
         }
 
     def as_dict(self) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def evaluate(
         tokenizer: of a model that is given as such.
 
     Raises:
-        UserError: weights, dataset and tokenizer do not fit, or there are fewer than two tokens.
+        UserError: weights, dataset and tokenizer do not fit, or no token has one before it.
     """
     return evaluate_whole(weights, data=data, text=text, config=config, tokenizer=tokenizer).evaluation
 
@@ -243,7 +243,7 @@ def evaluate_whole(
         assert text is not None
         encoding = get_tokenizer(tokenizer)
         check_vocabulary(read.config, encoding.vocab_size, encoding.name, url)
-        documents = documents_of_text(text, encoding)
+        documents = documents_of_text(text, encoding, apart=config.documents == "apart")
         what = f"a text of {counted(documents.tokens.length, 'token')}"
     windows, how, whole = _windows(documents, config, context, stride)
     batch_tokens = config.batch_size * context
@@ -264,6 +264,14 @@ def evaluate_whole(
     words = documents.words(np.flatnonzero(tally.document_tokens)) if whole else None
     found = _evaluation(tally, documents, words, what, how, config.precision, url)
     return Scored(replace(found, tasks=tasks), tally, documents, model)
+
+
+def in_one_window(config: EvaluateConfig, *models: Weights) -> EvaluateConfig:
+    """The configuration in which all are scored in windows that the smallest context holds, unless one is given."""
+    contexts = {model.config.context_length for model in models}
+    if config.context_length or len(contexts) == 1:
+        return config
+    return config.model_copy(update={"context_length": min(contexts)})
 
 
 def _check_windows(config: EvaluateConfig, has: int) -> tuple[int, int]:

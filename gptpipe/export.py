@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gptpipe import __version__, storage
 from gptpipe.checkpoint import CONFIG, MANIFEST, MODEL, STATE, Checkpoint, model_file, open_checkpoint
@@ -14,6 +16,7 @@ from gptpipe.errors import UserError
 from gptpipe.evaluate import Evaluation
 from gptpipe.hf import hf_config, hf_stored
 from gptpipe.pretrained import Weights, check_vocabulary, read_weights
+from gptpipe.stored import Stored, check_float16
 from gptpipe.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer, gpt2_files
 from gptpipe.train.job import METRICS
 from gptpipe.train.metrics import keep_until
@@ -67,20 +70,32 @@ def export_hf(
     found = read_weights(weights)
     tokenizer = get_tokenizer(found.tokenizer)
     check_vocabulary(found.config, tokenizer.vocab_size, tokenizer.name, found.url)
+    tensors = {
+        name: Stored(each.shape, DTYPES[dtype], partial(_in_type, name, each, DTYPES[dtype], found.url))
+        for name, each in hf_stored(found.config, found.tensors).items()
+    }
+    config = {**hf_config(found.config, tokenizer.name, tokenizer.end_of_text), "dtype": dtype}
+    contents = {
+        **_tokenizer_files(tokenizer, found.config.context_length),
+        _GENERATION: _json(_generation(tokenizer.end_of_text)),
+        _CARD: card(found, dtype, scores),
+        CONFIG: _json(config),
+    }
+    storage.sweep_temporaries(out, below=False)
     storage.remove(storage.join(out, CONFIG))
-    tensors = {name: each.as_type(DTYPES[dtype]) for name, each in hf_stored(found.config, found.tensors).items()}
     with storage.open_write(storage.join(out, MODEL)) as file:
         for block in model_file(tensors):
             file.write(block)
-    config = {**hf_config(found.config, tokenizer.name, tokenizer.end_of_text), "dtype": dtype}
-    for name, content in (
-        *_tokenizer_files(tokenizer, found.config.context_length).items(),
-        (_GENERATION, _json(_generation(tokenizer.end_of_text))),
-        (_CARD, card(found, dtype, scores)),
-        (CONFIG, _json(config)),
-    ):
+    for name, content in contents.items():
         storage.write_bytes(storage.join(out, name), content.encode())
     return out
+
+
+def _in_type(name: str, stored: Stored, dtype: torch.dtype, where: str) -> Tensor:
+    found = stored.read()
+    if dtype == torch.float16:
+        check_float16(name, found, where)
+    return found.to(dtype)
 
 
 def _generation(end_of_text: int) -> dict[str, Any]:
@@ -135,7 +150,7 @@ def _scores(scores: Evaluation | None) -> list[str]:
     if scores.against is not None:
         columns["before"] = scores.against.evaluation.numbers
         origin = _origin(scores.against.evaluation.weights)
-        said.append(f"Against the weights it started from, {origin}: {scores.against.comparison.sentence}.")
+        said.append(f"Against the weights it started from, `{origin}`: {scores.against.comparison.sentence}.")
     how = f"Scored: {scores.scored}, {scores.windows}, {scores.precision}; {scores.tokens:,} tokens."
     return ["## How good it is", *said, side_by_side(columns), how]
 

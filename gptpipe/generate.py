@@ -179,7 +179,11 @@ def generate_ids(
 
     def how_far(seconds: float) -> str:
         done, tokens = len(rows) - len(waiting) - len(active), sum(map(len, new))
-        return f"continued {done:,} of {counted(len(rows), 'prompt')}, {tokens / seconds:,.0f} tokens/s"
+        at_most = len(rows) * config.max_new_tokens
+        return (
+            f"continued {done:,} of {counted(len(rows), 'prompt')}  {tokens:,} of at most {at_most:,} tokens  "
+            f"{tokens / seconds:,.0f} tokens/s"
+        )
 
     while waiting or active:
         while waiting and len(active) < config.batch_size:
@@ -276,7 +280,9 @@ def candidates(logits: Tensor, config: SampleConfig) -> tuple[Tensor, Tensor]:
     sampling, Holtzman et al. 2020), and to those at least `min_p` times as likely as the likeliest (Nguyen et al.
     2024).
     """
-    scaled = logits.double() / config.temperature
+    scaled = logits.double()
+    # the greatest is taken off first: by a tiny temperature it would come to infinity
+    scaled = (scaled - scaled.amax(dim=-1, keepdim=True)) / config.temperature
     if 0 < config.top_k < logits.shape[-1]:
         ordered, indices = torch.topk(scaled, config.top_k, dim=-1)
     else:

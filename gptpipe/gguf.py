@@ -17,7 +17,7 @@ from gptpipe import storage
 from gptpipe.config import ModelConfig
 from gptpipe.errors import UserError
 from gptpipe.pretrained import Weights, check_vocabulary, read_weights
-from gptpipe.stored import zeros
+from gptpipe.stored import check_float16, zeros
 from gptpipe.tokenizer import get_tokenizer, gpt2_files
 
 TYPES = {
@@ -50,6 +50,7 @@ def export_gguf(weights: str, out: str, dtype: str = "float32") -> str:
     if storage.exists(out):
         raise UserError("a file is there already", where=out, hint="choose another --out")
     storage.check_writable(storage.parent(out))
+    storage.sweep_temporaries(storage.parent(out), below=False)
     found = read_weights(weights)
     tokenizer = get_tokenizer(found.tokenizer)
     if tokenizer.name != "gpt2":  # the format wants merges, and tiktoken's rank files hold none
@@ -114,7 +115,10 @@ def _write_tensors(writer: gguf.GGUFWriter, found: Weights, dtype: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, each in stored.items():
-        writer.write_tensor_data(gguf.quantize(each.read().float().contiguous().numpy(), kinds[name]))
+        tensor = each.read().float()
+        if kinds[name] == gguf.GGMLQuantizationType.F16:
+            check_float16(name, tensor, found.url)
+        writer.write_tensor_data(gguf.quantize(tensor.contiguous().numpy(), kinds[name]))
 
 
 def _kind(name: str, shape: Sequence[int], dtype: str) -> gguf.GGMLQuantizationType:

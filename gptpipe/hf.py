@@ -39,7 +39,7 @@ def model_config_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
                 where=where,
                 hint="give a GPT-2 without it",
             )
-    ours = config.get("gptpipe") or {}
+    ours = ours_in(config, where)
     try:
         return ModelConfig(
             vocab_size=config["vocab_size"],
@@ -62,6 +62,14 @@ def model_config_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
             where=where,
             hint="give the model's own config.json",
         ) from None
+
+
+def ours_in(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """What Hugging Face's `config.json` cannot say, which stands under `gptpipe`; empty in one of another's."""
+    found = config.get("gptpipe") or {}
+    if not isinstance(found, dict):
+        raise UserError("`gptpipe` in the config is no object", where=where, hint="take it out of config.json")
+    return found
 
 
 def hf_config(config: ModelConfig, tokenizer: str, end_of_text: int) -> dict[str, Any]:

@@ -54,7 +54,12 @@ def standardized(tensors: dict[str, Stored], where: str) -> dict[str, Stored]:
     Raises:
         UserError: it is none of them; another architecture is named.
     """
-    plain = {short: each for name, each in tensors.items() if not _BUFFERS.search(short := _without_prefix(name))}
+    plain: dict[str, Stored] = {}
+    for name, each in tensors.items():
+        if (short := _without_prefix(name)) in plain:
+            raise UserError(f"{short} is there twice, with and without a prefix", where=where, hint="save it once")
+        if not _BUFFERS.search(short):
+            plain[short] = each
     if "tok_emb.weight" in plain:
         return _from_book(plain, where)
     first = plain.get("h.0.attn.c_attn.weight")
@@ -88,8 +93,8 @@ def _few(names: Iterable[str]) -> str:
 
 def _with_biases(tensors: dict[str, Stored]) -> dict[str, Stored]:
     """nanoGPT's `bias=False` leaves out all: zeros compute the same, and only query, key and value may lack theirs."""
-    if "ln_f.bias" in tensors:
-        return tensors
+    if any(name.endswith(".bias") for name in tensors):
+        return tensors  # one that is missing among others is missed, not meant to be zero
     complete = dict(tensors)
     for name, each in tensors.items():
         bias = f"{name.removesuffix('weight')}bias"
@@ -135,7 +140,7 @@ def guessed_config(tensors: dict[str, Stored], where: str) -> dict[str, Any]:
     try:
         vocab, width = tensors["wte.weight"].shape
         context = tensors["wpe.weight"].shape[0]
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, IndexError):
         raise UserError("wte.weight or wpe.weight is missing", where=where, hint="give a GPT-2 state dict") from None
     if width % 64:
         raise UserError(

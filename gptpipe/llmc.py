@@ -48,12 +48,13 @@ def open_llmc(path: Path, where: str) -> tuple[dict[str, Any], dict[str, Stored]
         raise UserError(f"version {version} of llm.c's files", where=where, hint="write it as version 3 or 5")
     if min(context, vocabulary, layers, heads, width, padded - vocabulary + 1) < 1:
         raise UserError("its header holds no shape of a GPT-2", where=where, hint=_HINT)
-    dtype, shapes = _TYPES[version], dict(_order(context, padded, layers, width))
-    wanted = _HEADER + sum(map(math.prod, shapes.values())) * dtype.itemsize
+    dtype = _TYPES[version]
+    numbers = width * (padded + context + layers * (12 * width + 13) + 2)
+    wanted = _HEADER + numbers * dtype.itemsize
     if (size := path.stat().st_size) != wanted:
         raise UserError(f"its header asks for {wanted:,} bytes, it has {size:,}", where=where, hint=_HINT)
     place, file, tensors = _HEADER, path.open("rb"), {}
-    for name, shape in shapes.items():
+    for name, shape in _order(context, padded, layers, width):
         tensors[name] = Stored(shape, dtype, partial(read_at, file, place, shape, dtype, where))
         place += math.prod(shape) * dtype.itemsize
     tensors["wte.weight"] = tensors["wte.weight"].rows(vocabulary)

@@ -244,4 +244,6 @@ def token_scores(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tenso
     for rows, _, logits in _logits(hidden, _padded(weight, weight.dtype), len(weight), weight.dtype):
         nats[rows], picked, greatest = _softmax_(logits, targets[rows].unsqueeze(1), wide, keep=False)
         top[rows], right[rows] = greatest.squeeze(1), (picked >= greatest).squeeze(1)
+        likeliest = right[rows].nonzero().squeeze(1) + rows.start  # or as likely as another: the first of them counts
+        right[likeliest] = logits[likeliest - rows.start].argmax(dim=1) == targets[likeliest]
     return nats, top, right

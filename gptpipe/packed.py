@@ -1,9 +1,9 @@
 """Decoding on a CPU, where a step is bound by reading the matrices.
 
 torch's plain product reads them at half the speed that oneDNN does once it has laid them out for itself, at a third for
-several rows; so they are laid out once. What a row comes to depends on that row alone, to the last bit: a product's row
-does not depend on the others from two rows on, and attention is computed over a row's own length, rounded up to whole
-blocks.
+several rows; so they are laid out once. What a row comes to depends on that row alone, in float32 to the last bit: a
+product's row does not depend on the others from two rows on, and attention is computed over a row's own length, rounded
+up to whole blocks. In bfloat16 oneDNN's batched products may round differently for another number of rows.
 """
 
 from __future__ import annotations

@@ -24,8 +24,16 @@ from gptpipe.checkpoint import CONFIG, MODEL, Checkpoint
 from gptpipe.config import ModelConfig, digest
 from gptpipe.errors import UserError
 from gptpipe.fetch import local_copy
-from gptpipe.hf import hf_stored, model_config_from_hf
-from gptpipe.layouts import SUPPORTED, from_openai, guessed_config, nanogpt_config, openai_config, standardized
+from gptpipe.hf import hf_stored, model_config_from_hf, ours_in
+from gptpipe.layouts import (
+    SUPPORTED,
+    from_openai,
+    guessed_config,
+    is_tied,
+    nanogpt_config,
+    openai_config,
+    standardized,
+)
 from gptpipe.llmc import is_llmc, open_llmc
 from gptpipe.model import GPT, empty_model
 from gptpipe.stored import Stored, is_finite, open_safetensors, open_torch
@@ -134,14 +142,16 @@ def read_weights(weights: str) -> Weights:
         return _read_folder(_from_hub(weights), weights)
     url = storage.normalize(weights)
     name = url.split("?")[0].rsplit("/", 1)[-1]
-    if storage.is_local(url) and storage.local_path(url).is_dir():
+    if storage.is_local_folder(url):
         name = ""  # a folder may be called like a file
     if name.endswith(".safetensors"):
         tensors = _opened(url, open_safetensors)
         return _weights(url, _config_beside(url), tensors)
     if name.endswith((".pth", ".pt", ".bin")):
         return _read_state_dict(url)
-    if storage.is_local(url) and storage.local_path(url).is_file():
+    if name.endswith(".gguf"):
+        raise UserError("GGUF is written, not read", where=url, hint="give the weights that it was made of")
+    if storage.is_local_file(url):
         raise UserError("not a file of weights", where=url, hint=f"give {SUPPORTED}")
     if found := find_checkpoint(url):
         return _weights(found.url, found.json(CONFIG), found.stored(MODEL), found.model_sha256, found.step)
@@ -233,9 +243,15 @@ def _state_dict(loaded: dict[str, Any], url: str) -> dict[str, Stored]:
     for key in _STATE_DICTS:
         if isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not loaded or not all(isinstance(name, str) and _is_plain(value) for name, value in loaded.items()):
         raise UserError("not a state dict of tensors", where=url, hint="save model.state_dict()")
     return {name: Stored.of(value) for name, value in loaded.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor whose numbers lie in memory."""
+    strided = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
+    return strided and value.device.type == "cpu" and not value.is_quantized
 
 
 def _read_state_dict(url: str) -> Weights:
@@ -246,7 +262,7 @@ def _read_state_dict(url: str) -> Weights:
     tensors = standardized(_state_dict(loaded, url), url)
     arguments = loaded.get("model_args")
     config = nanogpt_config(arguments, tensors, url) if isinstance(arguments, dict) else _config_beside(url)
-    return _weights(url, config, tensors)
+    return _of_our_names(url, config, tensors)
 
 
 def _config_beside(url: str) -> dict[str, Any] | None:
@@ -265,11 +281,16 @@ def _weights(
         config: as Hugging Face's; None is guessed from the tensors.
         sha256: of the tensors' file in our layout, where that is what they were read from.
     """
-    tensors = standardized(tensors, url)
+    return _of_our_names(url, config, standardized(tensors, url), sha256, step)
+
+
+def _of_our_names(
+    url: str, config: dict[str, Any] | None, tensors: dict[str, Stored], sha256: str = "", step: int = 0
+) -> Weights:
     config = config or guessed_config(tensors, url)
     tensors = _without_padding(config, tensors, url)
     model = model_config_from_hf(config, url)
-    ours = config.get("gptpipe") or {}
+    ours = ours_in(config, url)
     if not model.qkv_bias:
         for name in [name for name in tensors if name.endswith("c_attn.bias")]:
             if tensors.pop(name).read().any():
@@ -279,6 +300,10 @@ def _weights(
                     hint="set gptpipe.qkv_bias to true in config.json",
                 )
     check_tensors(model, tensors, url)
+    if model.tie_weights and not is_tied(tensors):  # as transformers does
+        log.warning("%s: lm_head.weight is not the embedding, as its config says: it is kept apart", url)
+        model = model.model_copy(update={"tie_weights": False})
+        check_tensors(model, tensors, url)
     if model.tie_weights:
         tensors.pop("lm_head.weight", None)
     tensors = {name: replace(each, read=partial(_finite, name, each, url)) for name, each in tensors.items()}
@@ -299,8 +324,10 @@ def _finite(name: str, stored: Stored, where: str) -> Tensor:
 
 def _without_padding(config: dict[str, Any], tensors: dict[str, Stored], where: str) -> dict[str, Stored]:
     """Rows that only fill the vocabulary up to a round number, as nanoGPT's 50,304, are left out: no token has them."""
-    have, true = config.get("vocab_size", 0), 50257
-    if (config.get("gptpipe") or {}).get("tokenizer", "gpt2") != "gpt2" or not true < have < true + _PADDED:
+    true, embedding = 50257, tensors.get("wte.weight")
+    have = embedding.shape[0] if embedding is not None and embedding.shape else 0
+    padded = true < have < true + _PADDED and config.get("vocab_size") == have
+    if not padded or ours_in(config, where).get("tokenizer", "gpt2") != "gpt2":
         return tensors
     log.info("%s: %d rows of padding are left out of a vocabulary of %d", where, have - true, have)
     config["vocab_size"] = true

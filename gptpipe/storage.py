@@ -168,6 +168,20 @@ def _no_answer(url: str, error: BaseException) -> UserError:
     )
 
 
+def is_local_file(url: str) -> bool:
+    """False for what lies elsewhere, and for a name that is none."""
+    with suppress(OSError):
+        return is_local(url) and local_path(url).is_file()
+    return False
+
+
+def is_local_folder(url: str) -> bool:
+    """False for what lies elsewhere, and for a name that is none."""
+    with suppress(OSError):
+        return is_local(url) and local_path(url).is_dir()
+    return False
+
+
 def exists(url: str) -> bool:
     with explained(url):
         if is_local(url):
@@ -201,7 +215,7 @@ def read_json(url: str) -> dict[str, Any]:
     hint = "the file is damaged; make it again"
     try:
         found = json.loads(read_bytes(url))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"not JSON ({error})", where=url, hint=hint) from None
     if not isinstance(found, dict):
         raise UserError("not a JSON object", where=url, hint=hint)

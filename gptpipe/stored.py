@@ -63,6 +63,12 @@ class Stored:
         return Stored(self.shape, dtype, lambda: self.read().to(dtype))
 
 
+def check_float16(name: str, tensor: Tensor, where: str) -> None:
+    """A UserError when a finite tensor would not be finite in float16."""
+    if tensor.abs().max() > torch.finfo(torch.float16).max:
+        raise UserError(f"{name} holds numbers too large for float16", where=where, hint="take bfloat16 or float32")
+
+
 def zeros(*shape: int) -> Stored:
     return Stored(shape, torch.float32, lambda: torch.zeros(shape))
 
@@ -80,8 +86,8 @@ def is_finite(tensor: Tensor) -> bool:
     Their bits, read as integers, are at least those of infinity, of either sign. One thread and no memory: torch's own
     reductions wait for all threads at every tensor, which takes longer than reading it.
     """
-    if not tensor.is_contiguous():
-        tensor = tensor.mT.contiguous()  # a view of what lies the other way round
+    if not tensor.is_contiguous():  # mostly a view of what lies the other way round
+        tensor = (tensor.mT if tensor.ndim > 1 else tensor).contiguous()
     size, infinity = tensor.itemsize, torch.tensor(torch.inf, dtype=tensor.dtype)
     bits, positive, negative = (each.view(_INTEGERS[size]).numpy() for each in (tensor, infinity, -infinity))
     unsigned = f"u{size}"
@@ -157,7 +163,7 @@ def open_torch(path: Path, where: str) -> dict[str, Any]:
         raise UserError(
             f"refused: {detail}", where=where, hint="save only model.state_dict(), or use safetensors"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # of a damaged file torch's reader raises whatever its bytes make it do
         raise UserError(
             f"not a torch file, or cut off ({str(error) or type(error).__name__})", where=where, hint="save it again"
         ) from None
@@ -178,7 +184,7 @@ def _loaded(path: Path) -> Any:
 def _wanted(path: Path) -> str:
     """The first that a bare pickle wants to import; empty for what is none. Nothing in it is run."""
     texts: list[str] = []
-    with suppress(ValueError), path.open("rb") as file:
+    with suppress(Exception), path.open("rb") as file:  # the bytes of a damaged one say anything
         for code, argument, _ in pickletools.genops(file):
             if code.name == "GLOBAL":
                 return str(argument).replace(" ", ".")

@@ -21,12 +21,14 @@ def duration(seconds: float) -> str:
 
 
 def figure(value: object, absent: str = "–") -> str:
-    """A number of a table with four decimals, a huge one with four digits; `absent` for None."""
+    """A number of a table with four decimals, a large one with fewer; `absent` for None."""
     if value is None:
         return absent
     if not isinstance(value, float):
         return str(value)
-    return f"{value:,.4f}" if abs(value) < 1e7 else f"{value:.4g}"
+    if abs(value) >= 1e7:
+        return f"{value:.4g}"
+    return f"{value:,.4f}" if abs(value) < 1e4 else f"{value:,.1f}"
 
 
 def side_by_side(columns: Mapping[str, Mapping[str, object]]) -> str:

@@ -150,5 +150,5 @@ def test_the_card_compares_with_what_training_started_from(checkpoint: str, tmp_
     scores = replace(second.evaluation, against=against)
     assert Evaluation.of(json.loads(json.dumps(scores.as_dict()))) == scores
     text = (Path(export_hf(checkpoint, str(tmp_path / "out"), scores=scores)) / "README.md").read_text()
-    assert f"Against the weights it started from, before: {against.comparison.sentence}." in text
+    assert f"Against the weights it started from, `before`: {against.comparison.sentence}." in text
     assert f"| {scores.cross_entropy:,.4f} | {first.evaluation.cross_entropy:,.4f} |" in text

@@ -48,7 +48,7 @@ def test_generation_and_tasks_say_how_far_they_are(said: list[str], monkeypatch:
     generate_ids(model, [[1]], config)
     assert said == []  # a single one is shown as it comes
     generate_ids(model, [[1], [2], [3]], config)
-    assert [line.split(",")[0] for line in said] == [f"continued {done} of 3 prompts" for done in (0, 2, 2, 3)]
+    assert [line.split("  ")[0] for line in said] == [f"continued {done} of 3 prompts" for done in (0, 2, 2, 3)]
     said.clear()
     likelihoods(model, [([1, 2], [3])] * 5, batch_tokens=4)
-    assert [line.split(",")[0] for line in said] == [f"scored {done} of 5 continuations" for done in (2, 4, 5)]
+    assert [line.split("  ")[0] for line in said] == [f"scored {done} of 5 continuations" for done in (2, 4, 5)]

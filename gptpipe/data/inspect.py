@@ -66,7 +66,8 @@ def inspect(url: str) -> Inspection:
     read = int(counts.sum())
     order = np.argsort(-counts, kind="stable")[:_MOST_FREQUENT]
     names = {f"{quantile:.0%}": int(np.quantile(lengths, quantile, method="nearest")) for quantile in QUANTILES}
-    chosen = [firsts[i * len(firsts) // _EXCERPTS] for i in range(min(_EXCERPTS, len(firsts)))]
+    shown = min(_EXCERPTS, len(firsts))
+    chosen = [firsts[i * len(firsts) // shown] for i in range(shown)]
     tokens = dataset.total("tokens")
     splits: dict[str, dict[str, int]] = {}
     for split in dataset.index().splits():

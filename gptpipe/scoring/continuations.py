@@ -14,7 +14,7 @@ from gptpipe.memory import keep_freed_memory
 from gptpipe.model import GPT
 from gptpipe.progress import NowAndThen
 from gptpipe.tokenizer import Tokenizer
-from gptpipe.wording import counted
+from gptpipe.wording import counted, duration
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def likelihoods(
     say = NowAndThen()
 
     def how_far(seconds: float) -> str:
-        return f"scored {len(found):,} of {counted(len(rows), 'continuation')}, {len(found) / seconds:,.0f} a second"
+        left = duration(seconds * (len(rows) - len(found)) / max(1, len(found)))
+        return f"scored {len(found):,} of {counted(len(rows), 'continuation')}  {left} left"
 
     while order:
         width = len(rows[order[0]]) - 1

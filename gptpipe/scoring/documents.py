@@ -90,14 +90,17 @@ class TextTokens:
         return self.ids[start:stop]
 
 
-def documents_of_text(text: str, tokenizer: Tokenizer) -> Documents:
+def documents_of_text(text: str, tokenizer: Tokenizer, *, apart: bool = False) -> Documents:
     """A text as one document.
 
+    Args:
+        apart: whether its first token is predicted too, after a separator.
+
     Raises:
-        UserError: it has fewer than two tokens.
+        UserError: none of its tokens has one before it.
     """
     ids = np.array(tokenizer.encode(text), dtype=np.int64)
-    if len(ids) < 2:
+    if len(ids) + apart < 2:
         raise UserError(
             f"{counted(len(ids), 'token')}: nothing has a token before it", where="text", hint="give a longer text"
         )
@@ -108,7 +111,7 @@ def documents_of_text(text: str, tokenizer: Tokenizer) -> Documents:
         ends=np.array([len(ids)], dtype=np.int64),
         corpora=["text"],
         corpus=np.zeros(1, dtype=np.int64),
-        counts=np.bincount(ids[1:], minlength=tokenizer.vocab_size),
+        counts=np.bincount(ids[0 if apart else 1 :], minlength=tokenizer.vocab_size),
     )
 
 

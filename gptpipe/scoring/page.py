@@ -16,7 +16,7 @@ from gptpipe.model import GPT
 from gptpipe.scoring.documents import Documents
 from gptpipe.scoring.look import Excerpt, excerpts
 from gptpipe.scoring.tally import Tally
-from gptpipe.wording import figure
+from gptpipe.wording import counted, figure
 
 _LEVELS = (1.0, 2.5, 4.5, 7.0)  # nats: the least of each mark
 _TITLES = {
@@ -42,7 +42,7 @@ def loss_page(
         for look in excerpt.looks
     ]
     how = f"Scored: {evaluation['scored']}, {evaluation['windows']}, {evaluation['precision']}. "
-    how += f"{evaluation['tokens']:,} tokens, {evaluation['bytes']:,} bytes, {evaluation['documents']:,} documents."
+    how += ", ".join(counted(evaluation[f"{noun}s"], noun) for noun in ("token", "byte", "document")) + "."
     body = [
         f"<h1>{escape(_capital(evaluation['sentence']))}</h1>",
         f'<p class="quiet">{escape(how)}<br>Weights: {escape(evaluation["weights"])}</p>',

@@ -14,7 +14,7 @@ from gptpipe.model import GPT
 from gptpipe.progress import NowAndThen
 from gptpipe.scoring.documents import Documents
 from gptpipe.scoring.tally import Tally
-from gptpipe.wording import counted
+from gptpipe.wording import counted, duration
 
 
 def to_precision(model: GPT, precision: str) -> GPT:
@@ -66,7 +66,8 @@ def score(
     done, total, say = 0, sum(len(batch) for batch in batches), NowAndThen()
 
     def how_far(seconds: float) -> str:
-        return f"scored {done:,} of {counted(total, 'window')}, {tally.tokens / seconds:,.0f} tokens/s"
+        left = duration(seconds * (total - done) / max(1, done))
+        return f"scored {done:,} of {counted(total, 'window')}  {tally.tokens / seconds:,.0f} tokens/s  {left} left"
 
     with Precision(precision, device.type).autocast():
         for batch in batches:

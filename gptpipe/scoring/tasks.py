@@ -52,6 +52,17 @@ class TaskScore:
     accuracy_per_character: float | None = None
     perplexity: float | None = None
 
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """What a person compares."""
+        found: dict[str, Any] = {f"{self.task}, right of {self.questions:,}": self.accuracy}
+        found[f"{self.task}, standard error"] = self.standard_error
+        if self.accuracy_per_character is not None:
+            found[f"{self.task}, right a character"] = self.accuracy_per_character
+        if self.perplexity is not None:
+            found[f"{self.task}, perplexity of the last word"] = self.perplexity
+        return found
+
 
 def _lambada(document: dict[str, Any]) -> Question:
     before, _, last = document["text"].rpartition(" ")
@@ -60,6 +71,8 @@ def _lambada(document: dict[str, Any]) -> Question:
 
 def _hellaswag(document: dict[str, Any]) -> Question:
     context = f"{document['activity_label']}: {document['ctx_a']} {document['ctx_b'].capitalize()}"
+    if not isinstance(document["endings"], list):
+        raise ValueError("endings are no list")
     endings = [f" {_tidied(ending)}" for ending in document["endings"]]
     right = int(document["label"])
     if not 0 <= right < len(endings):
@@ -121,7 +134,8 @@ def score_task(task: str, model: GPT, tokenizer: Tokenizer, *, batch_tokens: int
 
 
 def _best(question: Question, answers: list[Likelihood], *, per_character: bool) -> bool:
-    lengths = [len(choice) - 1 if per_character else 1 for choice in question.choices]  # the space before is no part
+    # the space before is no part; an ending may be empty
+    lengths = [max(1, len(choice) - 1) if per_character else 1 for choice in question.choices]
     values = [answer.logprob / length for answer, length in zip(answers, lengths, strict=True)]
     return values.index(max(values)) == question.right
 
@@ -151,7 +165,7 @@ def _read(url: str) -> bytes:
 def _question(name: str, line: bytes, url: str, number: int) -> Question:
     try:
         return _TASKS[name](json.loads(line))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
             f"line {number} is not of {name}: {reason}", where=url, hint="give JSON lines in the data set's own format"

@@ -171,7 +171,7 @@ class _Training:
             return
         log.info(
             "training %s: %d parameters, %d steps of %d tokens, %s x %s, micro-batch %d, %s on %s%s",
-            f"going on from step {state.step}" if self.job.resume else "from the beginning",
+            f"going on from step {state.step}" if self.job.resume else "from the first step",
             self.model.count_parameters(),
             self.config.steps,
             self.tokens_a_step,

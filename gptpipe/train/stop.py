@@ -25,7 +25,7 @@ class StopRequest:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        self.reason = self.reason or f"asked to stop by {signal.Signals(number).name}"
+        self.reason = self.reason or "asked to stop"  # by which signal the launcher knows
 
     def asked(self) -> bool:
         if not self.reason and self._deadline is not None and time.monotonic() > self._deadline:

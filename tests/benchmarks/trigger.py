@@ -62,7 +62,7 @@ def measure(place: Place, nodes: int, seed: int) -> dict[str, float]:
         "flow begins": min(after(state["timestamp"]) for state in states if state["type"] == "RUNNING"),
         "dataset found": after(subflows["tokenize"]["end_time"]),
         "train begins": after(subflows["train"]["start_time"]),
-        "ranks begin": logged("training from the beginning"),
+        "ranks begin": logged("training from the first step"),
         "first step": logged("step 1/2"),
     }
 
