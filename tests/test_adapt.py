@@ -91,3 +91,9 @@ def test_weights_of_an_unknown_vocabulary_are_not_resized(tmp_path: Path) -> Non
     reference(1, 1, 16, 8, 300).save_pretrained(tmp_path / "in")
     with pytest.raises(UserError, match="the weights know 300 tokens, the tokenizer 'gpt2' has 50257"):
         import_weights(str(tmp_path / "in"), str(tmp_path / "out"))
+
+
+def test_a_context_that_no_model_may_have_is_refused(weights: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="context_length"):
+        import_weights(weights, str(tmp_path / "out"), context_length=10**11)
+    assert not (tmp_path / "out").exists()

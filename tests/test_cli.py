@@ -85,6 +85,17 @@ BAD = {
         "--dtype: 'q8_0' is not one of float32, bfloat16, float16",
     ),
     "export to a GGUF folder": (["export", "{weights}", "--out", "{tmp}/x", "--format", "gguf"], "GGUF is one file"),
+    "half of a character": (["generate", "--weights", "{weights}", "--prompt", "a", "--stop", "a\udcff"], "half of a"),
+    "several values of one option": (
+        ["generate", "--weights", "{weights}", "--prompt", "a", "b"],
+        "before every value",
+    ),
+    "a GPU that is not there": (
+        ["evaluate", "--weights", "{weights}", "--text", "{tmp}/two/a.txt", "--set", "evaluate.device=cuda"],
+        "torch sees no GPU here",
+    ),
+    "weights to start from": (["run", "--corpus", "{tmp}/two", "--init", "{tmp}/two"], "no weights there"),
+    "an export that cannot be": (["run", "--corpus", "{tmp}/two", "--export", "{tmp}/two"], "holds something else"),
     "top-p": (["generate", "--weights", "{weights}", "--prompt", "a", "--top-p", "0"], "--top-p:"),
     "both": (
         ["evaluate", "--weights", "{weights}", "--data", "x", "--text", "{tmp}/two/a.txt"],
@@ -205,12 +216,16 @@ def test_tokenize_train_evaluate_generate_import(tmp_path: Path) -> None:
     )
     assert [sample["prompt"] for sample in said["samples"]] == ["It was", "Chapter"]
     assert all(sample["text"].startswith(sample["prompt"]) for sample in said["samples"])
-    (tmp_path / "prompts.jsonl").write_text('{"prompt": "It was"}\n{"prompt": "Chapter"}\n')
+    (tmp_path / "prompts.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"prompt": "It was", "id": 7}\r\n\r\n{"prompt": "Chapter"}\r\n'
+    )
     given = ["--prompts", str(tmp_path / "prompts.jsonl"), "--out", str(tmp_path / "samples.jsonl"), "--logprobs"]
     greedy = ["--max-new-tokens", "4", "--temperature", "0"]
     gptpipe("generate", "--weights", trained["checkpoint"], *given, *greedy)
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [line["text"] for line in lines] == [sample["text"] for sample in said["samples"]]
+    assert [line.get("id") for line in lines] == [7, None]
+    assert all(line["prompt"] + line["continuation"] == line["text"] for line in lines)
     assert all(len(line["logprobs"]) == len(line["tokens"]) for line in lines)
     folder = gptpipe("export", trained["checkpoint"], "--out", str(tmp_path / "hf")).stdout.strip()
     again = gptpipe("generate", "--weights", folder, "--prompt", "It was", *greedy)
@@ -236,3 +251,23 @@ def test_doctor_says_what_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> No
     assert done.returncode == 1
     assert "FAIL tracking" in done.stdout
     assert "GPTPIPE_MLFLOW_URI" in done.stdout
+
+
+def test_a_reader_that_goes_away_is_no_failure_to_tell() -> None:
+    with subprocess.Popen([GPTPIPE, "presets"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+def test_a_line_that_holds_no_prompt_is_named_by_its_place(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong in ('{"prompt": null}', "[1]", '"a"', "[" * 100_000):
+        (tmp_path / "a.jsonl").write_text(f'\n{{"prompt": "a"}}\n\n{wrong}\n')
+        arguments = ["generate", "--weights", weights, "--prompts", str(tmp_path / "a.jsonl")]
+        monkeypatch.setattr(sys, "argv", ["gptpipe", *arguments])
+        with pytest.raises(SystemExit):
+            main()
+        assert "a.jsonl, line 4: not an object with a `prompt`" in capsys.readouterr().err

@@ -414,3 +414,23 @@ def test_no_field_takes_what_is_not_a_number(value: float) -> None:
 def test_a_model_whose_heads_do_not_divide_its_width_is_refused() -> None:
     with pytest.raises(UserError, match="n_embd 64 is not a multiple of n_head 5"):
         parse(ModelConfig, {"n_embd": 64, "n_head": 5})
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_fewer_steps_than_the_presets_have_a_shorter_warm_up(preset: str) -> None:
+    usual = preset_values(preset)["train"]
+    for steps in (1, 3, 30, usual["steps"], 10 * usual["steps"]):
+        found = load_config(preset=preset, overrides=[f"train.steps={steps}"]).train.warmup_steps
+        assert found == int(usual["warmup_steps"] * min(1, steps / usual["steps"]))
+    given = load_config(preset=preset, overrides=["train.steps=30", "train.warmup_steps=7"]).train.warmup_steps
+    assert given == 7
+
+
+@pytest.mark.parametrize("value", ["2026-13-45", "9" * 5000])
+def test_a_value_that_yaml_stumbles_over_is_one_line(value: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"evaluate\.max_tokens") as caught:
+        load_config(overrides=[f"evaluate.max_tokens={value}"])
+    assert "\n" not in str(caught.value)
+    (tmp_path / "a.yaml").write_text(f"evaluate:\n  max_tokens: {value}\n")
+    with pytest.raises(UserError):
+        load_config(file=tmp_path / "a.yaml")

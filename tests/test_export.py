@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 from transformers import GPT2LMHeadModel, GPT2TokenizerFast
 
 from gptpipe import UserError, load
+from gptpipe.adapt import import_weights
 from gptpipe.checkpoint import write_checkpoint
 from gptpipe.evaluate import Against, Evaluation, compare_tallies, evaluate_whole
 from gptpipe.export import export_hf
@@ -152,3 +154,41 @@ def test_the_card_compares_with_what_training_started_from(checkpoint: str, tmp_
     text = (Path(export_hf(checkpoint, str(tmp_path / "out"), scores=scores)) / "README.md").read_text()
     assert f"Against the weights it started from, `before`: {against.comparison.sentence}." in text
     assert f"| {scores.cross_entropy:,.4f} | {first.evaluation.cross_entropy:,.4f} |" in text
+
+
+def test_a_file_is_exported_too(tmp_path: Path) -> None:
+    model = reference(1, 1, 64, 8, 50257)
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    out = Path(export_hf(str(tmp_path / "model.pth"), str(tmp_path / "out")))
+    assert "| read from | model.pth |" in (out / "README.md").read_text()
+    with torch.no_grad():
+        tokens = torch.arange(8)[None]
+        assert (GPT2LMHeadModel.from_pretrained(out)(tokens).logits - model(tokens).logits).abs().max() < 1e-5
+
+
+def test_what_does_not_fit_into_float16_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    model = reference(1, 1, 64, 8, 50257)
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight[3, 5] = -70000.0
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    with pytest.raises(UserError, match=r"mlp\.c_fc\.weight holds numbers too large for float16"):
+        export_hf(str(tmp_path / "model.pth"), str(tmp_path / "out"), "float16")
+    assert not list((tmp_path / "out").glob("*"))
+    export_hf(str(tmp_path / "model.pth"), str(tmp_path / "out"), "bfloat16")
+
+
+@pytest.mark.parametrize("what", ["import", "export"])
+def test_what_a_killed_one_left_is_removed(what: str, checkpoint: str, tmp_path: Path) -> None:
+    out = tmp_path / "made"
+    out.mkdir()
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    left = out / f".tmp-{socket.gethostname()}-{gone.pid}-0a1b2c3d-model.safetensors"
+    left.write_bytes(b"half of it")
+    if what == "export":
+        export_hf(checkpoint, str(out))
+    else:
+        reference(1, 2, 16, 8, 50257).save_pretrained(tmp_path / "hf")
+        import_weights(str(tmp_path / "hf"), str(out))
+    assert not left.exists()
+    assert list(out.iterdir())

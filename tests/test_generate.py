@@ -466,3 +466,9 @@ def test_samples_are_made_in_the_precision_that_was_asked_for(tmp_path: Path, mo
         given = config(prompts=["It was"], max_new_tokens=2, precision=precision)
         assert not sample_once(made, given, out=str(tmp_path / "out")).already_done
     assert kinds == [torch.float32, torch.bfloat16]
+
+
+def test_a_tiny_temperature_takes_the_likeliest(pair: tuple[GPT, GPT2LMHeadModel]) -> None:
+    model, _ = pair
+    prompts = [[5], [7, 8, 9]]
+    assert generate_ids(model, prompts, config(temperature=1e-320)) == generate_ids(model, prompts, config())

@@ -19,6 +19,7 @@ from gptpipe.gguf import export_gguf
 from gptpipe.hf import hf_config, hf_tensors
 from gptpipe.tokenizer import get_tokenizer
 from tests.test_export import TEXTS
+from tests.test_pretrained import reference
 
 TOKENS = torch.arange(1000, 1012)[None]
 
@@ -178,3 +179,13 @@ def test_what_cannot_be_written_is_said_and_nothing_is_left(tmp_path: Path) -> N
     with pytest.raises(UserError):
         export_gguf(weights, str(tmp_path / "out" / "other.gguf"))
     assert [path.name for path in out.parent.iterdir()] == ["small.gguf"]
+
+
+def test_what_does_not_fit_into_float16_is_refused(tmp_path: Path) -> None:
+    model = reference(1, 1, 64, 8, 50257)
+    with torch.no_grad():
+        model.transformer.h[0].attn.c_proj.weight[3, 5] = 1e5
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    with pytest.raises(UserError, match=r"attn\.c_proj\.weight holds numbers too large for float16"):
+        export_gguf(str(tmp_path / "model.pth"), str(tmp_path / "a.gguf"), "float16")
+    assert not (tmp_path / "a.gguf").exists()

@@ -128,6 +128,7 @@ def test_llmc(version: int, tmp_path: Path) -> None:
         (lambda data: data + b"0", "its header asks for"),
         (lambda data: data[:4] + struct.pack("<i", 1) + data[8:], "version 1 of llm.c's files"),
         (lambda data: data[:16] + struct.pack("<i", -1) + data[20:], "no shape of a GPT-2"),
+        (lambda data: data[:16] + struct.pack("<i", 2**31 - 1) + data[20:], "its header asks for"),
         (lambda data: data[:20] + struct.pack("<i", 3) + data[24:], "n_embd"),
     ],
 )
@@ -173,6 +174,29 @@ def test_the_books_output_layer_may_be_its_own(tmp_path: Path) -> None:
     torch.save(as_book(model, qkv_bias=True), tmp_path / "model.pth")
     assert read_weights(str(tmp_path / "model.pth")).config.tie_weights is False
     assert differ(tmp_path / "model.pth", model) < 1e-4
+
+
+@pytest.mark.parametrize("layout", ["book", "nanogpt", "hf"])
+def test_a_bias_that_is_missing_among_others_is_not_taken_for_zero(layout: str, tmp_path: Path) -> None:
+    model = reference(2, 2, 128, 8, 77)
+    given = {
+        "book": lambda: as_book(model, qkv_bias=True),
+        "nanogpt": lambda: as_nanogpt(model, bias=True)["model"],
+        "hf": lambda: dict(model.state_dict()),
+    }[layout]()
+    gone = {"book": "final_norm.shift", "nanogpt": "_orig_mod.transformer.ln_f.bias", "hf": "transformer.ln_f.bias"}
+    del given[gone[layout]]
+    arguments = as_nanogpt(model, bias=True)["model_args"]
+    torch.save({"model": given, "model_args": arguments} if layout == "nanogpt" else given, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"ln_f\.bias is missing"):
+        load(str(tmp_path / "a.pth"))
+
+
+def test_a_tensor_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    found = dict(reference(1, 1, 64, 8, 77).state_dict())
+    torch.save({**found, "wpe.weight": found["transformer.wpe.weight"] + 1}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"wpe\.weight is there twice"):
+        load(str(tmp_path / "a.pth"))
 
 
 def test_a_projection_that_is_missing_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from gptpipe import loss as loss_module
-from gptpipe.loss import IGNORED, linear_cross_entropy
+from gptpipe.loss import IGNORED, linear_cross_entropy, token_scores
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +86,15 @@ def test_no_rows_cost_nothing_and_have_no_gradient() -> None:
     assert loss.item() == 0
     assert weight.grad is not None
     assert torch.equal(weight.grad, torch.zeros_like(weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_tokens_that_are_as_likely_the_first_is_the_likeliest(dtype: torch.dtype) -> None:
+    torch.manual_seed(3)
+    weight = torch.randn(60, 8).to(dtype)
+    weight[[20, 41]] = weight[7].clone()
+    hidden = torch.cat([torch.randn(40, 8), 3 * weight[7].float().expand(6, 8)]).to(dtype)
+    targets = torch.cat([torch.randint(0, 60, (40,)), torch.tensor([7, 20, 41, 7, 3, 41])])
+    _, _, right = token_scores(hidden, weight, targets)
+    assert torch.equal(right, (hidden @ weight.T).argmax(dim=1) == targets)
+    assert right[-6:].tolist() == [True, False, False, True, False, False]

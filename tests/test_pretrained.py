@@ -304,3 +304,80 @@ def test_identity_of_weights_knows_the_number_of_heads(tmp_path: Path) -> None:
         (folder / "model.safetensors").write_bytes((Path(url) / "model.safetensors").read_bytes())
         found.add(read_weights(str(folder)).identity)
     assert len(found) == 2
+
+
+@pytest.mark.parametrize(("rows", "said"), [(50000, 50304), (50257, 50300), (50304, 50257)])
+def test_an_embedding_of_other_rows_than_the_config_says_is_refused(rows: int, said: int, tmp_path: Path) -> None:
+    model = reference(1, 1, 16, 8, rows)
+    model.save_pretrained(tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, "vocab_size": said}))
+    with pytest.raises(UserError, match=rf"wte\.weight is \({rows}, 16\) instead of \({said}, 16\)"):
+        import_weights(str(tmp_path / "hf"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@torch.no_grad()
+def test_an_output_layer_of_its_own_is_kept_whatever_the_config_says(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reference(2, 2, 16, 8, 77, tied=False).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    theirs, tokens = GPT2LMHeadModel.from_pretrained(tmp_path), torch.tensor([[5, 70, 3]])
+    assert (load(str(tmp_path))(tokens) - theirs(tokens).logits).abs().max() < 1e-4
+    assert "is not the embedding" in caplog.text
+
+
+def test_tensors_of_every_form_are_read_or_refused(tmp_path: Path) -> None:
+    whole = dict(reference(1, 1, 64, 8, 77).state_dict())
+    name = "transformer.ln_f.bias"
+    apart = torch.stack([whole[name], whole[name]], dim=1)[:, 0]
+    assert not apart.is_contiguous()
+    torch.save({**whole, name: apart}, tmp_path / "a.pth")
+    assert torch.equal(load(str(tmp_path / "a.pth")).ln_f.bias, whole[name])
+    for wrong in (whole[name].to_sparse(), whole[name].to("meta"), torch.nested.nested_tensor([whole[name]]), 3):
+        torch.save({**whole, name: wrong}, tmp_path / "a.pth")
+        with pytest.raises(UserError, match=r"not a state dict of tensors|refused"):
+            load(str(tmp_path / "a.pth"))
+    torch.save({**whole, name: whole[name].to(torch.float8_e4m3fn)}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"ln_f\.bias is torch\.float8_e4m3fn"):
+        load(str(tmp_path / "a.pth"))
+    torch.save({1: whole[name]}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="not a state dict of tensors"):
+        load(str(tmp_path / "a.pth"))
+
+
+def test_a_torch_file_that_is_damaged_anywhere_is_one_line(tmp_path: Path) -> None:
+    torch.save(dict(reference(1, 1, 64, 8, 77).state_dict()), tmp_path / "whole.pth")
+    data, draws = (tmp_path / "whole.pth").read_bytes(), random.Random(1)
+    said = []
+    for _ in range(150):
+        damaged = bytearray(data)
+        for _ in range(draws.randint(1, 8)):
+            damaged[draws.choice([draws.randrange(3000), draws.randrange(len(data))])] = draws.randrange(256)
+        (tmp_path / "a.pth").write_bytes(damaged)
+        try:
+            load(str(tmp_path / "a.pth"))
+        except UserError as error:
+            said.append(error.message)
+    assert len(said) > 50
+    assert not [message for message in said if "\n" in message]
+
+
+def test_a_manifest_that_is_damaged_is_named(tmp_path: Path) -> None:
+    reference(1, 2, 16, 8, 50257).save_pretrained(tmp_path / "hf")
+    checkpoint = Path(import_weights(str(tmp_path / "hf"), str(tmp_path / "out")).url)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    for change in ({"step": "x"}, {"files": None}, {"files": [1]}):
+        (checkpoint / "manifest.json").write_text(json.dumps({**manifest, **change}))
+        with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+            load(str(checkpoint))
+
+
+def test_gguf_and_names_too_long_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match="GGUF is written, not read"):
+        load(str(tmp_path / "a.gguf"))
+    with pytest.raises(UserError, match="too long"):
+        load("a" * 5000)

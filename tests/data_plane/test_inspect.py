@@ -108,6 +108,7 @@ def test_frequent_tokens(found: Inspection, documents: dict[str, list[list[int]]
 
 def test_excerpts_are_how_documents_begin(found: Inspection) -> None:
     assert 1 <= len(found.excerpts) <= 3
+    assert len(set(found.excerpts)) == len(found.excerpts)
     texts = {f"{i:02}.txt#0": {corpus[i] for corpus in TEXTS.values() if i < len(corpus)} for i in range(42)}
     tokenizer = get_tokenizer("gpt2")
     for identity, text in found.excerpts:
@@ -211,3 +212,12 @@ def test_a_corpus_that_is_only_held_out_is_listed_too(tmp_path: Path) -> None:
         if len(seen) == 4:
             break
     assert len(seen) == 4
+
+
+def test_no_document_is_shown_twice(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "texts" / f"{name}.txt").write_text(f"this is {name}")
+    config = DataConfig(corpus=[str(tmp_path / "texts")], validation=0.5)
+    found = inspect(tokenize(config, str(tmp_path / "out")).dataset)
+    assert sorted(text for _, text in found.excerpts) == ["this is a", "this is b"]

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptpipe import GPT, ModelConfig, UserError, evaluate, load
 from gptpipe.config import DataConfig, EvaluateConfig
 from gptpipe.data.build import tokenize
 from gptpipe.data.windows import evaluation_windows
-from gptpipe.evaluate import evaluate_whole
+from gptpipe.evaluate import evaluate_whole, in_one_window
 from gptpipe.pretrained import read_weights
 from gptpipe.scoring.documents import count_words, documents_of_text
 from gptpipe.scoring.look import look
@@ -243,3 +243,30 @@ def test_what_is_shown_of_a_token_is_what_the_model_says(ours: GPT) -> None:
 @pytest.mark.parametrize(("text", "words"), [("", 1), ("a", 1), (" a  b\n", 4), ("a\u3000b\tc", 3)])
 def test_words_are_counted_as_the_harness_does(text: str, words: int) -> None:
     assert count_words(text) == words
+
+
+def test_a_text_of_one_token_is_scored_apart(ours: GPT) -> None:
+    found = evaluate(ours, text="a", config=EvaluateConfig(documents="apart"))
+    assert (found.tokens, found.bytes) == (1, 1)
+    with torch.no_grad():
+        logits = ours(torch.tensor([[get_tokenizer().end_of_text]]))[0, -1]
+    [token] = get_tokenizer().encode("a")
+    assert found.cross_entropy == pytest.approx(-float(logits.log_softmax(0)[token]), abs=1e-5)
+    with pytest.raises(UserError, match="1 token: nothing has a token before it"):
+        evaluate(ours, text="a")
+
+
+def test_two_models_of_other_contexts_are_compared_in_the_same_windows(tmp_path: Path, dataset: str) -> None:
+    read = []
+    for context in (16, 24):
+        torch.manual_seed(context)
+        made = GPT2LMHeadModel(GPT2Config(n_positions=context, n_embd=16, n_layer=1, n_head=1))
+        made.save_pretrained(tmp_path / str(context))
+        read.append(read_weights(str(tmp_path / str(context))))
+    assert in_one_window(EvaluateConfig(), *read).context_length == 16
+    assert in_one_window(EvaluateConfig(context_length=8), *read).context_length == 8
+    assert in_one_window(EvaluateConfig(), read[1], read[1]).context_length == 0
+    config = in_one_window(EvaluateConfig(split="train", max_tokens=64), *read)
+    first, second = (evaluate_whole(each, data=dataset, config=config) for each in read)
+    assert np.array_equal(first.tally.position_tokens[:17], second.tally.position_tokens[:17])
+    assert first.evaluation.windows == second.evaluation.windows

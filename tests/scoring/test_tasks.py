@@ -131,6 +131,9 @@ def test_a_word_that_the_model_would_write_is_right(weights: str, tmp_path: Path
         ("lambada", "plain text\n", "line 1 is not of lambada"),
         ("hellaswag", json.dumps({**HELLASWAG[0], "label": 7}), "label 7 of 4 endings"),
         ("hellaswag", "[]", "line 1 is not of hellaswag"),
+        ("hellaswag", json.dumps({**HELLASWAG[0], "endings": "ab"}), "endings are no list"),
+        ("hellaswag", json.dumps({**HELLASWAG[0], "label": math.inf}), "line 1 is not of hellaswag"),
+        ("lambada", "[" * 100_000, "line 1 is not of lambada"),
     ],
 )
 def test_what_is_no_task_is_one_line(task: str, content: str, message: str, weights: str, tmp_path: Path) -> None:
@@ -233,3 +236,15 @@ def test_lm_eval_generates_the_same_with_our_weights(weights: str, tmp_path: Pat
     theirs = HFLM(export_hf(weights, str(tmp_path / "hf")), device="cpu", batch_size=1).generate_until(requests)
     assert GptpipeLM(weights, batch_size=2).generate_until(requests) == theirs
     assert len(set(theirs)) == len(theirs)
+
+
+def test_an_ending_may_be_empty(weights: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({**HELLASWAG[0], "endings": ["", "[x]", "runs off"], "label": 2}))
+    task = f"hellaswag:{tmp_path / 'a.jsonl'}"
+    found = score_task(task, load(weights), get_tokenizer(), batch_tokens=64, precision="float32")
+    assert found.questions == 1
+    assert found.numbers.keys() == {
+        "hellaswag, right of 1",
+        "hellaswag, standard error",
+        "hellaswag, right a character",
+    }
