@@ -37,6 +37,14 @@ app = typer.Typer(
     help="Raw text in, an evaluated and registered GPT out, again every night.",
 )
 
+
+def _named(value: str | None) -> str | None:
+    """An empty name would be the current folder, or nothing at all."""
+    if value is not None and not value.strip():
+        raise UserError("an empty name", where="where to write", hint="give a file, folder or URL")
+    return value
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, logs on stderr.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with any of the configuration's keys.")]
 Overrides = Annotated[
@@ -227,7 +235,8 @@ def _summary(parameters: PipelineConfig, result: dict[str, Any]) -> str:
     """What was made, how good it is, where it is, and how to look at it: a few lines."""
     training, evaluation, samples, model = (result[key] for key in ("training", "evaluation", "samples", "model"))
     speed = f", {training['tokens_per_second']:,.0f} tokens/s" if training["tokens_per_second"] else ""
-    python = samples["python_lines"] if any(c.url.startswith("stdlib:") for c in parameters.data.corpus) else None
+    is_python = any(c.url.startswith("stdlib:") for c in parameters.data.corpus)
+    python = samples["python_lines"] if is_python else None
     share = training["tokens"] / result["dataset"]["splits"]["train"]
     kind = f"a {parameters.preset} GPT" if parameters.init == "scratch" else f"a GPT from {parameters.init}"
     first = samples["samples"][0]
@@ -253,7 +262,7 @@ def _summary(parameters: PipelineConfig, result: dict[str, Any]) -> str:
         lines.append(f"exported  {result['export']}, a folder that transformers reads")
     lines.append(
         f"try it    {_command('gptpipe')} generate --weights {training['best_checkpoint']} "
-        f"--prompt {shlex.quote(samples['samples'][:2][-1]['prompt'])}"
+        f"--prompt {shlex.quote((samples['samples'][:2][-1] if is_python else first)['prompt'])}"
     )
     return "\n".join(lines)
 
@@ -278,7 +287,7 @@ def _located(command: str) -> str:
 @app.command()
 def tokenize(
     corpus: Corpora = None,
-    out: Annotated[str, typer.Option(help="Folder or URL; the dataset lies in <out>/<id>/.")] = ...,  # type: ignore[assignment]
+    out: Annotated[str, typer.Option(callback=_named, help="Folder or URL; the dataset lies in <out>/<id>/.")] = ...,  # type: ignore[assignment]
     tokenizer: Annotated[str | None, typer.Option(help="A tiktoken encoding.")] = None,
     validation: Annotated[float | None, typer.Option(help="Share of the documents kept for validation.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one a core.")] = None,
@@ -328,7 +337,7 @@ def inspect(
 @app.command()
 def train(
     data: Annotated[str, typer.Option(help="Dataset, or the folder of datasets (the one made last).")],
-    out: Annotated[str, typer.Option(help="Folder or URL; the training lies in <out>/<id>/.")],
+    out: Annotated[str, typer.Option(callback=_named, help="Folder or URL; the training lies in <out>/<id>/.")],
     config: ConfigFile = None,
     overrides: Overrides = None,
     preset: Preset = None,
@@ -389,7 +398,8 @@ def evaluate(
         typer.Option(metavar="NAME:FILE", help="Score lambada:FILE or hellaswag:FILE too; may be given several times."),
     ] = None,
     page: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write a page that shows the loss in the text, .html.")
+        str | None,
+        typer.Option(metavar="FILE", callback=_named, help="Write a page that shows the loss in the text, .html."),
     ] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
@@ -472,7 +482,8 @@ def generate(
         typer.Option(metavar="FILE", help="Prompts: a line each, or .jsonl with `prompt`; - is standard input."),
     ] = None,
     out: Annotated[
-        str | None, typer.Option(help="File or URL for the samples as JSONL, instead of standard output.")
+        str | None,
+        typer.Option(callback=_named, help="File or URL for the samples as JSONL, instead of standard output."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens generated a prompt.")] = 80,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
@@ -576,7 +587,9 @@ def import_(
     weights: Annotated[
         str, typer.Argument(help="Any WEIGHTS: Hugging Face folder or hf:NAME, .safetensors, .pth, checkpoint.")
     ],
-    out: Annotated[str, typer.Option(help="Folder or URL; the checkpoint lies in <out>/step-<step>/.")],
+    out: Annotated[
+        str, typer.Option(callback=_named, help="Folder or URL; the checkpoint lies in <out>/step-<step>/.")
+    ],
     context: Annotated[int, typer.Option(min=0, help="Another context: less cuts it, more extends it.")] = 0,
     tokenizer: Annotated[str, typer.Option(help="Another tokenizer, for which embeddings are resized.")] = "",
     as_json: Json = False,
@@ -592,7 +605,9 @@ def import_(
 @app.command()
 def export(
     weights: Annotated[str, typer.Argument(help="Any WEIGHTS.")],
-    out: Annotated[str, typer.Option(help="Folder or URL that holds nothing yet; for gguf a file of that ending.")],
+    out: Annotated[
+        str, typer.Option(callback=_named, help="Folder or URL that holds nothing yet; for gguf a file of that ending.")
+    ],
     layout: Annotated[
         Literal["hf", "gguf"] | None,
         typer.Option("--format", help="hf for transformers, gguf for llama.cpp; by default as --out is called."),

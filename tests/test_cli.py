@@ -90,6 +90,7 @@ BAD = {
         ["generate", "--weights", "{weights}", "--prompt", "a", "b"],
         "before every value",
     ),
+    "nowhere": (["import", "{weights}", "--out", ""], "an empty name"),
     "a GPU that is not there": (
         ["evaluate", "--weights", "{weights}", "--text", "{tmp}/two/a.txt", "--set", "evaluate.device=cuda"],
         "torch sees no GPU here",
