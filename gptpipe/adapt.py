@@ -33,10 +33,10 @@ def adapted(found: Weights, *, context_length: int = 0, tokenizer: str = "") -> 
     """
     config, tensors = found.config, dict(found.tensors)
     if context_length and context_length != config.context_length:
-        longer: ModelConfig = parse(ModelConfig, {**config.model_dump(), "context_length": context_length})
+        resized: ModelConfig = parse(ModelConfig, {**config.model_dump(), "context_length": context_length})
         index = torch.arange(context_length) % config.context_length
         tensors["wpe.weight"] = _rows(tensors["wpe.weight"], index)
-        config = longer
+        config = resized
     if tokenizer and tokenizer != found.tokenizer:
         old, new = get_tokenizer(found.tokenizer), get_tokenizer(tokenizer)
         check_vocabulary(config, old.vocab_size, old.name, found.url)

@@ -237,13 +237,15 @@ def _summary(parameters: PipelineConfig, result: dict[str, Any]) -> str:
     speed = f", {training['tokens_per_second']:,.0f} tokens/s" if training["tokens_per_second"] else ""
     is_python = any(c.url.startswith("stdlib:") for c in parameters.data.corpus)
     python = samples["python_lines"] if is_python else None
-    share = training["tokens"] / result["dataset"]["splits"]["train"]
+    there = result["dataset"]["splits"]["train"]
+    share = training["tokens"] / there
+    part = f"{share:.1%} of" if share < 1 else f"{share:.1f} times"
     kind = f"a {parameters.preset} GPT" if parameters.init == "scratch" else f"a GPT from {parameters.init}"
     first = samples["samples"][0]
     lines = [
         "",
-        f"made      {kind}, {training['steps']:,} steps over {training['tokens']:,} tokens, {share:.2g} times all that "
-        f"there are to train on{speed}",
+        f"made      {kind}, {training['steps']:,} steps over {training['tokens']:,} tokens, {part} the {there:,} there "
+        f"are{speed}",
         f"good      {evaluation['sentence']}",
         f"          {evaluation['bits_per_byte']:.3f} bits a byte"
         + (f"; {python:.0%} of its lines are Python's" if python is not None else ""),

@@ -39,7 +39,7 @@ from gptpipe.settings import settings
 from gptpipe.tokenizer import get_tokenizer
 from gptpipe.wording import counted
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 _FEW_TOKENS = 1000
 
 

@@ -82,10 +82,10 @@ def export_hf(
         CONFIG: _json(config),
     }
     storage.sweep_temporaries(out, below=False)
-    storage.remove(storage.join(out, CONFIG))
     with storage.open_write(storage.join(out, MODEL)) as file:
         for block in model_file(tensors):
             file.write(block)
+        storage.remove(storage.join(out, CONFIG))  # an earlier export stays whole until this one can be
     for name, content in contents.items():
         storage.write_bytes(storage.join(out, name), content.encode())
     return out

@@ -175,6 +175,10 @@ def test_what_does_not_fit_into_float16_is_refused_and_nothing_is_left(tmp_path:
         export_hf(str(tmp_path / "model.pth"), str(tmp_path / "out"), "float16")
     assert not list((tmp_path / "out").glob("*"))
     export_hf(str(tmp_path / "model.pth"), str(tmp_path / "out"), "bfloat16")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(UserError, match="too large for float16"):
+        export_hf(str(tmp_path / "model.pth"), str(tmp_path / "out"), "float16", replace=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 @pytest.mark.parametrize("what", ["import", "export"])

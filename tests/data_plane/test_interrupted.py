@@ -338,7 +338,7 @@ def one_answer(status: int) -> type[http.server.BaseHTTPRequestHandler]:
     [
         (403, "corpus"),
         (403, "out"),
-        (503, "out"),
+        pytest.param(503, "out", marks=pytest.mark.slow),
         pytest.param(503, "corpus", marks=pytest.mark.slow),
         pytest.param(500, "corpus", marks=pytest.mark.slow),
         pytest.param(500, "out", marks=pytest.mark.slow),
