@@ -31,6 +31,7 @@ setup() {
         "$python" -m venv .venv
     fi
     echo "setting up: installing pinned packages, about two minutes the first time" >&2
-    .venv/bin/python -m pip install -qq --disable-pip-version-check -c infra/constraints.txt -e ".${extras:+[$extras]}"
+    # modules are compiled when they are first imported: most never are, and compiling all takes a minute
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile -c infra/constraints.txt -e ".${extras:+[$extras]}"
     echo "$wanted" >.venv/.installed-"$extras"
 }

@@ -21,9 +21,14 @@ CORPORA = ["web", "books", "code", "wiki", "only-held-out"]
 NUMBERS = ["rows", "documents", "tokens", "bytes", "size"]
 
 
-def shard_file(number: int, corpus: str, split: str, draw: np.random.Generator) -> ShardFile:
-    groups = int(draw.integers(1, 20))
-    offsets = np.concatenate([[0], np.cumsum(draw.integers(900_000, 1_000_001, groups - 1))]).astype(np.int64)
+def some_offsets(count: int) -> list[np.ndarray]:
+    """Where row groups begin, of shards with 1 to 19 of them."""
+    draw = np.random.default_rng(1)
+    sizes = (draw.integers(900_000, 1_000_001, int(draw.integers(0, 19))) for _ in range(count))
+    return [np.concatenate([[0], np.cumsum(each)]).astype(np.int64) for each in sizes]
+
+
+def shard_file(number: int, corpus: str, split: str, offsets: np.ndarray) -> ShardFile:
     digest = f"{number:032x}"
     tokens = int(offsets[-1]) + 5000
     return ShardFile(
@@ -44,12 +49,13 @@ def shard_file(number: int, corpus: str, split: str, draw: np.random.Generator) 
 @pytest.fixture(scope="module")
 def content() -> bytes:
     """Splits one after another, corpora in theirs, as `commit` writes them; one corpus has no training shard."""
-    draw = np.random.default_rng(1)
+    offsets = some_offsets(4093)  # a prime: they meet corpora and splits in every order
     train = ROWS * 9 // 10
     corpora = [CORPORA[i * 4 // train] for i in range(train)] + [
         CORPORA[i * 5 // (ROWS - train)] for i in range(ROWS - train)
     ]
-    files = [shard_file(i, corpora[i], "train" if i < train else "validation", draw) for i in range(ROWS)]
+    splits = ["train"] * train + ["validation"] * (ROWS - train)
+    files = [shard_file(i, corpora[i], splits[i], offsets[i % len(offsets)]) for i in range(ROWS)]
     return index_table(files)
 
 
