@@ -31,7 +31,6 @@ setup() {
         "$python" -m venv .venv
     fi
     echo "setting up: installing pinned packages, about two minutes the first time" >&2
-    # modules are compiled when they are first imported: most never are, and compiling all takes a minute
-    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile -c infra/constraints.txt -e ".${extras:+[$extras]}"
+    .venv/bin/python -m pip install -qq --disable-pip-version-check -c infra/constraints.txt -e ".${extras:+[$extras]}"
     echo "$wanted" >.venv/.installed-"$extras"
 }
