@@ -280,13 +280,13 @@ def candidates(logits: Tensor, config: SampleConfig) -> tuple[Tensor, Tensor]:
     sampling, Holtzman et al. 2020), and to those at least `min_p` times as likely as the likeliest (Nguyen et al.
     2024).
     """
-    scaled = logits.double()
-    # the greatest is taken off first: by a tiny temperature it would come to infinity
-    scaled = (scaled - scaled.amax(dim=-1, keepdim=True)) / config.temperature
-    if 0 < config.top_k < logits.shape[-1]:
-        ordered, indices = torch.topk(scaled, config.top_k, dim=-1)
+    wide = logits.double()
+    if 0 < config.top_k < wide.shape[-1]:
+        ordered, indices = torch.topk(wide, config.top_k, dim=-1)
     else:
-        ordered, indices = torch.sort(scaled, dim=-1, descending=True, stable=True)
+        ordered, indices = torch.sort(wide, dim=-1, descending=True, stable=True)
+    # the greatest is taken off first: by a tiny temperature it would come to infinity
+    ordered = (ordered - ordered[:, :1]) / config.temperature
     probabilities = torch.softmax(ordered, dim=-1)
     if config.top_p < 1:
         before = probabilities.cumsum(dim=-1) - probabilities
