@@ -12,70 +12,83 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
-SILENT, GOES_ON = "gptpipe: a silent run has crashed", "gptpipe: a crashed retraining goes on"
+SILENT = "gptpipe: a silent run has crashed"
+CANCELLED = "gptpipe: a silent run that was being cancelled is cancelled"
+GOES_ON = "gptpipe: a crashed retraining goes on"
+TAG = "gptpipe"  # of every deployment that is ours, and so of its runs
 CRASHED_ONCE_MORE = "LostMachine"  # the state's name in which a crashed run waits to go on
 SILENCE = timedelta(seconds=90)  # three heartbeats
 _RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
 
 
 def planned(tag: str, retrainings: Iterable[UUID]) -> list[AutomationCore]:
-    """Both of them.
+    """All of them.
+
+    None forces a state: a heartbeat can arrive after the run's end, and only the server's own rules keep a run in the
+    state in which it ended.
 
     Args:
         tag: of the deployments whose runs are watched.
         retrainings: the deployments whose runs go on.
     """
     ids = [f"prefect.deployment.{identity}" for identity in retrainings]
-    silent = EventTrigger(
-        match=_RUNS,
-        match_related=ResourceSpecification(
-            {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"}
-        ),
-        for_each={"prefect.resource.id"},
-        # a run is pending while its process starts, on a machine that may go away as well
-        after={"prefect.flow-run.heartbeat", "prefect.flow-run.Pending"},
-        expect={
-            "prefect.flow-run.heartbeat",
-            *(f"prefect.flow-run.{name}" for name in ("Running", "Completed", "Failed", "Crashed", "Preempted")),
-            *(f"prefect.flow-run.{name}" for name in ("Cancelling", "Cancelled", "Scheduled", CRASHED_ONCE_MORE)),
-        },
-        posture=Posture.Proactive,
-        threshold=1,
-        within=SILENCE,
-    )
-    crashed = EventTrigger(
-        match=_RUNS,
-        match_related=ResourceSpecification({"prefect.resource.role": "deployment", "prefect.resource.id": ids}),
-        expect={"prefect.flow-run.Crashed"},
-        posture=Posture.Reactive,
-        threshold=1,
-    )
+    tagged = ResourceSpecification({"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"})
     seconds = f"{SILENCE.total_seconds():g}"
     return [
         AutomationCore(
             name=SILENT,
             description=f"No heartbeat for {seconds} s: its process, its machine or the network is gone.",
-            trigger=silent,
+            # a run is pending while its process starts, on a machine that may go away as well
+            trigger=_silence(tagged, {"prefect.flow-run.heartbeat", "prefect.flow-run.Pending"}),
             actions=[
                 ChangeFlowRunState(
-                    state=StateType.CRASHED, message=f"not heard of for {seconds} s: its machine is gone", force=True
+                    state=StateType.CRASHED, message=f"no heartbeat for {seconds} s: its process or machine is gone"
                 )
+            ],
+        ),
+        AutomationCore(
+            name=CANCELLED,
+            description=f"Nothing for {seconds} s after it was asked to stop: nobody is left who could.",
+            trigger=_silence(tagged, {"prefect.flow-run.Cancelling"}),
+            actions=[
+                ChangeFlowRunState(state=StateType.CANCELLED, message="cancelled; its process or machine was gone")
             ],
         ),
         AutomationCore(
             name=GOES_ON,
             description="It goes on from its last checkpoint, where there is a worker.",
-            trigger=crashed,
+            trigger=EventTrigger(
+                match=_RUNS,
+                match_related=ResourceSpecification(
+                    {"prefect.resource.role": "deployment", "prefect.resource.id": ids}
+                ),
+                expect={"prefect.flow-run.Crashed"},
+                posture=Posture.Reactive,
+                threshold=1,
+            ),
             actions=[
                 ChangeFlowRunState(
                     state=StateType.SCHEDULED,
                     name=CRASHED_ONCE_MORE,
                     message="crashed with its machine or its process; it goes on from the last checkpoint",
-                    force=True,
                 )
             ],
         ),
     ]
+
+
+def _silence(tagged: ResourceSpecification, after: set[str]) -> EventTrigger:
+    """Nothing of a run for `SILENCE` after one of these events."""
+    return EventTrigger(
+        match=_RUNS,
+        match_related=tagged,
+        for_each={"prefect.resource.id"},
+        after=after,
+        expect={"prefect.flow-run.*"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=SILENCE,
+    )
 
 
 def apply(client: SyncPrefectClient, wanted: list[AutomationCore]) -> None:

@@ -9,8 +9,8 @@ from typing import Any, cast
 from uuid import UUID
 
 from prefect import Flow
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterTags,
@@ -20,16 +20,17 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
-from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentEventTrigger
-from prefect.exceptions import ObjectAlreadyExists
-from prefect.schedules import Cron
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.states import Cancelling
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
 from flows import automations
+from flows.automations import TAG
 from flows.evaluate import evaluate
 from flows.hosts import NODE_POOL
 from flows.retrain import retrain
@@ -39,10 +40,11 @@ from gptpipe import __version__
 from gptpipe.config import deep_merge, load_config, read_yaml
 from gptpipe.errors import UserError
 from gptpipe.settings import settings
+from gptpipe.wording import duration
 
 log = logging.getLogger("gptpipe.flows")
 _COLLISION = {"queue": ConcurrencyLimitStrategy.ENQUEUE, "drop": ConcurrencyLimitStrategy.CANCEL_NEW}
-TAG = "gptpipe"  # of every deployment that is ours: one that this page does not name any more is removed
+ENVIRONMENT = "from-env"  # the slug of the schedule that comes from the settings; all others are people's
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,30 @@ class Planned:
     description: str
     parameters: dict[str, Any] = field(default_factory=dict)
     cron: str | None = None
+    cron_setting: str = ""  # where the cron expression comes from
     pool: str | None = None
     event: str | None = None
 
     @property
     def full_name(self) -> str:
         return f"{self.flow.name}/{self.name}"
+
+    @property
+    def text(self) -> str:
+        """The description, with where the schedule comes from."""
+        if not self.cron_setting:
+            return self.description
+        if not self.cron:
+            return f"{self.description} Not scheduled: {self.cron_setting} is empty."
+        return f"{self.description} `{self.cron}` in {settings().timezone} comes from {self.cron_setting}."
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What `deploy` made: the deployments' full names, and what it left as people had set it, a line each."""
+
+    names: list[str]
+    notes: list[str]
 
 
 def planned() -> list[Planned]:
@@ -76,9 +96,10 @@ def planned() -> list[Planned]:
         Planned(
             retrain,
             "nightly",
-            "The same every night, when GPTPIPE_NIGHTLY_CRON says so.",
+            "The same every night.",
             {"parameters": values},
             cron=settings().nightly_cron,
+            cron_setting="GPTPIPE_NIGHTLY_CRON",
         ),
         Planned(
             retrain,
@@ -90,9 +111,10 @@ def planned() -> list[Planned]:
         Planned(
             watch_corpora,
             "watch-corpora",
-            "Looks for new text when GPTPIPE_WATCH_CRON says so; what it finds starts retrain/on-new-data.",
+            "Looks for new text; what it finds starts retrain/on-new-data.",
             {"parameters": {"data": values["data"]} if "data" in values else {}},
             cron=settings().watch_cron,
+            cron_setting="GPTPIPE_WATCH_CRON",
         ),
         Planned(
             train_node,
@@ -104,35 +126,18 @@ def planned() -> list[Planned]:
     ]
 
 
-def deploy(pool: str) -> list[str]:
+def deploy(pool: str) -> Deployed:
     """Make pools, deployments and automations; the same again changes nothing, renamed deployments are removed.
 
-    Returns:
-        The deployments' full names.
+    What a person has set in the UI stays: a deployment or schedule that is paused, a schedule that was added. The
+    schedule that comes from the settings is known by its slug, and follows them.
 
     Raises:
         UserError: the cron expression or the time zone is not one.
     """
     wanted = planned()
-    made = [
-        RunnerDeployment.from_flow(
-            each.flow,
-            each.name,
-            description=each.description,
-            parameters=each.parameters,
-            schedule=_schedule(each.cron),
-            tags=[TAG],
-            version=__version__,
-            work_pool_name=each.pool or pool,
-            triggers=[DeploymentEventTrigger(expect={each.event})] if each.event else None,
-            # what is triggered while it runs would find the same texts
-            concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=_COLLISION[settings().same_training])
-            if each.cron or each.event
-            else None,
-            entrypoint_type=EntrypointType.MODULE_PATH,
-        )
-        for each in wanted
-    ]
+    crons = [_schedule(each) for each in wanted]
+    notes: list[str] = []
     with get_client(sync_client=True) as client:
         for name, description in (
             (pool, "Flow runs of gptpipe, as processes of its workers"),
@@ -142,7 +147,13 @@ def deploy(pool: str) -> list[str]:
                 client.create_work_pool(WorkPoolCreate(name=name, type="process", description=description))
             except ObjectAlreadyExists:
                 log.debug("work pool %s is there", name)
-        identities = [cast(UUID, deployment.apply()) for deployment in made]
+        identities = []
+        for each, cron in zip(wanted, crons, strict=True):
+            before = _read(client, each.full_name)
+            identity = _apply(each, pool, paused=bool(before and before.paused))
+            identities.append(identity)
+            notes += _settle_schedules(client, each, identity, cron)
+            notes += _differences(each, before)
         retrainings = [one for one, each in zip(identities, wanted, strict=True) if each.flow is retrain]
         automations.apply(client, automations.planned(TAG, retrainings))
         names = {each.full_name for each in wanted}
@@ -152,7 +163,78 @@ def deploy(pool: str) -> list[str]:
             if f"{flow_name}/{found.name}" not in names:
                 client.delete_deployment(found.id)
                 log.info("deploy: removed %s/%s", flow_name, found.name)
-    return sorted(names)
+    return Deployed(sorted(names), notes)
+
+
+def _read(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
+    try:
+        return client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        return None
+
+
+def _apply(each: Planned, pool: str, *, paused: bool) -> UUID:
+    """Make one deployment, or make it as it should be. Its schedules are left alone."""
+    made = RunnerDeployment.from_flow(
+        each.flow,
+        each.name,
+        description=each.text,
+        parameters=each.parameters,
+        paused=paused,
+        tags=[TAG],
+        version=__version__,
+        work_pool_name=each.pool or pool,
+        triggers=[DeploymentEventTrigger(expect={each.event})] if each.event else None,
+        # what is triggered while it runs would find the same texts
+        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=_COLLISION[settings().same_training])
+        if each.cron_setting or each.event
+        else None,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    return cast(UUID, made.apply())
+
+
+def _settle_schedules(client: SyncPrefectClient, each: Planned, identity: UUID, cron: CronSchedule | None) -> list[str]:
+    """Make the deployment's schedule from the settings as they are; notes about all that people have set."""
+    there = client.read_deployment_schedules(identity)
+    own = [found for found in there if found.slug == ENVIRONMENT]
+    notes = [
+        f"{each.full_name}: {_described(found.schedule)}, added in the UI, stays" for found in there if found not in own
+    ]
+    if cron is None:
+        for found in own:
+            client.delete_deployment_schedule(identity, found.id)
+        return notes
+    if not own:
+        made = DeploymentScheduleCreate(schedule=cron, active=True, slug=ENVIRONMENT)
+        client.create_deployment_schedules(identity, [made])
+        return notes
+    (found,) = own
+    if not found.active:
+        notes.append(f"{each.full_name}: {each.cron_setting} is paused in the UI, and stays so")
+    if _described(found.schedule) != _described(cron):
+        client.update_deployment_schedule(identity, found.id, active=found.active, schedule=cron)
+        notes.append(f"{each.full_name}: {_described(found.schedule)} is now {_described(cron)}: {each.cron_setting}")
+    return notes
+
+
+def _described(schedule: Any) -> str:
+    if isinstance(schedule, CronSchedule):
+        return f"the schedule `{schedule.cron}` in {schedule.timezone or 'UTC'}"
+    if isinstance(schedule, IntervalSchedule):
+        return f"the schedule of every {duration(schedule.interval.total_seconds())}"
+    return "a schedule"
+
+
+def _differences(each: Planned, before: DeploymentResponse | None) -> list[str]:
+    """What is said of a deployment that was there: what stays paused, and what the settings have replaced."""
+    if before is None:
+        return []
+    notes = [f"{each.full_name}: paused in the UI, and stays so"] if before.paused else []
+    if before.parameters != each.parameters:
+        source = f"GPTPIPE_RETRAIN_CONFIG={settings().retrain_config or ''}"
+        notes.append(f"{each.full_name}: its parameters were others; they are now those of {source}")
+    return notes
 
 
 def cancel_running(seconds: float = 20) -> int:
@@ -191,16 +273,15 @@ def _values() -> dict[str, Any]:
     return values
 
 
-def _schedule(cron: str | None) -> Any:
-    if not cron:
+def _schedule(each: Planned) -> CronSchedule | None:
+    if not each.cron:
         return None
     zone = settings().timezone
     try:
-        CronSchedule(cron=cron, timezone=zone)
+        return CronSchedule(cron=each.cron, timezone=zone)
     except ValidationError as error:
         raise UserError(
-            f"{cron!r} in {zone!r} cannot be used: {error.errors()[0]['msg']}",
-            where="GPTPIPE_NIGHTLY_CRON, GPTPIPE_TIMEZONE",
+            f"{each.cron!r} in {zone!r} cannot be used: {error.errors()[0]['msg']}",
+            where=f"{each.cron_setting}, GPTPIPE_TIMEZONE",
             hint="for example '0 2 * * *' and Europe/Berlin",
         ) from None
-    return Cron(cron, timezone=zone)

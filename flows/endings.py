@@ -8,12 +8,13 @@ from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.events import emit_event
 from prefect.exceptions import Abort, TerminationSignal
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Scheduled
 
 from flows import report
-from flows.automations import CRASHED_ONCE_MORE
+from flows.automations import CRASHED_ONCE_MORE, TAG
 from gptpipe.errors import Preempted, UserError
 
 _PAUSE = timedelta(seconds=5)
@@ -41,7 +42,19 @@ def go_on_later(stopped: Preempted | TerminationSignal) -> NoReturn:
     again: State[Any] = Scheduled(name="Preempted", message=message, scheduled_time=datetime.now(UTC) + _PAUSE)
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(UUID(str(flow_run.id)), again, force=True)
+    last_word()
     raise Abort(message) from stopped
+
+
+def last_word(_flow: Any = None, _run: Any = None, _state: Any = None) -> None:
+    """Say, as a hook at the end of a run, that no heartbeat follows.
+
+    A heartbeat may reach the server after the run's last state, and silence after it would look like a crash. Events of
+    one process arrive in their order: after this one none of its heartbeats does.
+    """
+    resource = {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}"}
+    tag = {"prefect.resource.id": f"prefect.tag.{TAG}", "prefect.resource.role": "tag"}
+    emit_event("prefect.flow-run.ended", resource=resource, related=[tag])
 
 
 def refuse_after_crashes() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from prefect import flow
 from pydantic import Field
 
-from flows import report
+from flows import endings, report
 from gptpipe import storage
 from gptpipe.config import EvaluateConfig, Section
 from gptpipe.evaluate import Against, compare_once, evaluate_once, in_one_window
@@ -31,7 +31,7 @@ class EvaluateParameters(Section):
     storage: str | None = Field(None, description="Folder or s3:// URL; by default GPTPIPE_STORAGE")
 
 
-@flow(name="evaluate")
+@flow(name="evaluate", on_completion=[endings.last_word], on_failure=[endings.last_word])
 def evaluate(parameters: EvaluateParameters) -> dict[str, Any]:
     """Score weights, unless the same weights were scored on the same data before."""
     out = storage.join(parameters.storage or settings().storage_url, "evaluations")

@@ -33,7 +33,7 @@ else:
     RetrainParameters = form_of(PipelineConfig, "RetrainParameters", shown=("preset", "init", "force"))
 
 
-@flow(name="retrain")
+@flow(name="retrain", on_completion=[endings.last_word], on_failure=[endings.last_word])
 def retrain(parameters: RetrainParameters) -> dict[str, Any]:
     """Real text in, a trained, evaluated, registered GPT out. A stage done before is not done again."""
     try:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from uuid import UUID
 
 import httpx
+import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
+from gptpipe import storage
+from gptpipe.errors import UserError
+from gptpipe.settings import settings
 from gptpipe.wording import counted
 
 log = logging.getLogger("gptpipe.flows")
@@ -40,7 +46,11 @@ class Reservation:
         self._ended = threading.Event()
 
     def take(self) -> bool:
-        """All slots, or none: False when others hold them."""
+        """All slots, or none: False when others hold them. Those of a process of this machine that is gone count as
+        free."""
+        return self._take() or (self._give_back_of_the_dead() and self._take())
+
+    def _take(self) -> bool:
         with get_client(sync_client=True) as client:
             try:
                 reply = client.increment_concurrency_slots_with_lease(
@@ -51,7 +61,29 @@ class Reservation:
                     return False
                 raise
         self._lease = UUID(reply.json()["lease_id"])
+        holder = {"lease": str(self._lease), "pid": os.getpid(), "began": psutil.Process().create_time()}
+        storage.write_json(str(self._note(self._lease)), holder)
         return True
+
+    def _note(self, lease: UUID | str) -> Path:
+        """Who of this machine holds a lease; a process that was killed leaves it behind."""
+        return settings().home_path / "slots" / f"{self._name}-{lease}.json"
+
+    def _give_back_of_the_dead(self) -> bool:
+        """Whether slots came free that were held by processes of this machine that are gone."""
+        free = False
+        for path in self._note("").parent.glob(f"{self._name}-*.json"):
+            with suppress(UserError, FileNotFoundError, KeyError, TypeError):
+                holder = storage.read_json(str(path))
+                if not _runs(int(holder["pid"]), float(holder["began"])):
+                    self._give_back(UUID(holder["lease"]))
+                    free = True
+        return free
+
+    def _give_back(self, lease: UUID) -> None:
+        with suppress(*AWAY), get_client(sync_client=True) as client:  # a lease expires by itself
+            client.release_concurrency_slots_with_lease(lease)
+        self._note(lease).unlink(missing_ok=True)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -64,8 +96,7 @@ class Reservation:
             self._ended.set()
             thread.join(_ASK_SECONDS)
             if self._lease is not None:
-                with suppress(*AWAY), get_client(sync_client=True) as client:  # a lease expires by itself
-                    client.release_concurrency_slots_with_lease(self._lease)
+                self._give_back(self._lease)
 
     def _renew(self) -> None:
         wait, warned = _RENEW_SECONDS, False
@@ -90,9 +121,18 @@ class Reservation:
             except PrefectHTTPStatusError as error:
                 if error.response.status_code != _GONE:
                     raise
+                self._note(self._lease).unlink(missing_ok=True)
                 self._lease = None
                 return False
         return True
+
+
+def _runs(pid: int, began: float) -> bool:
+    """Whether a process of this machine is still the one that began then."""
+    try:
+        return bool(psutil.Process(pid).create_time() == began)
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 from prefect import flow
 from prefect.states import Cancelled as CancelledState
 
-from flows import report
+from flows import endings, report
 from gptpipe import node
 from gptpipe.channel import Invitation
 from gptpipe.torchrun import Cancelled
@@ -16,7 +16,7 @@ from gptpipe.torchrun import Cancelled
 log = logging.getLogger("gptpipe.flows")
 
 
-@flow(name="train-node")
+@flow(name="train-node", on_completion=[endings.last_word], on_failure=[endings.last_word])
 def train_node(invitation: Invitation) -> Any:
     """Join the training that sent the invitation, run its ranks here, and end with it. Nobody else starts this."""
     try:

@@ -7,7 +7,9 @@ from typing import Any
 
 from prefect import flow
 from prefect.events import emit_event
+from prefect.states import Completed
 
+from flows import endings
 from flows.tokenize import TokenizeParameters
 from gptpipe import storage
 from gptpipe.data.watch import unread_sources
@@ -17,8 +19,8 @@ log = logging.getLogger("gptpipe.flows")
 EVENT = "gptpipe.corpora.changed"
 
 
-@flow(name="watch-corpora")
-def watch_corpora(parameters: TokenizeParameters) -> dict[str, Any]:
+@flow(name="watch-corpora", on_completion=[endings.last_word], on_failure=[endings.last_word])
+def watch_corpora(parameters: TokenizeParameters) -> Any:
     """Compare the corpora with what datasets were made of: new and changed files emit `gptpipe.corpora.changed`."""
     out = storage.join(parameters.storage or settings().storage_url, "datasets")
     unread, total = unread_sources(parameters.data, out)
@@ -26,4 +28,6 @@ def watch_corpora(parameters: TokenizeParameters) -> dict[str, Any]:
     if unread:
         resource = {"prefect.resource.id": "gptpipe.corpora", "prefect.resource.name": parameters.data.corpus[0].url}
         emit_event(EVENT, resource=resource, payload={"files": total, "new": len(unread), "first": unread[:10]})
-    return {"files": total, "new": len(unread)}
+    rest = f"{EVENT} starts retrain/on-new-data" if unread else "nothing to do"
+    found = {"files": total, "new": len(unread)}
+    return Completed(message=f"{len(unread):,} of {total:,} files are new or changed; {rest}", data=found)

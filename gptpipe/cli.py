@@ -9,6 +9,7 @@ import shlex
 import shutil
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -679,22 +680,38 @@ def up(as_json: Json = False) -> None:
     from gptpipe.stack import POOL, Stack
 
     names: list[str] = []
+    notes: list[str] = []
 
     def deployed() -> None:
         from flows.deployments import deploy as register
 
-        names.extend(register(POOL))
+        made = register(POOL)
+        names.extend(made.names)
+        notes.extend(made.notes)
 
     stack = Stack()
     stack.up(deployed, lambda line: print(line, file=sys.stderr, flush=True))
+    notes += _missing_runs()
     text = (
         f"Prefect   {stack.prefect_url}   start a training there: Deployments, on-demand, Run\n"
         f"MLflow    {stack.mlflow_url}\n"
         f"deployed  {', '.join(names)}\n"
-        f"logs      {stack.supervisor.logs}\n"
+        + "".join(f"note      {note}\n" for note in notes)
+        + f"logs      {stack.supervisor.logs}\n"
         f"`{_command('gptpipe')} run` in this folder uses these servers until `{_command('gptpipe')} down`."
     )
-    _answer({"prefect": stack.prefect_url, "mlflow": stack.mlflow_url, "deployments": names}, as_json, text)
+    answer = {"prefect": stack.prefect_url, "mlflow": stack.mlflow_url, "deployments": names, "notes": notes}
+    _answer(answer, as_json, text)
+
+
+def _missing_runs() -> list[str]:
+    """Notes about scheduled deployments for which the server has planned no run within some seconds."""
+    from gptpipe.doctor import without_upcoming_run
+
+    until = time.monotonic() + 20  # the server's scheduler looks at new deployments every five seconds
+    while (missing := without_upcoming_run()) and time.monotonic() < until:
+        time.sleep(0.5)
+    return [f"{name} is scheduled, but no run of it is planned: see `gptpipe doctor`" for name in missing]
 
 
 @app.command()
@@ -744,8 +761,10 @@ def deploy(
     the_prefect_server().ask("admin/version")
     from flows.deployments import deploy as register
 
-    names = register(pool)
-    _answer({"deployments": names}, as_json, "\n".join(names))
+    made = register(pool)
+    notes = [*made.notes, *_missing_runs()]
+    text = "\n".join([*made.names, *(f"note: {note}" for note in notes)])
+    _answer({"deployments": made.names, "notes": notes}, as_json, text)
 
 
 @app.command()

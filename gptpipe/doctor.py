@@ -16,6 +16,7 @@ from gptpipe.errors import UserError
 from gptpipe.servers import the_mlflow_server, the_prefect_server
 from gptpipe.settings import settings
 from gptpipe.stack import Stack
+from gptpipe.wording import counted
 
 _NOT_DEPLOYED = ("nothing is deployed", "`gptpipe deploy` makes the button and the schedules")
 _PACKAGES = ("torch", "prefect", "mlflow", "tiktoken", "pyarrow", "s3fs", "safetensors")
@@ -33,7 +34,18 @@ class Check:
 
 def examine() -> list[Check]:
     """All checks; none raises."""
-    return [_versions(), _machine(), _device(), _tokenizer(), _storage(), _tracking(), _prefect(), _stack()]
+    return [
+        _versions(),
+        _machine(),
+        _device(),
+        _tokenizer(),
+        _storage(),
+        _tracking(),
+        _prefect(),
+        _schedules(),
+        _stack(),
+        _logs(),
+    ]
 
 
 def _versions() -> Check:
@@ -124,6 +136,67 @@ def _prefect() -> Check:
             "run `gptpipe deploy`, or install that version here",
         )
     return Check("prefect", True, f"{detail}; gptpipe {deployed} is deployed")
+
+
+def without_upcoming_run() -> list[str]:
+    """The deployments of gptpipe that are scheduled and not paused, and of which the server has planned no run.
+
+    Raises:
+        UserError: the server does not answer.
+    """
+    return _scheduled()[1]
+
+
+def _scheduled() -> tuple[list[str], list[str]]:
+    """The scheduled deployments with their next run, as text, and the names of those without one."""
+    server = the_prefect_server()
+    tagged = {"deployments": {"tags": {"all_": ["gptpipe"]}}}
+    flows = {one["id"]: one["name"] for one in server.find("flows/filter", tagged)}
+    planned, missing = [], []
+    for one in server.find("deployments/filter", tagged):
+        if one["paused"] or not any(schedule["active"] for schedule in one["schedules"]):
+            continue
+        name = f"{flows.get(one['flow_id'], '?')}/{one['name']}"
+        runs = server.find(
+            "flow_runs/filter",
+            {
+                "flow_runs": {"deployment_id": {"any_": [one["id"]]}, "state": {"type": {"any_": ["SCHEDULED"]}}},
+                "sort": "NEXT_SCHEDULED_START_TIME_ASC",
+                "limit": 1,
+            },
+        )
+        if runs:
+            planned.append(f"{name} next at {runs[0]['next_scheduled_start_time'][:16].replace('T', ' ')} UTC")
+        else:
+            missing.append(name)
+    return planned, missing
+
+
+def _schedules() -> Check:
+    if not os.environ.get("PREFECT_API_URL"):
+        return Check("schedules", None, "no PREFECT_API_URL: nothing is scheduled")
+    try:
+        planned, missing = _scheduled()
+    except UserError as error:
+        return Check("schedules", False, str(error))
+    if missing:
+        hint = "the server's scheduler does not work: see its log; sqlalchemy 2.1 and newer break it"
+        return Check("schedules", False, f"no run is planned of {', '.join(missing)}", hint)
+    return Check("schedules", True, "; ".join(planned) or "no deployment is scheduled")
+
+
+def _logs() -> Check:
+    """Whether a server has failed in silence: tracebacks in the logs of the stack since it was started."""
+    stack = Stack()
+    if not stack.supervisor.states():
+        return Check("logs", None, "the stack is not up")
+    tracebacks = stack.tracebacks()
+    if tracebacks:
+        told = "; ".join(
+            f"{name}.log {counted(len(lines), 'traceback')}, last: {lines[-1]}" for name, lines in tracebacks.items()
+        )
+        return Check("logs", False, told, f"see {stack.supervisor.logs}")
+    return Check("logs", True, f"no traceback in {stack.supervisor.logs} since `gptpipe up`")
 
 
 def _stack() -> Check:

@@ -45,13 +45,20 @@ class Server:
         """
         return self._get(path, absent)[0]
 
+    def find(self, path: str, body: dict[str, Any]) -> Any:
+        """What a POST to a path answers, as JSON; errors as for `ask`."""
+        return self._get(path, ("there is nothing", "see its log"), json.dumps(body).encode())[0]
+
     def skew(self) -> float:
         """Seconds that this machine's clock is ahead of the server's; 0 if it does not tell the time."""
         told = self._get("health", ("no health", "is it another server?"))[1].get("Date")
         return time.time() - parsedate_to_datetime(told).timestamp() if told else 0.0
 
-    def _get(self, path: str, absent: tuple[str, str]) -> tuple[Any, http.client.HTTPMessage]:
-        request = urllib.request.Request(f"{self.url}/{path}", headers=self.headers)
+    def _get(
+        self, path: str, absent: tuple[str, str], body: bytes | None = None
+    ) -> tuple[Any, http.client.HTTPMessage]:
+        headers = {**self.headers, **({"Content-Type": "application/json"} if body is not None else {})}
+        request = urllib.request.Request(f"{self.url}/{path}", data=body, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as reply:
                 content = reply.read().decode()

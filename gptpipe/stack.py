@@ -21,13 +21,14 @@ import psutil
 
 from gptpipe.errors import UserError
 from gptpipe.ports import answers, free_ports, holders
-from gptpipe.seaweedfs import find_weed, port_names, weed_command
+from gptpipe.seaweedfs import bucket_ailment, find_weed, port_names, weed_command
 from gptpipe.settings import DEFAULTS, STACK_FILE, Settings
 from gptpipe.supervisor import Program, Supervisor, write_private
 
 POOL = "gptpipe"  # the work pool of the process worker
 BUCKET = "gptpipe"
 MEMBERS = ("postgres", "seaweedfs", "prefect", "mlflow", "worker")
+_LOG_SIZES = "log-sizes.json"  # of the logs when the stack was started
 _START_SECONDS = 120
 _CRASHING_SECONDS = 2.5  # between two tries of a program that ends at once
 
@@ -86,6 +87,9 @@ class Stack:
         """
         _check_installed()
         make_folder(self.folder)
+        if self.supervisor.process is None:
+            sizes = {log.stem: log.stat().st_size for log in self.supervisor.logs.glob("*.log")}
+            write_private(self.folder / _LOG_SIZES, json.dumps(sizes))
         self._end_strays()
         self._check_ports(self.supervisor.states())
         drawn = Secrets.of(self.folder / "secrets.json")
@@ -132,6 +136,22 @@ class Stack:
             found[name] = self._ailment(name, drawn) if state == "RUNNING" else state.lower()
         return found
 
+    def tracebacks(self) -> dict[str, list[str]]:
+        """By member: the last line of every traceback in its log since the stack was started."""
+        try:
+            before: dict[str, int] = json.loads((self.folder / _LOG_SIZES).read_text())
+        except (OSError, ValueError):
+            before = {}
+        found = {}
+        for name in MEMBERS:
+            with suppress(OSError):
+                content = (self.supervisor.logs / f"{name}.log").read_bytes()
+                skip = before.get(name, 0)
+                text = content[skip if skip <= len(content) else 0 :].decode(errors="replace")  # it may be a new one
+                if lines := traceback_ends(text):
+                    found[name] = lines
+        return found
+
     def environment(self, drawn: Secrets) -> dict[str, str]:
         """What makes this and other processes use the stack."""
         return {
@@ -160,11 +180,11 @@ class Stack:
             Program(
                 "postgres",
                 [str(_postgres("postgres")), "-D", str(data), "-p", str(here.postgres_port), "-h", "127.0.0.1",
-                 "-k", "", "-c", "max_connections=100", "-c", "shared_buffers=64MB"],
+                 "-k", "", "-c", "max_connections=100", "-c", "shared_buffers=64MB", "-c", "log_checkpoints=off"],
                 user=_database_user(),
                 stop_signal="INT",
             ),
-            Program("seaweedfs", weed, {**s3, "S3_BUCKET": BUCKET, "HOME": str(self.folder)}),
+            Program("seaweedfs", weed, {**s3, "HOME": str(self.folder)}),
             Program(
                 "prefect",
                 [python, "-m", "prefect", "server", "start", "--host", host, "--port", str(here.prefect_port)],
@@ -180,12 +200,14 @@ class Stack:
             Program(
                 "mlflow",
                 [python, "-m", "mlflow", "server", "--host", host, "--port", str(here.mlflow_port), "--workers", "1",
-                 "--backend-store-uri", f"postgresql+psycopg://{database}/mlflow",
                  "--default-artifact-root", f"s3://{BUCKET}/mlflow", "--no-serve-artifacts"],
                 {
                     **DEFAULTS,
                     **s3,
+                    # not an argument: everybody on the machine may read a process's arguments
+                    "MLFLOW_BACKEND_STORE_URI": f"postgresql+psycopg://{database}/mlflow",
                     "MLFLOW_S3_ENDPOINT_URL": self.s3_url,
+                    "PYTHONWARNINGS": "ignore::UserWarning:mlflow.server.fastapi_app",  # of Starlette, about MLflow
                     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
                     "PATH": os.pathsep.join([str(binaries), os.environ.get("PATH", "")]),  # it starts uvicorn by name
                 },
@@ -308,23 +330,7 @@ class Stack:
         return ""
 
     def _store_ailment(self, drawn: Secrets) -> str:
-        import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        client = boto3.client(
-            "s3",
-            endpoint_url=self.s3_url,
-            aws_access_key_id=drawn.s3_access,
-            aws_secret_access_key=drawn.s3_secret,
-            region_name="us-east-1",
-            config=Config(connect_timeout=1, read_timeout=10, retries={"max_attempts": 1}),
-        )
-        try:
-            client.put_object(Bucket=BUCKET, Key=".ready", Body=b"ready")  # its port opens before the bucket is there
-        except (BotoCoreError, ClientError) as error:
-            return _first_line(error)
-        return ""
+        return bucket_ailment(self.s3_url, drawn.s3_access, drawn.s3_secret, BUCKET)
 
     def _end_strays(self) -> None:
         """End what a supervisor that was killed has left behind: its programs hold ports and files."""
@@ -343,6 +349,20 @@ class Stack:
         for left in psutil.wait_procs(strays, timeout=10)[1]:
             with suppress(psutil.Error):
                 left.kill()
+
+
+def traceback_ends(text: str) -> list[str]:
+    """The line that ends each traceback of a log: the exception and its message."""
+    ends: list[str] = []
+    inside = False
+    for line in text.splitlines():
+        bare = line.strip(" |+-\t")
+        if bare.startswith("Traceback (most recent call last)"):
+            inside = True
+        elif inside and bare and not line.startswith((" ", "\t", "|")):
+            ends.append(bare[:200])
+            inside = False
+    return ends + ["it is cut off"] * inside
 
 
 def make_folder(folder: Path) -> None:

@@ -18,7 +18,7 @@ import hypothesis
 import pytest
 
 from gptpipe.ports import free_ports
-from gptpipe.seaweedfs import SERVICES, find_weed, port_names, weed_command
+from gptpipe.seaweedfs import SERVICES, bucket_ailment, find_weed, port_names, weed_command
 from gptpipe.settings import reload_settings
 
 hypothesis.settings.register_profile("gptpipe", deadline=None)  # the first example builds what the others find
@@ -84,7 +84,6 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     environment |= {
         "AWS_ACCESS_KEY_ID": server.access_key,
         "AWS_SECRET_ACCESS_KEY": server.secret_key,
-        "S3_BUCKET": server.bucket,
         "HOME": str(folder),
     }
     log = folder / "stdout.log"
@@ -113,25 +112,10 @@ def s3_storage(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def _wait_until_it_answers(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until the bucket takes an object: the port opens before the keys and the bucket are there."""
-    import s3fs
-
-    fs = s3fs.S3FileSystem(
-        key=server.access_key,
-        secret=server.secret_key,
-        endpoint_url=server.endpoint,
-        config_kwargs={"retries": {"max_attempts": 1}, "connect_timeout": 1, "read_timeout": 5},
-        skip_instance_cache=True,
-    )
-    fs.retries = 1
+    """Until the bucket takes an object: the port opens before the keys are known."""
     deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            fs.pipe_file(f"{server.bucket}/ready", b"ready")
-            fs.rm_file(f"{server.bucket}/ready")
-            return
-        except Exception as error:
-            if process.poll() is not None or time.monotonic() > deadline:
-                tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-                raise RuntimeError(f"SeaweedFS did not start ({error}):\n{tail}") from error
-            time.sleep(0.1)
+    while ailment := bucket_ailment(server.endpoint, server.access_key, server.secret_key, server.bucket):
+        if process.poll() is not None or time.monotonic() > deadline:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+            raise RuntimeError(f"SeaweedFS did not start ({ailment}):\n{tail}")
+        time.sleep(0.1)
