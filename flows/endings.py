@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 from uuid import UUID
 
+from prefect import Flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.events import emit_event
 from prefect.exceptions import Abort, TerminationSignal
 from prefect.runtime import deployment, flow_run
@@ -42,17 +43,21 @@ def go_on_later(stopped: Preempted | TerminationSignal) -> NoReturn:
     again: State[Any] = Scheduled(name="Preempted", message=message, scheduled_time=datetime.now(UTC) + _PAUSE)
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(UUID(str(flow_run.id)), again, force=True)
-    last_word()
+    _say_last_word(str(flow_run.id))
     raise Abort(message) from stopped
 
 
-def last_word(_flow: Any = None, _run: Any = None, _state: Any = None) -> None:
-    """Say, as a hook at the end of a run, that no heartbeat follows.
+def last_word(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """A hook for a run's end: say that no heartbeat follows.
 
     A heartbeat may reach the server after the run's last state, and silence after it would look like a crash. Events of
     one process arrive in their order: after this one none of its heartbeats does.
     """
-    resource = {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}"}
+    _say_last_word(str(flow_run.id))
+
+
+def _say_last_word(run: str) -> None:
+    resource = {"prefect.resource.id": f"prefect.flow-run.{run}"}
     tag = {"prefect.resource.id": f"prefect.tag.{TAG}", "prefect.resource.role": "tag"}
     emit_event("prefect.flow-run.ended", resource=resource, related=[tag])
 

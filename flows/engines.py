@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -11,6 +10,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from gptpipe.cores import usable_cores
 from gptpipe.data.engine import WINDOW, Engine, Processes
 from gptpipe.errors import UserError
 from gptpipe.settings import settings
@@ -85,7 +85,7 @@ class _TasksOnCluster:
     """The tasks themselves do the work, wherever Dask or Ray runs them."""
 
     def __init__(self, workers: int) -> None:
-        self._workers = workers or os.cpu_count() or 1
+        self._workers = workers or usable_cores()
 
     def start(self) -> None:
         """It runs already."""

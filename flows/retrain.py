@@ -15,7 +15,7 @@ from flows.import_weights import ImportParameters, import_weights
 from flows.sample import SampleParameters, sample
 from flows.tokenize import TokenizeParameters, tokenize
 from flows.train import TrainParameters, train
-from gptpipe import tracking
+from gptpipe import storage, tracking
 from gptpipe.config import PipelineConfig, parse
 from gptpipe.errors import Preempted
 from gptpipe.evaluate import Evaluation
@@ -23,6 +23,7 @@ from gptpipe.export import check_place, export_hf
 from gptpipe.form import FormSection, form_of
 from gptpipe.generate import Samples
 from gptpipe.launch import TrainResult
+from gptpipe.settings import settings
 
 log = logging.getLogger("gptpipe.flows")
 
@@ -98,7 +99,8 @@ def publish(
     text += f"\n\nCheckpoint `{result.best_checkpoint}`"
     registered = None
     if config.promote.register_model:
-        registered = tracking.register(config, link, result, scored)
+        out = storage.join(settings().storage_url, "evaluations")
+        registered = tracking.register(config, link, result, scored, out=out)
         alias = config.promote.alias
         verdict = f"now {alias}" if registered.decision.promote else f"the {alias} stays"
         log.info("register: %s, %s: %s", registered.uri, verdict, registered.decision.reason)

@@ -12,6 +12,7 @@ import psutil
 
 from gptpipe import __version__, storage
 from gptpipe.clocks import check_clock
+from gptpipe.cores import usable_cores
 from gptpipe.errors import UserError
 from gptpipe.servers import the_mlflow_server, the_prefect_server
 from gptpipe.settings import settings
@@ -65,7 +66,7 @@ def _machine() -> Check:
     place = next(p for p in (home, *home.parents) if p.exists())
     free = psutil.disk_usage(str(place)).free / 1e9
     sizes = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB memory free, {free:.0f} GB disk free"
-    detail = f"{os.cpu_count()} cores, {sizes}"
+    detail = f"{counted(usable_cores(), 'core')} of {os.cpu_count()}, {sizes}"
     return Check("machine", free > 1, detail, "" if free > 1 else "free some disk space")
 
 

@@ -406,3 +406,17 @@ def compare_once(first: str, second: str, *, data: str, config: EvaluateConfig, 
         tables.append(pq.read_table(io.BytesIO(storage.read_bytes(f"{place}.parquet"))))
     a, b = (table["nats"].to_numpy() for table in tables)
     return compare(a, b, tables[0]["tokens"].to_numpy())
+
+
+def challenge(champion: str, challenger: str, *, data: str, config: EvaluateConfig, out: str) -> Comparison:
+    """The challenger against the champion, both scored on the same windows of the same text.
+
+    What was scored below `out` before is read from there.
+
+    Raises:
+        UserError: the champion's weights are gone or damaged, or it has another vocabulary than the text.
+    """
+    shared = in_one_window(config, read_weights(champion), read_weights(challenger))
+    for weights in (champion, challenger):
+        evaluate_once(weights, data=data, config=shared, out=out)
+    return compare_once(champion, challenger, data=data, config=shared, out=out)

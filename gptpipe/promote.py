@@ -1,37 +1,38 @@
-"""Champion or challenger: a pure function of two evaluations."""
+"""Promote or keep: a pure function of how the new model compares with the champion on the same text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Score:
-    """A model's cross-entropy (nats a token) on a named text; only scores on the same text compare."""
-
-    cross_entropy: float
-    scored: str
+from gptpipe.scoring.confidence import FEWEST, Comparison
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the challenger becomes champion, and why, in one sentence."""
+    """Whether the new model becomes champion, and why, in one sentence."""
 
     promote: bool
     reason: str
 
 
-def decide(challenger: Score, champion: Score | None) -> Decision:
-    """Promote when there is no champion, or when the challenger's loss on the same text is lower."""
-    if champion is None:
-        return Decision(True, "there was no champion")
-    if challenger.scored != champion.scored:
-        return Decision(
-            False,
-            f"not comparable: the champion was scored on the {champion.scored}, this model on the {challenger.scored}",
-        )
-    difference = challenger.cross_entropy - champion.cross_entropy
-    numbers = f"{challenger.cross_entropy:.4f} against the champion's {champion.cross_entropy:.4f} nats a token"
-    if difference < 0:
-        return Decision(True, f"better: {numbers}")
-    return Decision(False, f"not better: {numbers}")
+NO_CHAMPION = Decision(True, "there was no champion")
+ALREADY = Decision(True, "it is the champion already")
+
+
+def decide(comparison: Comparison) -> Decision:
+    """Promote when the new model is surely better: the whole 95 % interval of the paired difference is below zero.
+
+    Args:
+        comparison: of the new model's loss with the champion's, on the same documents.
+    """
+    if comparison.interval is None:
+        few = f"{comparison.documents} of at least {FEWEST} documents"
+        return Decision(False, f"too few documents to be sure ({few}): {comparison.sentence}")
+    if comparison.interval.high < 0:
+        return Decision(True, f"better: {comparison.sentence}")
+    return Decision(False, f"not surely better: {comparison.sentence}")
+
+
+def not_comparable(reason: str) -> Decision:
+    """The champion cannot be scored on this text: it stays, and a person has to look."""
+    return Decision(False, f"not comparable: {reason}")

@@ -18,18 +18,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from gptpipe import launch, storage
 from gptpipe.config import PipelineConfig, field_roles, flatten
 from gptpipe.data.dataset import Dataset, open_dataset
 from gptpipe.errors import Preempted, UserError
-from gptpipe.evaluate import Evaluation
+from gptpipe.evaluate import Evaluation, challenge
 from gptpipe.gang import Hosts
 from gptpipe.generate import Samples
 from gptpipe.launch import TrainResult
 from gptpipe.plot import loss_curve
 from gptpipe.progress import Progress
-from gptpipe.promote import Decision, Score, decide
+from gptpipe.promote import ALREADY, NO_CHAMPION, Decision, decide, not_comparable
 from gptpipe.settings import settings
 from gptpipe.torchrun import Cancelled, Watchers
 from gptpipe.train.job import METRICS, Job
@@ -467,8 +468,16 @@ class Registered:
         return f"{_web()}/#/models/{self.name}/versions/{self.version}"
 
 
-def register(config: PipelineConfig, link: RunLink, result: TrainResult, evaluation: Evaluation) -> Registered:
-    """Register the checkpoint as a model version, once, and move the alias to it if it is better."""
+def register(
+    config: PipelineConfig, link: RunLink, result: TrainResult, evaluation: Evaluation, *, out: str
+) -> Registered:
+    """Register the checkpoint as a model version, once, and move the alias to it if it is surely better.
+
+    The champion is scored again on the text that this model was scored on: last month's number was of another text.
+
+    Args:
+        out: folder where evaluations are kept.
+    """
     promote = config.promote
     with _reaching_mlflow():
         client = connect()
@@ -485,21 +494,41 @@ def register(config: PipelineConfig, link: RunLink, result: TrainResult, evaluat
                 promote.model_name, source, run_id=link.run_id, tags=tags, description=evaluation.sentence
             )
         champion = _champion(client, promote.model_name, promote.alias)
-        if champion is not None and champion.version == version.version:
-            return Registered(promote.model_name, str(version.version), Decision(True, "it is the champion already"))
-        decision = decide(Score(evaluation.cross_entropy, evaluation.scored), _score_of(champion))
+    if champion is not None and champion.version == version.version:
+        return Registered(promote.model_name, str(version.version), ALREADY)
+    decision = NO_CHAMPION if champion is None else _against(champion, config, result, out)
+    with _reaching_mlflow():
         if decision.promote:
             client.set_registered_model_alias(promote.model_name, promote.alias, version.version)
         client.set_model_version_tag(promote.model_name, version.version, "gptpipe.decision", decision.reason)
     return Registered(promote.model_name, str(version.version), decision)
 
 
+def _against(champion: Any, config: PipelineConfig, result: TrainResult, out: str) -> Decision:
+    """The decision between the champion and a new model, on the text that the new one was scored on."""
+    data = config.evaluate.data or result.dataset
+    try:
+        comparison = challenge(
+            _location(champion.source), result.best_checkpoint, data=data, config=config.evaluate, out=out
+        )
+    except UserError as error:
+        return not_comparable(f"version {champion.version}, the champion, could not be scored on this text: {error}")
+    return decide(comparison)
+
+
 def _make_registered_model(client: MlflowClient, name: str) -> None:
+    """Unless it is there: to make it a second time would be an error in the database's log, every night."""
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name)
+        client.get_registered_model(name)
+        return
     except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:  # another run made it at the same moment
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
 
@@ -515,11 +544,10 @@ def _champion(client: MlflowClient, name: str, alias: str) -> Any:
         raise
 
 
-def _score_of(version: Any) -> Score | None:
-    if version is None:
-        return None
-    tags = version.tags
-    return Score(float(tags.get("gptpipe.cross_entropy", "inf")), tags.get("gptpipe.scored", "unknown text"))
+def _location(source: Any) -> str:
+    """The folder or URL that a version was registered with as a URI."""
+    text = str(source)
+    return unquote(urlsplit(text).path) if text.startswith("file:") else text
 
 
 def resolve_weights(weights: str, config: PipelineConfig | None = None) -> str:
@@ -546,4 +574,4 @@ def resolve_weights(weights: str, config: PipelineConfig | None = None) -> str:
         raise UserError(
             error.message, where=weights, hint="give models:/NAME@ALIAS or models:/NAME/VERSION of a registered model"
         ) from None
-    return str(version.source).removeprefix("file://")
+    return _location(version.source)

@@ -124,15 +124,17 @@ class Place:
         }
         return {name: byport[port] for name, port in self.ports.items() if port in byport}
 
-    def prefect(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """The reply of Prefect's API; a POST unless `body` is None and the path names one thing."""
+    def prefect(self, path: str, body: Any = None, method: str | None = None) -> Any:
+        """The reply of Prefect's API: a POST of `body`, a GET where it is None, or another method."""
         request = urllib.request.Request(
             f"http://{self.host}:{self.ports['PREFECT']}/api/{path}",
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
+            method=method,
         )
         with urllib.request.urlopen(request, timeout=30) as reply:
-            return json.load(reply)
+            content = reply.read()
+            return json.loads(content) if content else None
 
     def deployments(self) -> dict[str, dict[str, Any]]:
         flows = {one["id"]: one["name"] for one in self.prefect("flows/filter", {})}

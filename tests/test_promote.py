@@ -1,29 +1,40 @@
-"""The decision champion or challenger, as a table."""
+"""The decision promote or keep, as a table."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from gptpipe.promote import Score, decide
+from gptpipe.promote import decide, not_comparable
+from gptpipe.scoring.confidence import Comparison, Interval, compare
 
 
 @pytest.mark.parametrize(
-    ("challenger", "champion", "promote", "reason"),
+    ("comparison", "promote", "reason"),
     [
-        (Score(3.5, "a"), None, True, "there was no champion"),
-        (Score(3.5, "a"), Score(3.6, "a"), True, "better: 3.5000 against the champion's 3.6000"),
-        (Score(3.6, "a"), Score(3.5, "a"), False, "not better"),
-        (Score(3.5, "a"), Score(3.5, "a"), False, "not better"),
-        (
-            Score(1.0, "b"),
-            Score(3.5, "a"),
-            False,
-            "not comparable: the champion was scored on the a, this model on the b",
-        ),
-        (Score(float("nan"), "a"), Score(3.5, "a"), False, "not better"),
+        (Comparison(-0.1, Interval(0.01, -0.12, -0.08), 0.9, 40), True, "better: 0.1000 nats a token better"),
+        (Comparison(-0.01, Interval(0.01, -0.03, 0.01), 0.6, 40), False, "not surely better: 0.0100 nats"),
+        (Comparison(0.1, Interval(0.01, 0.08, 0.12), 0.1, 40), False, "not surely better: 0.1000 nats a token worse"),
+        (Comparison(0.0, Interval(0.0, 0.0, 0.0), 0.5, 40), False, "the same loss"),
+        (Comparison(-0.5, None, 1.0, 3), False, "too few documents to be sure (3 of at least 10 documents)"),
+        (Comparison(float("nan"), Interval(*[float("nan")] * 3), 0.5, 40), False, "not surely better"),
     ],
 )
-def test_decision(challenger: Score, champion: Score | None, promote: bool, reason: str) -> None:
-    decision = decide(challenger, champion)
+def test_decision(comparison: Comparison, promote: bool, reason: str) -> None:
+    decision = decide(comparison)
     assert decision.promote is promote
     assert reason in decision.reason
+
+
+def test_noise_is_not_promoted_and_a_clear_gain_is() -> None:
+    draws = np.random.default_rng(3)
+    tokens = draws.integers(50, 3000, 60)
+    champion = tokens * draws.normal(4, 0.3, 60)
+    noise, gain = (champion + tokens * draws.normal(mean, 0.05, 60) for mean in (0.0, -0.05))
+    assert not decide(compare(champion, noise, tokens)).promote
+    assert decide(compare(champion, gain, tokens)).promote
+
+
+def test_a_champion_that_cannot_be_scored_stays() -> None:
+    decision = not_comparable("its weights are gone")
+    assert (decision.promote, decision.reason) == (False, "not comparable: its weights are gone")

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from gptpipe.stack import traceback_ends
 from tests.place import Place, some_ports, stack_in
 
 DEPLOYMENTS = [
@@ -51,8 +52,14 @@ def test_all_are_well_listen_here_only_and_keep_their_secrets(stack: Place) -> N
     assert len(stack.listeners()) == 4
     ours = stack.processes()
     heard = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in ours]
-    assert len(heard) > 10  # the object store's inner ports and the worker's among them
+    assert len(heard) > 9  # the object store's inner ports and the worker's among them
     assert {(ours[c.pid].name(), c.laddr.port) for c in heard if c.laddr.ip != "127.0.0.1"} == set()
+    drawn = json.loads((stack.folder / ".gptpipe" / "stack" / "secrets.json").read_text())
+    for process in ours.values():  # everybody on the machine may read these
+        with suppress(psutil.Error):
+            assert not any(secret in " ".join(process.cmdline()) for secret in drawn.values()), process.name()
+    assert checks["logs"]["ok"], checks["logs"]
+    assert checks["schedules"]["detail"] == "no deployment is scheduled"
     for name in ("secrets.json", "stack.env", "supervisord.conf"):
         assert stat.S_IMODE((stack.folder / ".gptpipe" / "stack" / name).stat().st_mode) == 0o600
     with pytest.raises(urllib.error.HTTPError, match="403"):
@@ -98,6 +105,7 @@ def test_deploying_takes_the_schedule_and_removes_what_is_not_named_any_more(sta
     found = stack.deployments()
     assert sorted(found) == sorted([*DEPLOYMENTS, "retrain/somebody-elses"])
     (schedule,) = found["retrain/nightly"]["schedules"]
+    assert schedule["slug"] == "from-env"
     assert schedule["schedule"]["cron"] == "0 2 * * *"
     assert schedule["schedule"]["timezone"] == "Europe/Berlin"
     assert stack.call("deploy", **api).returncode == 0
@@ -151,6 +159,24 @@ def test_after_the_supervisor_was_killed_up_brings_all_back(stack: Place) -> Non
     assert done.returncode == 0, done.stderr
     assert {one["name"] for one in stack.prefect("flow_runs/filter", {})} == run_names
     assert sorted(stack.deployments()) == sorted([*DEPLOYMENTS, "retrain/somebody-elses"])
+
+
+def test_tracebacks_of_a_log_are_told_by_their_ends() -> None:
+    log = """12:00 | ERROR | loop failed
+Traceback (most recent call last):
+  File "a.py", line 1, in <module>
+    one()
+sqlalchemy.exc.InvalidRequestError: Can't evaluate bulk DML statement
+12:01 | INFO | goes on
+  + Exception Group Traceback (most recent call last):
+Traceback (most recent call last):
+  File "b.py", line 1, in <module>
+"""
+    assert traceback_ends(log) == [
+        "sqlalchemy.exc.InvalidRequestError: Can't evaluate bulk DML statement",
+        "it is cut off",
+    ]
+    assert traceback_ends("12:01 | INFO | all is well\n") == []
 
 
 def test_a_taken_port_is_named_with_who_holds_it(tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptpipe import tracking
 from gptpipe.config import DataConfig, PipelineConfig
@@ -115,18 +118,52 @@ def result_of(dataset: Dataset, training: str, loss: float) -> tuple[TrainResult
     return result, evaluation, samples
 
 
-def test_results_registration_and_promotion(dataset: Dataset, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def many_documents(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """With enough documents in validation for an interval."""
+    folder = tmp_path_factory.mktemp("many")
+    for number in range(60):
+        (folder / f"{number}.txt").write_text(f"number {number} of the many\n" * (3 + number % 5))
+    config = DataConfig(corpus=[str(folder)], validation=0.5)
+    return open_dataset(tokenize(config, str(folder.parent / "many-out")).dataset)
+
+
+def write_model(folder: Path, dataset: Dataset, kind: str) -> None:
+    """A model of known quality: all tokens alike (ln V), some at random, or as often as they are."""
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=50257, n_positions=16, n_embd=8, n_layer=1, n_head=1, tie_word_embeddings=False)
+    )
+    with torch.no_grad():
+        model.transformer.ln_f.weight.zero_()
+        model.transformer.ln_f.bias.copy_(torch.eye(8)[0])
+        scores = torch.zeros(50257)
+        if kind == "worse":
+            scores = torch.randn(50257, generator=torch.manual_seed(1))
+        elif kind == "better":
+            counts = torch.zeros(50257) + 1e-3
+            for shard in Path(dataset.url).glob("train/*.parquet"):
+                for tokens in pq.read_table(shard)["tokens"].to_pylist():
+                    counts += torch.bincount(torch.tensor(tokens), minlength=50257)
+            scores = (counts / counts.sum()).log()
+        model.lm_head.weight[:, 0] = scores
+    model.save_pretrained(folder)
+
+
+def test_results_registration_and_promotion(many_documents: Dataset, dataset: Dataset, tmp_path: Path) -> None:
+    """The recorded losses say the opposite of what the models do: only what is scored now counts."""
     config = PipelineConfig(preset="nano")
     registered = {}
-    for name, loss in (("first", 3.5), ("worse", 3.6), ("better", 3.4)):
+    dataset, small = many_documents, dataset
+    for name, loss in (("first", 3.5), ("worse", 3.4), ("better", 3.6)):
         folder = tmp_path / name
         folder.mkdir()
+        write_model(folder / "step-00000012", dataset, name)
         (folder / "metrics.jsonl").write_text('{"step": 1, "tokens": 10, "train/loss": 4.0}\n')
         link = follow(dataset, str(folder), lines(1, 3))
         result, evaluation, samples = result_of(dataset, str(folder), loss)
         for _ in range(2):  # a second time changes nothing
             picture = tracking.log_results(link, result, evaluation, samples)
-            registered[name] = tracking.register(config, link, result, evaluation)
+            registered[name] = tracking.register(config, link, result, evaluation, out=str(tmp_path / "scores"))
         assert picture.startswith(b"\x89PNG")
         client = tracking.connect()
         assert {item.path for item in client.list_artifacts(link.run_id)} == {"evaluation.html", "loss.png", "samples"}
@@ -138,10 +175,29 @@ def test_results_registration_and_promotion(dataset: Dataset, tmp_path: Path) ->
         assert "evaluation/word_perplexity" not in metrics
         assert len(client.get_metric_history(link.run_id, "evaluation/cross_entropy")) == 1
     assert [registered[name].version for name in ("first", "worse", "better")] == ["1", "2", "3"]
+    assert client.get_model_version("gptpipe", "1").tags["gptpipe.decision"] == "there was no champion"
     assert not registered["worse"].decision.promote
+    assert "not surely better" in registered["worse"].decision.reason
+    assert registered["better"].decision.promote
+    assert registered["better"].decision.reason == "it is the champion already"
+    # it became champion when it was registered first
+    version = client.get_model_version("gptpipe", "3")
+    assert "95 % interval -" in version.tags["gptpipe.decision"]
     assert tracking.resolve_weights("champion", config) == str(tmp_path / "better" / "step-00000012")
     assert tracking.resolve_weights("models:/gptpipe/1").endswith("first/step-00000012")
     assert tracking.resolve_weights("/some/folder") == "/some/folder"
+    # one document of validation text decides nothing, and a champion whose weights are gone stays
+    folder = tmp_path / "late"
+    folder.mkdir()
+    write_model(folder / "step-00000012", small, "better")
+    link = follow(small, str(folder), lines(1, 3))
+    result, evaluation, _ = result_of(small, str(folder), 1.0)
+    few = tracking.register(config, link, result, evaluation, out=str(tmp_path / "scores"))
+    assert (few.decision.promote, few.decision.reason[:26]) == (False, "too few documents to be su")
+    (tmp_path / "better" / "step-00000012" / "model.safetensors").unlink()
+    gone = tracking.register(config, link, result, evaluation, out=str(tmp_path / "others"))
+    assert not gone.decision.promote
+    assert "not comparable: version 3, the champion, could not be scored" in gone.decision.reason
 
 
 @pytest.mark.parametrize("weights", ["models:/nobody@champion", "models:/gptpipe/9", "champion"])

@@ -10,6 +10,7 @@ from itertools import chain, islice
 from multiprocessing import get_context, parent_process
 from typing import Any, Protocol
 
+from gptpipe.cores import usable_cores
 from gptpipe.tokenizer import get_tokenizer
 
 WINDOW = 4  # tasks submitted ahead, per worker
@@ -38,7 +39,7 @@ class Processes:
     """
 
     def __init__(self, workers: int) -> None:
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or usable_cores()
         self.pool: ProcessPoolExecutor | None = None
 
     def start(self) -> None:

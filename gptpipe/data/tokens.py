@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gptpipe.cores import usable_cores
 from gptpipe.data.cache import Evicted, PartialShard, TokenCache
 from gptpipe.data.dataset import Dataset
 from gptpipe.data.rows import ShardFile
@@ -76,7 +76,7 @@ class TokenStream:
             self._cache.decode_whole(what[0], self.dataset.url, what[1], self.dtype, self.end_of_text)
 
         missing.sort(key=lambda what: -what[1])  # the longest first, so that no core is left with one at the end
-        with ThreadPoolExecutor(1 + (os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(1 + usable_cores()) as pool:
             for _ in pool.map(decode, missing):
                 pass
 

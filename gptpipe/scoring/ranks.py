@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from gptpipe.config import EvaluateConfig
+from gptpipe.cores import usable_cores
 from gptpipe.data.cache import TokenCache
 from gptpipe.data.dataset import open_dataset
 from gptpipe.data.tokens import TokenStream
@@ -56,7 +57,7 @@ def score_on_ranks(
             device=config.device,
             batch_tokens=batch_tokens,
             nproc=config.nproc,
-            threads=max(1, (os.cpu_count() or 1) // config.nproc),
+            threads=max(1, usable_cores() // config.nproc),
             folder=folder,
             launcher=os.getpid(),
         )

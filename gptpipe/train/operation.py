@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from gptpipe.config import ModelConfig, TrainConfig
+from gptpipe.cores import usable_cores
 from gptpipe.devices import Precision
 from gptpipe.errors import UserError
 from gptpipe.model import GPT
@@ -37,7 +38,7 @@ _LESS_MEMORY = (
 def settle(config: TrainConfig, ranks: Ranks, state: TrainState) -> Precision:
     """Threads and precision: as before after a stop on as many ranks, else chosen here. The micro-batch comes later."""
     if state.world_size != ranks.world_size:
-        state.threads = config.threads or max(1, (os.cpu_count() or 1) // ranks.local_world_size)
+        state.threads = config.threads or max(1, usable_cores() // ranks.local_world_size)
         state.micro_batch = 0
     precision = Precision.choose(state.precision or config.precision, ranks.device)
     state.precision, state.world_size = precision.name, ranks.world_size

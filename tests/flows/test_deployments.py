@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -87,6 +88,82 @@ def test_new_text_starts_a_retraining_and_old_text_does_not(place: Place) -> Non
     wait_until(lambda: len(runs_of(place, "retrain")) == 2, 60, "a second retraining")
     place.wait_for(runs_of(place, "retrain")[1]["id"], "COMPLETED", 180)
     assert len(runs_of(place, "retrain")) == 2
+
+
+def states(place: Place, run: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = place.prefect(f"flow_run_states/?flow_run_id={run}")
+    return found
+
+
+def test_a_run_that_fails_or_ends_at_once_stays_as_it_ended(place: Place) -> None:
+    """Longer than silence lasts: a late heartbeat made a crash of it, and the crash a new start, without end."""
+    wrong = wanted(place)
+    wrong["model"] = {**wrong["model"], "n_head": 3}
+    failed = place.press_run("retrain/on-demand", **wrong)
+    looked = place.press_run("watch-corpora/watch-corpora", data={"corpus": [{"url": str(place.folder / "text")}]})
+    place.wait_for(failed, "FAILED", 90)
+    place.wait_for(looked, "COMPLETED", 90)
+    before = {run: len(states(place, run)) for run in (failed, looked)}
+    time.sleep(240)
+    assert {run: len(states(place, run)) for run in (failed, looked)} == before
+    assert place.state(failed)["type"] == "FAILED"
+    assert "n_embd 16 is not a multiple of n_head 3" in place.state(failed)["message"]
+    assert "files are new or changed" in place.state(looked)["message"]
+    log = (place.folder / ".gptpipe" / "stack" / "logs" / "prefect.log").read_text()
+    assert "already in terminal state" not in log
+
+
+def test_a_schedule_starts_runs_that_train_and_one_that_watches_does(
+    place: Place, up_again: Callable[..., None]
+) -> None:
+    """Every minute, twice; new text in between is found by the other schedule and trained down to a model."""
+    began = {run["id"] for run in runs_of(place, "retrain")}
+    up_again(GPTPIPE_NIGHTLY_CRON="* * * * *", GPTPIPE_WATCH_CRON="* * * * *")
+    (place.folder / "text" / "scheduled.py").write_text(TEXT.replace("add", "scheduled"))
+    identities = {name: one["id"] for name, one in place.deployments().items()}
+
+    def done(deployment: str) -> list[dict[str, Any]]:
+        return [
+            run
+            for run in runs_of(place, "retrain")
+            if run["id"] not in began
+            and run["deployment_id"] == identities[deployment]
+            and run["state_type"] == "COMPLETED"
+        ]
+
+    wait_until(lambda: len(done("retrain/nightly")) >= 2, 240, "two runs of the schedule")
+    assert all(run["auto_scheduled"] for run in done("retrain/nightly"))
+    wait_until(lambda: done("retrain/on-new-data"), 120, "a retraining on new text")
+    assert "1 of " in place.said()
+    doctor = {check["name"]: check for check in json.loads(place.call("doctor", "--json").stdout)["checks"]}
+    assert "retrain/nightly next at" in doctor["schedules"]["detail"]
+    assert doctor["schedules"]["ok"]
+    assert doctor["logs"]["ok"], doctor["logs"]
+
+
+def test_what_a_person_set_in_the_ui_stays(place: Place, up_again: Callable[..., None]) -> None:
+    up_again(GPTPIPE_NIGHTLY_CRON="0 2 * * *")
+    made = place.deployments()["retrain/nightly"]
+    (own,) = made["schedules"]
+    assert own["slug"] == "from-env"
+    assert "comes from GPTPIPE_NIGHTLY_CRON" in made["description"]
+    place.prefect(f"deployments/{made['id']}/schedules/{own['id']}", {"active": False}, method="PATCH")
+    added = {"schedule": {"cron": "30 4 * * *", "timezone": "UTC"}, "active": True}
+    place.prefect(f"deployments/{made['id']}/schedules", [added])
+    watch = place.deployments()["watch-corpora/watch-corpora"]["id"]
+    place.prefect(f"deployments/{watch}/pause_deployment", {})
+    up_again(GPTPIPE_NIGHTLY_CRON="0 3 * * *")
+    after = place.deployments()
+    schedules = {one["schedule"]["cron"]: one["active"] for one in after["retrain/nightly"]["schedules"]}
+    assert schedules == {"0 3 * * *": False, "30 4 * * *": True}
+    assert after["watch-corpora/watch-corpora"]["paused"]
+    said = json.loads(place.call("up", "--json", GPTPIPE_NIGHTLY_CRON="0 3 * * *").stdout)["notes"]
+    assert any("GPTPIPE_NIGHTLY_CRON is paused in the UI" in note for note in said)
+    assert any("`30 4 * * *` in UTC, added in the UI, stays" in note for note in said)
+    assert any(note.startswith("watch-corpora/watch-corpora: paused in the UI") for note in said)
+    place.prefect(f"deployments/{watch}/resume_deployment", {})
+    for one in after["retrain/nightly"]["schedules"]:
+        place.prefect(f"deployments/{made['id']}/schedules/{one['id']}", method="DELETE")
 
 
 def test_the_same_training_twice_is_trained_once(place: Place) -> None:
@@ -225,8 +302,9 @@ def test_a_run_whose_process_is_killed_goes_on(place: Place, what: str) -> None:
         assert state["name"] != "Failed"
         assert time.monotonic() < until, state
         time.sleep(0.5)
-    names = [state["name"] for state in place.prefect(f"flow_run_states/?flow_run_id={run}")]
-    assert "LostMachine" in names
+    names = [state["name"] for state in states(place, run)]
+    assert names.count("LostMachine") == names.count("Crashed") == 1
+    assert "waiting until another training on this machine" not in place.said()  # not for its own predecessor
     assert re.search(r"training going on from step [2-9]00", place.said())
 
 
