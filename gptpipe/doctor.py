@@ -187,17 +187,20 @@ def _schedules() -> Check:
 
 
 def _logs() -> Check:
-    """Whether a server has failed in silence: tracebacks in the logs of the stack since it was started."""
+    """Whether a server has failed in silence: tracebacks in its log since the stack was started.
+
+    The worker's log is left out: it holds what its flow runs print, and their states say how they ended.
+    """
     stack = Stack()
     if not stack.supervisor.states():
         return Check("logs", None, "the stack is not up")
-    tracebacks = stack.tracebacks()
+    tracebacks = {name: lines for name, lines in stack.tracebacks().items() if name != "worker"}
     if tracebacks:
         told = "; ".join(
             f"{name}.log {counted(len(lines), 'traceback')}, last: {lines[-1]}" for name, lines in tracebacks.items()
         )
         return Check("logs", False, told, f"see {stack.supervisor.logs}")
-    return Check("logs", True, f"no traceback in {stack.supervisor.logs} since `gptpipe up`")
+    return Check("logs", True, f"no traceback in the servers' logs in {stack.supervisor.logs} since `gptpipe up`")
 
 
 def _stack() -> Check:

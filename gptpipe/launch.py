@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from gptpipe.data.loader import SampleOrder, check_ranks
 from gptpipe.data.rows import ROW_GROUP_TOKENS
 from gptpipe.data.tokens import TokenStream
 from gptpipe.errors import Preempted, UserError
-from gptpipe.gang import Hosts, metrics_before, train_on_nodes
+from gptpipe.gang import TRIES, Hosts, metrics_before, train_on_nodes
 from gptpipe.hf import model_config_from_hf
 from gptpipe.lease import Lease
 from gptpipe.pretrained import check_same_shape
@@ -129,10 +130,7 @@ def train(
             outcome = train_on_nodes(next_job, hosts, watchers)
         else:
             with hosts.this_machine() if hosts else nullcontext():
-                job = next_job()
-                prepare_folder(job)
-                watchers.on_start(job)
-                outcome = Torchrun(job, watchers).run()
+                outcome = train_here(next_job, watchers)
         outcome.write(storage.join(training, OUTCOME))
     if outcome.status == "user_error":
         error = outcome.error or {"message": outcome.reason}
@@ -142,6 +140,30 @@ def train(
     if outcome.status == "preempted":
         raise Preempted(f"{outcome.reason}; saved at step {outcome.step} of {config.steps}, run again to go on")
     return _result(identity, training, dataset, outcome, already_done=False)
+
+
+def train_here(next_job: Callable[[], Job], watchers: Watchers) -> Outcome:
+    """Train on this machine. Where a rank is killed, go on from the newest checkpoint, as often as a crash may.
+
+    Args:
+        next_job: what to train from now on.
+
+    Raises:
+        Cancelled: stopped without saving.
+    """
+    kills, reached = 0, ""
+    while True:
+        job = next_job()
+        kills, reached = (kills, reached) if job.resume == reached else (0, job.resume)
+        prepare_folder(job)
+        watchers.on_start(job)
+        outcome = Torchrun(job, watchers).run()
+        kills += 1
+        if not outcome.killed or kills >= TRIES:
+            return outcome
+        newest = next_job().resume
+        at = f"step {int(newest.rsplit('-', 1)[-1]):,}" if newest else "the beginning"
+        log.warning("%s; once more from %s", outcome.reason, at)
 
 
 def training_id(model: ModelConfig, config: TrainConfig, dataset_id: str, init: str) -> str:

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Protocol
 
 import psutil
 
+from gptpipe.memory import memory_figures, memory_kills
 from gptpipe.train.job import METRICS, OUTCOME, RANK_LINE, Job, Outcome
 from gptpipe.train.metrics import MetricsFollower
 
@@ -145,6 +146,7 @@ def torchrun_command(job: RankedJob, rendezvous: Rendezvous | None = None) -> li
         *meeting,
         "--max-restarts=0",
         "--monitor-interval=0.1",
+        f"--log-dir={job.folder / 'torchelastic'}",  # else it leaves a folder in the one for temporary files
         "--signals-to-handle=SIGQUIT",
         "-m",
         job.module,
@@ -193,7 +195,9 @@ class Torchrun:
             "OMP_NUM_THREADS": str(self.job.threads or 1),
             "PYTHONUNBUFFERED": "1",
             "TORCHELASTIC_ERROR_FILE": str(self.job.folder / "torchelastic.json"),
+            "PYTHONSAFEPATH": "1",  # nothing of the current folder is imported
         }
+        kills = memory_kills()
         if self.rendezvous:
             follower.poll()  # what a resumed run has behind it: the parent knows
             for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
@@ -224,7 +228,7 @@ class Torchrun:
                 self._relay(follower)
             finally:
                 self.kill()
-        return self._outcome()
+        return self._outcome(memory_kills() - kills)
 
     def preempt(self, reason: str) -> None:
         """Ask the ranks to finish their step, save and end; after the job's `save_timeout` they are killed."""
@@ -286,8 +290,12 @@ class Torchrun:
         psutil.wait_procs(family, timeout=5)
         self.process.wait()
 
-    def _outcome(self) -> Outcome:
-        """How it ended: a rank that was killed explains why the others failed, and says nothing itself."""
+    def _outcome(self, memory_kills: int) -> Outcome:
+        """How it ended: a rank that was killed explains why the others failed, and says nothing itself.
+
+        Args:
+            memory_kills: processes that were killed for want of memory meanwhile.
+        """
         if self.rendezvous and self.process.returncode == 0 and not (self.job.folder / OUTCOME).exists():
             return Outcome(status="finished", reason="rank 0, on another node, knows more")
         written = [self.job.folder / OUTCOME, *sorted(self.job.folder.glob("outcome-*.json"))]
@@ -297,12 +305,17 @@ class Torchrun:
         if outcomes and outcomes[0].status != "failed":
             return outcomes[0]
         if killed := _killed_by_signal(self._last_lines):
-            return Outcome(status="failed", reason=killed, traceback=outcomes[0].traceback if outcomes else "")
+            if memory_kills:
+                killed += f": memory ran out ({memory_figures()})"
+            return Outcome(
+                status="failed", reason=killed, traceback=outcomes[0].traceback if outcomes else "", killed=True
+            )
         if outcomes:
             return outcomes[0]
         if self.stop_reason:
             return self.job.unsaved(self.stop_reason)
-        return Outcome(status="failed", reason="the ranks ended without a word", traceback="\n".join(self._last_lines))
+        reason = f"the ranks ended before they could say why; last: {_last_words(self._last_lines)}"
+        return Outcome(status="failed", reason=reason, traceback="\n".join(self._last_lines))
 
 
 def _heed_signals(run: Torchrun) -> None:
@@ -320,9 +333,16 @@ def _killed_by_signal(lines: list[str]) -> str:
     report = "\n".join(lines)
     for rank, code in re.findall(r"rank\s*: (\d+) \(local_rank: \d+\)\n\s*exitcode\s*: -(\d+)", report):
         if int(code) != signal.SIGTERM:  # which torchrun sends to the ranks that are left
-            cause = ": probably out of memory" if int(code) == signal.SIGKILL else ""
-            return f"rank {rank} was killed by signal {code}{cause}"
+            return f"rank {rank} was killed by signal {code}"
     return ""
+
+
+def _last_words(lines: list[str]) -> str:
+    """The line of the ranks' output that says most likely why they ended: an exception, or else the last one."""
+    own = [line.strip() for line in lines if line.strip() and "torch/distributed" not in line]
+    errors = [line for line in own if re.match(r"(\w+\.)*\w*(Error|Exception|Interrupt)\b", line)]
+    first = [line for line in errors if not line.startswith("torch.distributed.elastic")]
+    return next(iter([*first, *errors[-1:], *own[-1:]]), "nothing")[:300]
 
 
 def send_signal(process: psutil.Process, number: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import psutil
 import pytest
 
 from gptpipe.checkpoint import newest_checkpoint
+from gptpipe.torchrun import _last_words
 from tests.train.conftest import NewTraining, Training, kill
 
 LONG = {"steps": 100_000, "checkpoint_every": 100_000, "validate_every": 0}
@@ -105,14 +107,69 @@ def test_ranks_that_cannot_save_in_time_are_ended(new_training: NewTraining) -> 
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_killed_is_explained(new_training: NewTraining) -> None:
+def test_a_training_whose_rank_is_killed_goes_on_by_itself(new_training: NewTraining) -> None:
+    undisturbed = new_training("undisturbed", train={"steps": 60, "checkpoint_every": 10})
+    undisturbed.finish()
+    training = new_training("killed", train={"steps": 60, "checkpoint_every": 10})
+    process = training.start()
+    training.wait_for_step(12)
+    kill(training.ranks())
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert re.search(r"rank 0 was killed by signal 9; once more from step [1-5]0\n", err)  # memory had no part in it
+    assert training.weights() == undisturbed.weights()
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_each_time_ends_the_training(new_training: NewTraining) -> None:
     training = new_training("oom", train={**LONG, "nproc": 2})
     process = training.start()
-    training.wait_for_step(3)
-    kill(training.ranks()[1:])
-    out, _ = process.communicate(timeout=60)
+    seen: set[int] = set()
+    for _ in range(3):
+        until = time.monotonic() + 60
+        while len(fresh := [rank for rank in training.ranks() if rank.pid not in seen]) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        time.sleep(1)
+        seen |= {rank.pid for rank in fresh}
+        kill(fresh[1:])
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "killed by signal 9: probably out of memory" in out
+    assert "killed by signal 9" in out
+    assert "memory" not in out.splitlines()[0]
+    assert err.count("once more from the beginning") == 2
+
+
+@pytest.mark.slow
+def test_nothing_of_the_current_folder_is_imported_and_nothing_is_left_in_the_temporary_one(
+    new_training: NewTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's random.py took the place of Python's in torchrun and its ranks."""
+    for name in ("random", "json", "logging"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    training = new_training("beside", train={"steps": 6})
+    training.finish()
+    process = training.start()
+    process.communicate(timeout=60)
+    assert not list(temporary.glob("torchelastic_*"))
+
+
+def test_ranks_that_cannot_speak_are_quoted() -> None:
+    lines = [
+        "Traceback (most recent call last):",
+        '  File "/somewhere/rank.py", line 3, in <module>',
+        "ModuleNotFoundError: No module named 'nothing'",
+        "E1127 torch/distributed/elastic/multiprocessing/api.py:874] failed (exitcode: 1) local_rank: 0",
+        "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:",
+        "============",
+    ]
+    assert _last_words(lines) == "ModuleNotFoundError: No module named 'nothing'"
+    assert _last_words(["Illegal instruction"]) == "Illegal instruction"
+    assert _last_words([]) == "nothing"
 
 
 @pytest.mark.slow
