@@ -264,7 +264,7 @@ def _summary(parameters: PipelineConfig, result: dict[str, Any]) -> str:
     if result["export"]:
         lines.append(f"exported  {result['export']}, a folder that transformers reads")
     lines.append(
-        f"try it    {_command('gptpipe')} generate --weights {training['best_checkpoint']} "
+        f"try it    {_command('gptpipe')} generate --weights {shlex.quote(training['best_checkpoint'])} "
         f"--prompt {shlex.quote((samples['samples'][:2][-1] if is_python else first)['prompt'])}"
     )
     return "\n".join(lines)
@@ -275,12 +275,13 @@ def _change(before: dict[str, Any]) -> str:
 
 
 def _command(name: str) -> str:
-    """How this environment's `name` is called: by its path where it is not the one on PATH."""
+    """How this environment's `name` is called in a shell: by its path where it is not the one on PATH."""
     beside = Path(sys.executable).parent / name
     found = shutil.which(name)
     if not beside.exists() or (found and Path(found).resolve() == beside.resolve()):
         return name
-    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
+    path = beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside
+    return shlex.quote(str(path))
 
 
 def _located(command: str) -> str:

@@ -522,6 +522,25 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"known: {', '.join(known)}"
 
 
+class _OnceOnly(yaml.SafeLoader):
+    """A key that is given twice is refused: YAML takes the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            line = key.start_mark.line + 1
+            if (first := lines.setdefault(key.value, line)) != line:
+                raise _GivenTwice(f"{key.value!r} is given twice, in lines {first} and {line}")
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+class _GivenTwice(Exception):
+    """A key of a YAML mapping that stands there twice."""
+
+
 def read_yaml(file: Path) -> dict[str, Any]:
     """The keys and values of a file, as they are written.
 
@@ -529,9 +548,11 @@ def read_yaml(file: Path) -> dict[str, Any]:
         UserError: it is not there, or no mapping.
     """
     try:
-        values = yaml.safe_load(file.read_text("utf-8"))
+        values = yaml.load(file.read_text("utf-8"), _OnceOnly)
     except OSError as error:
         raise UserError(error.strerror or str(error), where=str(file), hint="give an existing YAML file") from None
+    except _GivenTwice as error:
+        raise UserError(str(error), where=str(file), hint="keep one of the two") from None
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"not YAML: {error}", where=str(file), hint="mend the file") from None
     if values is None:

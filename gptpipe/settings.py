@@ -119,7 +119,8 @@ class Settings(BaseSettings):
 
     @property
     def storage_url(self) -> str:
-        return (self.storage or str(self.home_path / "storage")).rstrip("/")
+        given = self.storage or str(self.home_path / "storage")
+        return given if given.endswith("://") else given.rstrip("/")  # one without a bucket is refused where it is used
 
     @property
     def tracking_uri(self) -> str:
@@ -180,6 +181,9 @@ DEFAULTS = {
 }
 
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
 def make_home() -> None:
     """Make the local folder: Prefect makes only the last folder of its own path and stays silent without it."""
     home = settings().home_path
@@ -195,6 +199,9 @@ def prepare_environment() -> None:
     """Set the environment that Prefect, MLflow and the S3 clients read, unless the user has set it."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    for name in ("NO_PROXY", "no_proxy"):  # servers of this machine are never asked through a company's proxy
+        known = [part for part in os.environ.get(name, "").split(",") if part.strip()]
+        os.environ[name] = ",".join([*known, *(host for host in LOOPBACK if host not in known)])
     # Prefect asks for a folder that machines without a desktop session have not
     warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
     here = settings()

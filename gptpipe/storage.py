@@ -26,6 +26,7 @@ from gptpipe.errors import UserError
 from gptpipe.settings import settings
 
 _TEMPORARY = re.compile(r"^\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}-")
+_BROKEN_URL = re.compile(r"(s3a?|https?|gs|az)(?:://?|:///.*|:[^/].*|:/[^/].*|:)$")
 _COPY_BLOCK = 8 << 20
 _PART = 32 << 20  # of a multipart upload
 # packages whose exceptions mean that a server is away or refuses
@@ -59,12 +60,26 @@ def is_local(url: str) -> bool:
     return "://" not in url or url.startswith("file://")
 
 
+def check_whole(url: str) -> None:
+    """Refuse a URL that lacks its slashes or what comes after them: it would be taken for a local folder.
+
+    Raises:
+        UserError: for example `s3://` or `s3:/bucket`.
+    """
+    if broken := _BROKEN_URL.match(url):
+        kind = broken[1]
+        what = "bucket" if kind.startswith("s3") else "host" if kind.startswith("http") else "path"
+        raise UserError(f"not a whole URL: no {what} after {kind}://", where=url, hint=f"write {kind}://{what}/…")
+
+
 def local_path(url: str) -> Path:
+    check_whole(url)
     return Path(url.removeprefix("file://")).expanduser().absolute()
 
 
 def normalize(url: str) -> str:
     """The one spelling of a URL: absolute local paths, no trailing slash."""
+    check_whole(url)
     return str(local_path(url)) if is_local(url) else url.rstrip("/")
 
 
@@ -84,6 +99,7 @@ def as_uri(url: str) -> str:
 
 def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of a remote URL and the path in it."""
+    check_whole(url)
     protocol = url.split("://", 1)[0]
     options: dict[str, Any] = {}
     if protocol in ("s3", "s3a"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import subprocess
 import tempfile
 import threading
@@ -118,7 +119,7 @@ class RunLink:
         uri = settings().tracking_uri
         if uri.startswith("http"):
             return self.url
-        return f"mlflow ui --backend-store-uri {uri}   then open {self.url}"
+        return f"mlflow ui --backend-store-uri {shlex.quote(uri)}   then open {self.url}"
 
     def artifact_url(self, name: str) -> str:
         """The page that shows one of its artifacts."""

@@ -26,6 +26,7 @@ from gptpipe.config import (
     operational,
     parse,
     preset_values,
+    read_yaml,
     result,
 )
 from gptpipe.errors import UserError
@@ -434,3 +435,13 @@ def test_a_value_that_yaml_stumbles_over_is_one_line(value: str, tmp_path: Path)
     (tmp_path / "a.yaml").write_text(f"evaluate:\n  max_tokens: {value}\n")
     with pytest.raises(UserError):
         load_config(file=tmp_path / "a.yaml")
+
+
+def test_a_key_that_is_given_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
+    file = tmp_path / "twice.yaml"
+    file.write_text("preset: nano\ntrain:\n  steps: 5\n  batch_size: 2\n  steps: 6\n")
+    with pytest.raises(UserError, match=r"'steps' is given twice, in lines 3 and 5") as refused:
+        load_config(file=file)
+    assert refused.value.where == str(file)
+    file.write_text("base: &base {steps: 5}\n")  # an anchor merged in is no second key
+    assert read_yaml(file) == {"base": {"steps": 5}}

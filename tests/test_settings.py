@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import http.server
+import os
 import re
+import threading
+import urllib.request
 from pathlib import Path
 
+import httpx
 import pytest
 
+from gptpipe import storage
 from gptpipe.errors import UserError
+from gptpipe.ports import free_ports
 from gptpipe.settings import Settings, prepare_environment, reload_settings, settings
 
 EXAMPLE = Path(__file__).parents[1] / ".env.example"
@@ -129,3 +136,48 @@ def test_children_see_the_object_store_and_report_home_to_nobody(folder: Path, m
     assert os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert os.environ["DO_NOT_TRACK"] == "0"  # what the user set stays
+
+
+def test_loopback_never_goes_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of this machine is reached while the environment names a proxy that nobody is at."""
+    (closed,) = free_ports(1)
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{closed}")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed}")
+    monkeypatch.setenv("NO_PROXY", "internal.example")
+    monkeypatch.delenv("no_proxy", raising=False)
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/"
+        prepare_environment()
+        assert urllib.request.urlopen(url, timeout=10).status == 200
+        assert httpx.get(url, timeout=10).status_code == 200
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert os.environ["NO_PROXY"] == "internal.example,127.0.0.1,localhost,::1"
+    prepare_environment()
+    assert os.environ["NO_PROXY"].count("localhost") == 1
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:", "s3:/bucket/x", "s3:bucket", "s3:///x", "https://", "https:/x.org/a"])
+def test_a_url_that_is_not_whole_is_refused(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="not a whole URL"):
+        storage.normalize(url)
+    with pytest.raises(UserError, match="not a whole URL"):
+        storage.write_bytes(url, b"")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_storage_without_a_bucket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPTPIPE_STORAGE", "s3://")
+    with pytest.raises(UserError, match="not a whole URL"):
+        storage.check_writable(storage.normalize(reload_settings().storage_url))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("url", ["s3://bucket", "s3://bucket/", "https://x.org", "folder", "a:b", "s3", "hf:gpt2"])
+def test_what_is_whole_is_left_alone(url: str) -> None:
+    storage.check_whole(url)
