@@ -37,8 +37,8 @@ def weed_command(
     reached = "127.0.0.1" if host == "0.0.0.0" else host  # its services talk to one another under this address
     command = [
         weed, f"-logdir={logs}", "server", f"-dir={data}", f"-ip={reached}", f"-ip.bind={host}",
-        "-master.telemetry=false", "-master.volumeSizeLimitMB=128", "-volume.max=0", "-filer", "-s3",
-        "-s3.iam=false", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
+        "-master.telemetry=false", "-master.volumeSizeLimitMB=128", "-volume.max=0", "-volume.preStopSeconds=0",
+        "-filer", "-s3", "-s3.iam=false", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
     ]  # fmt: skip
     if sockets:
         command += [f"-filer.localSocket={sockets / 'filer'}", f"-s3.localSocket={sockets / 's3'}"]

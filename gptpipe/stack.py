@@ -184,7 +184,8 @@ class Stack:
                 user=_database_user(),
                 stop_signal="INT",
             ),
-            Program("seaweedfs", weed, {**s3, "HOME": str(self.folder)}),
+            # its streams take fifteen seconds to end
+            Program("seaweedfs", weed, {**s3, "HOME": str(self.folder)}, stop_seconds=30),
             Program(
                 "prefect",
                 [python, "-m", "prefect", "server", "start", "--host", host, "--port", str(here.prefect_port)],
