@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Any
 
 from prefect import flow
@@ -12,8 +11,7 @@ from pydantic import Field
 from flows import endings, report
 from gptpipe import storage
 from gptpipe.config import EvaluateConfig, Section
-from gptpipe.evaluate import Against, compare_once, evaluate_once, in_one_window
-from gptpipe.pretrained import read_weights
+from gptpipe.evaluate import evaluate_against, evaluate_once
 from gptpipe.settings import settings
 from gptpipe.tracking import resolve_weights
 from gptpipe.wording import side_by_side
@@ -39,16 +37,15 @@ def evaluate(parameters: EvaluateParameters) -> dict[str, Any]:
     weights = resolve_weights(parameters.weights)
     other = resolve_weights(parameters.against) if parameters.against else ""
     if other:
-        config = in_one_window(config, read_weights(weights), read_weights(other))
-    found = evaluate_once(weights, data=data, config=config, out=out)
+        found = evaluate_against(weights, other, data=data, config=config, out=out)
+    else:
+        found = evaluate_once(weights, data=data, config=config, out=out)
     log.info("evaluate: %s%s", "already done, " if found.already_done else "", found.sentence)
     columns, text = {"these weights": found.numbers}, found.sentence
-    if other:
-        before = evaluate_once(other, data=data, config=config, out=out)
-        comparison = compare_once(other, weights, data=data, config=config, out=out)
+    if found.against is not None:
+        before, comparison = found.against.evaluation, found.against.comparison
         log.info("evaluate: against %s: %s", before.weights, comparison.sentence)
         columns["before"] = before.numbers
-        found = replace(found, against=Against(before, comparison))
         text += f". Against {before.weights}: {comparison.sentence}"
     text += f"\n\nScored: {found.scored}, {found.windows}, {found.precision}; {found.tokens:,} tokens"
     report.page("evaluation", f"{text}\n\n{side_by_side(columns)}\n\nPage: `{found.page}`", description=found.sentence)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,12 +11,12 @@ from pathlib import Path
 from uuid import UUID
 
 import httpx
-import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from gptpipe import storage
 from gptpipe.errors import UserError
+from gptpipe.lease import lives, this_process
 from gptpipe.settings import settings
 from gptpipe.wording import counted
 
@@ -46,8 +45,10 @@ class Reservation:
         self._ended = threading.Event()
 
     def take(self) -> bool:
-        """All slots, or none: False when others hold them. Those of a process of this machine that is gone count as
-        free."""
+        """All slots, or none: False when others hold them.
+
+        Those of a process of this machine that is gone count as free.
+        """
         return self._take() or (self._give_back_of_the_dead() and self._take())
 
     def _take(self) -> bool:
@@ -61,8 +62,7 @@ class Reservation:
                     return False
                 raise
         self._lease = UUID(reply.json()["lease_id"])
-        holder = {"lease": str(self._lease), "pid": os.getpid(), "began": psutil.Process().create_time()}
-        storage.write_json(str(self._note(self._lease)), holder)
+        storage.write_json(str(self._note(self._lease)), {"lease": str(self._lease), **this_process()})
         return True
 
     def _note(self, lease: UUID | str) -> Path:
@@ -73,9 +73,9 @@ class Reservation:
         """Whether slots came free that were held by processes of this machine that are gone."""
         free = False
         for path in self._note("").parent.glob(f"{self._name}-*.json"):
-            with suppress(UserError, FileNotFoundError, KeyError, TypeError):
+            with suppress(UserError, FileNotFoundError):  # its holder gives it back at this moment
                 holder = storage.read_json(str(path))
-                if not _runs(int(holder["pid"]), float(holder["began"])):
+                if lives(holder) is False:
                     self._give_back(UUID(holder["lease"]))
                     free = True
         return free
@@ -125,14 +125,6 @@ class Reservation:
                 self._lease = None
                 return False
         return True
-
-
-def _runs(pid: int, began: float) -> bool:
-    """Whether a process of this machine is still the one that began then."""
-    try:
-        return bool(psutil.Process(pid).create_time() == began)
-    except psutil.NoSuchProcess:
-        return False
 
 
 @contextmanager

@@ -187,14 +187,11 @@ def _schedules() -> Check:
 
 
 def _logs() -> Check:
-    """Whether a server has failed in silence: tracebacks in its log since the stack was started.
-
-    The worker's log is left out: it holds what its flow runs print, and their states say how they ended.
-    """
+    """Whether a server has failed in silence: tracebacks in its log since the stack was started."""
     stack = Stack()
     if not stack.supervisor.states():
         return Check("logs", None, "the stack is not up")
-    tracebacks = {name: lines for name, lines in stack.tracebacks().items() if name != "worker"}
+    tracebacks = stack.tracebacks()
     if tracebacks:
         told = "; ".join(
             f"{name}.log {counted(len(lines), 'traceback')}, last: {lines[-1]}" for name, lines in tracebacks.items()

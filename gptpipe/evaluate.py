@@ -398,25 +398,19 @@ def compare_tallies(first: Tally, second: Tally) -> Comparison:
     return compare(first.document_nats, second.document_nats, tokens)
 
 
-def compare_once(first: str, second: str, *, data: str, config: EvaluateConfig, out: str) -> Comparison:
-    """The same of WEIGHTS that `evaluate_once` has scored below `out`."""
-    tables = []
-    for weights in (first, second):
-        place = _place(read_weights(weights), data, config, out)
-        tables.append(pq.read_table(io.BytesIO(storage.read_bytes(f"{place}.parquet"))))
-    a, b = (table["nats"].to_numpy() for table in tables)
-    return compare(a, b, tables[0]["tokens"].to_numpy())
-
-
-def challenge(champion: str, challenger: str, *, data: str, config: EvaluateConfig, out: str) -> Comparison:
-    """The challenger against the champion, both scored on the same windows of the same text.
-
-    What was scored below `out` before is read from there.
+def evaluate_against(weights: str, other: str, *, data: str, config: EvaluateConfig, out: str) -> Evaluation:
+    """`evaluate_once` of WEIGHTS and of others in the same windows, with the comparison in `against`.
 
     Raises:
-        UserError: the champion's weights are gone or damaged, or it has another vocabulary than the text.
+        UserError: one of the two cannot be read, or has another vocabulary than the text.
     """
-    shared = in_one_window(config, read_weights(champion), read_weights(challenger))
-    for weights in (champion, challenger):
-        evaluate_once(weights, data=data, config=shared, out=out)
-    return compare_once(champion, challenger, data=data, config=shared, out=out)
+    both = [read_weights(each) for each in (weights, other)]
+    config = in_one_window(config, *both)
+    found, before = (evaluate_once(each, data=data, config=config, out=out) for each in (weights, other))
+    tables = []
+    for read in both:
+        content = storage.read_bytes(f"{_place(read, data, config, out)}.parquet")
+        tables.append(pq.read_table(io.BytesIO(content)))
+    own, others = (table["nats"].to_numpy() for table in tables)
+    comparison = compare(others, own, tables[0]["tokens"].to_numpy())
+    return replace(found, against=Against(before, comparison))

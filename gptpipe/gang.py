@@ -68,6 +68,29 @@ class Hosts(Protocol):
         """Nothing of what was started is wanted any more."""
 
 
+@dataclass
+class Tries:
+    """Attempts that have failed since the last new checkpoint."""
+
+    failures: int = 0
+    reached: str = ""
+
+    def are_spent(self, newest: str, *, failed: bool = True) -> bool:
+        """Count an attempt that has ended; whether there may be no other.
+
+        Args:
+            newest: the checkpoint that another would go on from.
+        """
+        self.failures = self.failures + 1 if newest == self.reached and failed else 1
+        self.reached = newest
+        return self.failures >= TRIES
+
+
+def place_of(checkpoint: str) -> str:
+    """Where an attempt goes on, in a person's words."""
+    return f"step {step_of(checkpoint):,}" if checkpoint else "the beginning"
+
+
 def train_on_nodes(next_job: Callable[[], Job], hosts: Hosts, watchers: Watchers) -> Outcome:
     """Attempts, each from the newest checkpoint, until one finishes or the user has to do something.
 
@@ -78,7 +101,7 @@ def train_on_nodes(next_job: Callable[[], Job], hosts: Hosts, watchers: Watchers
         Cancelled: nothing was saved; no rank is left anywhere.
     """
     signals = StopSignals()
-    failures, reached, attempt = 0, "", 0
+    tries, attempt = Tries(), 0
 
     def poll() -> None:
         _heed(signals, watchers)
@@ -94,21 +117,19 @@ def train_on_nodes(next_job: Callable[[], Job], hosts: Hosts, watchers: Watchers
                     gang = Gang(next_job(), nodes, min(nodes, config.min_nodes or nodes), attempt, hosts, watchers)
                     outcome = gang.run(signals)
             except _Preempted as stopped:
-                return Outcome(status="preempted", reason=str(stopped), step=_step(next_job().resume))
+                return Outcome(status="preempted", reason=str(stopped), step=step_of(next_job().resume))
             # a node that goes away by itself is replaced; a stop of the whole training is the caller's
             whole = gang.stopped or outcome.reason.startswith("train.max_hours")
             if outcome.status in ("finished", "user_error") or (outcome.status == "preempted" and whole):
                 return outcome
             newest = next_job().resume
-            failures = failures + 1 if newest == reached and outcome.status == "failed" else 1
-            if failures >= TRIES:
+            if tries.are_spent(newest, failed=outcome.status == "failed"):
                 return outcome
-            reached = newest
             log.warning(
                 "attempt %d ended: %s; once more from %s",
                 attempt,
                 outcome.reason,
-                f"step {_step(newest):,}" if newest else "the beginning",
+                place_of(newest),
             )
 
 
@@ -122,7 +143,7 @@ def _heed(signals: StopSignals, watchers: Watchers) -> None:
         raise Cancelled("cancelled; the last committed checkpoint stands")
 
 
-def _step(checkpoint: str) -> int:
+def step_of(checkpoint: str) -> int:
     return int(checkpoint.rsplit("-", 1)[-1]) if checkpoint else 0
 
 
@@ -131,9 +152,9 @@ def metrics_before(job: Job) -> bytes:
     if not job.resume:
         return b""
     try:
-        return keep_until(storage.read_bytes(storage.join(job.training, METRICS)), _step(job.resume))
+        return keep_until(storage.read_bytes(storage.join(job.training, METRICS)), step_of(job.resume))
     except FileNotFoundError:
-        log.warning("no metrics.jsonl in %s: the curve begins at step %d", job.training, _step(job.resume))
+        log.warning("no metrics.jsonl in %s: the curve begins at step %d", job.training, step_of(job.resume))
         return b""
 
 
@@ -224,7 +245,7 @@ class Gang:
             self._hear()
             if self._signals.count:
                 self.stopped = self._signals.first
-                return Outcome(status="preempted", reason=self.stopped, step=_step(self.job.resume))
+                return Outcome(status="preempted", reason=self.stopped, step=step_of(self.job.resume))
             if bad := next((m.outcome for m in self.members if m.outcome), None):
                 return bad
             if gone := [m for m in self.members if m.channel.lost]:

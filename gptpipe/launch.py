@@ -20,12 +20,12 @@ from gptpipe.data.loader import SampleOrder, check_ranks
 from gptpipe.data.rows import ROW_GROUP_TOKENS
 from gptpipe.data.tokens import TokenStream
 from gptpipe.errors import Preempted, UserError
-from gptpipe.gang import TRIES, Hosts, metrics_before, train_on_nodes
+from gptpipe.gang import Hosts, Tries, metrics_before, place_of, step_of, train_on_nodes
 from gptpipe.hf import model_config_from_hf
 from gptpipe.lease import Lease
 from gptpipe.pretrained import check_same_shape
 from gptpipe.settings import settings
-from gptpipe.torchrun import Torchrun, Watchers
+from gptpipe.torchrun import StopSignals, Torchrun, Watchers
 from gptpipe.train.job import METRICS, OUTCOME, Job, Outcome
 from gptpipe.wording import counted
 
@@ -151,19 +151,18 @@ def train_here(next_job: Callable[[], Job], watchers: Watchers) -> Outcome:
     Raises:
         Cancelled: stopped without saving.
     """
-    kills, reached = 0, ""
-    while True:
-        job = next_job()
-        kills, reached = (kills, reached) if job.resume == reached else (0, job.resume)
-        prepare_folder(job)
-        watchers.on_start(job)
-        outcome = Torchrun(job, watchers).run()
-        kills += 1
-        if not outcome.killed or kills >= TRIES:
-            return outcome
-        newest = next_job().resume
-        at = f"step {int(newest.rsplit('-', 1)[-1]):,}" if newest else "the beginning"
-        log.warning("%s; once more from %s", outcome.reason, at)
+    tries, signals = Tries(), StopSignals()
+    with signals.caught():  # those that come between two attempts
+        while True:
+            job = next_job()
+            prepare_folder(job)
+            watchers.on_start(job)
+            outcome = Torchrun(job, watchers).run()
+            if not outcome.killed or tries.are_spent(newest := next_job().resume):
+                return outcome
+            if signals.count:
+                return Outcome(status="preempted", reason=signals.first, step=step_of(newest))
+            log.warning("%s; once more from %s", outcome.reason, place_of(newest))
 
 
 def training_id(model: ModelConfig, config: TrainConfig, dataset_id: str, init: str) -> str:

@@ -85,10 +85,8 @@ class Lease:
             user = str(os.getuid())
         holder = {
             "token": self._token,
-            "host": socket.gethostname(),
             "user": user,
-            "pid": os.getpid(),
-            "started": psutil.Process().create_time(),
+            **this_process(),
             "until": time.time() + LIFETIME,
         }
         return json.dumps(holder).encode()
@@ -108,10 +106,37 @@ class Lease:
                 log.warning("the lease could not be renewed (%s)", problem)
 
 
+def this_process() -> dict[str, Any]:
+    """What `lives` knows this process by."""
+    return {
+        "host": socket.gethostname(),
+        "space": _pid_space(),
+        "pid": os.getpid(),
+        "started": psutil.Process().create_time(),
+    }
+
+
+def lives(process: dict[str, Any]) -> bool | None:
+    """Whether what `this_process` described still runs; None where that cannot be seen from here.
+
+    Containers can share a host's name and a folder, and have process ids of their own.
+    """
+    if (process["host"], process.get("space")) != (socket.gethostname(), _pid_space()):
+        return None
+    try:
+        return bool(abs(psutil.Process(process["pid"]).create_time() - process["started"]) < 1)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _pid_space() -> str:
+    """What process ids are counted in: a container has a space of its own."""
+    try:
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115
+    except OSError:
+        return ""
+
+
 def _holds(holder: dict[str, Any]) -> bool:
-    if holder["host"] == socket.gethostname():
-        try:
-            return bool(abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) < 1)
-        except psutil.NoSuchProcess:
-            return False
-    return bool(time.time() < holder["until"])
+    alive = lives(holder)
+    return bool(time.time() < holder["until"]) if alive is None else alive

@@ -137,13 +137,16 @@ class Stack:
         return found
 
     def tracebacks(self) -> dict[str, list[str]]:
-        """By member: the last line of every traceback in its log since the stack was started."""
+        """By server: the last line of every traceback in its log since the stack was started.
+
+        The worker is left out: its log holds what its flow runs print, and their states say how they ended.
+        """
         try:
             before: dict[str, int] = json.loads((self.folder / _LOG_SIZES).read_text())
         except (OSError, ValueError):
             before = {}
         found = {}
-        for name in MEMBERS:
+        for name in [each for each in MEMBERS if each != "worker"]:
             with suppress(OSError):
                 content = (self.supervisor.logs / f"{name}.log").read_bytes()
                 skip = before.get(name, 0)

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Protocol
 
 import psutil
 
-from gptpipe.memory import memory_figures, memory_kills
+from gptpipe.memory_kills import memory_figures, memory_kills
 from gptpipe.train.job import METRICS, OUTCOME, RANK_LINE, Job, Outcome
 from gptpipe.train.metrics import MetricsFollower
 
@@ -290,11 +290,11 @@ class Torchrun:
         psutil.wait_procs(family, timeout=5)
         self.process.wait()
 
-    def _outcome(self, memory_kills: int) -> Outcome:
+    def _outcome(self, for_memory: int) -> Outcome:
         """How it ended: a rank that was killed explains why the others failed, and says nothing itself.
 
         Args:
-            memory_kills: processes that were killed for want of memory meanwhile.
+            for_memory: how many processes were killed for want of memory meanwhile.
         """
         if self.rendezvous and self.process.returncode == 0 and not (self.job.folder / OUTCOME).exists():
             return Outcome(status="finished", reason="rank 0, on another node, knows more")
@@ -305,11 +305,10 @@ class Torchrun:
         if outcomes and outcomes[0].status != "failed":
             return outcomes[0]
         if killed := _killed_by_signal(self._last_lines):
-            if memory_kills:
+            if for_memory:
                 killed += f": memory ran out ({memory_figures()})"
-            return Outcome(
-                status="failed", reason=killed, traceback=outcomes[0].traceback if outcomes else "", killed=True
-            )
+            trace = outcomes[0].traceback if outcomes else ""
+            return Outcome(status="failed", reason=killed, traceback=trace, killed=not self.stop_reason)
         if outcomes:
             return outcomes[0]
         if self.stop_reason:

@@ -25,7 +25,7 @@ from gptpipe import launch, storage
 from gptpipe.config import PipelineConfig, field_roles, flatten
 from gptpipe.data.dataset import Dataset, open_dataset
 from gptpipe.errors import Preempted, UserError
-from gptpipe.evaluate import Evaluation, challenge
+from gptpipe.evaluate import Evaluation, evaluate_against
 from gptpipe.gang import Hosts
 from gptpipe.generate import Samples
 from gptpipe.launch import TrainResult
@@ -508,13 +508,15 @@ def register(
 def _against(champion: Any, config: PipelineConfig, result: TrainResult, out: str) -> Decision:
     """The decision between the champion and a new model, on the text that the new one was scored on."""
     data = config.evaluate.data or result.dataset
+    log.info("register: version %s, the %s, is scored on the same text", champion.version, config.promote.alias)
     try:
-        comparison = challenge(
-            _location(champion.source), result.best_checkpoint, data=data, config=config.evaluate, out=out
+        found = evaluate_against(
+            result.best_checkpoint, _location(champion.source), data=data, config=config.evaluate, out=out
         )
     except UserError as error:
         return not_comparable(f"version {champion.version}, the champion, could not be scored on this text: {error}")
-    return decide(comparison)
+    assert found.against is not None
+    return decide(found.against.comparison)
 
 
 def _make_registered_model(client: MlflowClient, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gptpipe.promote import decide, not_comparable
+from gptpipe.promote import decide
 from gptpipe.scoring.confidence import Comparison, Interval, compare
 
 
@@ -33,8 +33,3 @@ def test_noise_is_not_promoted_and_a_clear_gain_is() -> None:
     noise, gain = (champion + tokens * draws.normal(mean, 0.05, 60) for mean in (0.0, -0.05))
     assert not decide(compare(champion, noise, tokens)).promote
     assert decide(compare(champion, gain, tokens)).promote
-
-
-def test_a_champion_that_cannot_be_scored_stays() -> None:
-    decision = not_comparable("its weights are gone")
-    assert (decision.promote, decision.reason) == (False, "not comparable: its weights are gone")

@@ -92,7 +92,7 @@ class Outcome(BaseModel):
     reason: str = ""
     error: dict[str, str] | None = None  # of a user error: message, where, hint
     traceback: str = ""
-    killed: bool = False  # by a signal from outside: the same again may well go well
+    killed: bool = False  # by a signal that nobody here sent: the same again may well go well
     step: int = 0
     tokens: int = 0
     checkpoint: str = ""

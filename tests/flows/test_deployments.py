@@ -116,10 +116,9 @@ def test_a_run_that_fails_or_ends_at_once_stays_as_it_ended(place: Place) -> Non
 def test_a_schedule_starts_runs_that_train_and_one_that_watches_does(
     place: Place, up_again: Callable[..., None]
 ) -> None:
-    """Every minute, twice; new text in between is found by the other schedule and trained down to a model."""
+    """Every minute, twice; then new text is found by the other schedule alone and trained down to a model."""
     began = {run["id"] for run in runs_of(place, "retrain")}
-    up_again(GPTPIPE_NIGHTLY_CRON="* * * * *", GPTPIPE_WATCH_CRON="* * * * *")
-    (place.folder / "text" / "scheduled.py").write_text(TEXT.replace("add", "scheduled"))
+    up_again(GPTPIPE_NIGHTLY_CRON="* * * * *")
     identities = {name: one["id"] for name, one in place.deployments().items()}
 
     def done(deployment: str) -> list[dict[str, Any]]:
@@ -133,12 +132,40 @@ def test_a_schedule_starts_runs_that_train_and_one_that_watches_does(
 
     wait_until(lambda: len(done("retrain/nightly")) >= 2, 240, "two runs of the schedule")
     assert all(run["auto_scheduled"] for run in done("retrain/nightly"))
-    wait_until(lambda: done("retrain/on-new-data"), 120, "a retraining on new text")
-    assert "1 of " in place.said()
-    doctor = {check["name"]: check for check in json.loads(place.call("doctor", "--json").stdout)["checks"]}
-    assert "retrain/nightly next at" in doctor["schedules"]["detail"]
+    assert "retrain/nightly next at" in examined(place)["schedules"]["detail"]
+    up_again(GPTPIPE_WATCH_CRON="* * * * *")  # a nightly run would take the text before it is looked for
+    place.since = datetime.now(UTC)
+    (place.folder / "text" / "scheduled.py").write_text(TEXT.replace("add", "scheduled"))
+    wait_until(lambda: done("retrain/on-new-data"), 180, "a retraining on new text")
+    assert re.search(r"^watch-corpora: 1 of \d+ files are new or changed$", place.said(), re.MULTILINE)
+    doctor = examined(place)
+    assert "retrain/nightly" not in doctor["schedules"]["detail"]
     assert doctor["schedules"]["ok"]
     assert doctor["logs"]["ok"], doctor["logs"]
+
+
+def examined(place: Place) -> dict[str, dict[str, Any]]:
+    """What `gptpipe doctor` says, by check."""
+    return {check["name"]: check for check in json.loads(place.call("doctor", "--json").stdout)["checks"]}
+
+
+def test_doctor_names_a_schedule_that_plans_nothing_and_a_server_that_fails_in_silence(place: Place) -> None:
+    identity = place.deployments()["evaluate/evaluate"]["id"]
+    over = {"rrule": "DTSTART:20200101T000000\nFREQ=DAILY;UNTIL=20200103T000000", "timezone": "UTC"}
+    (made,) = place.prefect(f"deployments/{identity}/schedules", [{"schedule": over, "active": True}])
+    log = place.folder / ".gptpipe" / "stack" / "logs" / "prefect.log"
+    before = log.read_bytes()
+    try:
+        with log.open("a") as file:
+            file.write("Traceback (most recent call last):\n  File 'loop.py'\nRuntimeError: the loop ended\n")
+        doctor = examined(place)
+        assert (doctor["schedules"]["ok"], doctor["logs"]["ok"]) == (False, False)
+        assert doctor["schedules"]["detail"] == "no run is planned of evaluate/evaluate"
+        assert doctor["logs"]["detail"] == "prefect.log 1 traceback, last: RuntimeError: the loop ended"
+        assert place.call("doctor").returncode == 1
+    finally:
+        log.write_bytes(before)
+        place.prefect(f"deployments/{identity}/schedules/{made['id']}", method="DELETE")
 
 
 def test_what_a_person_set_in_the_ui_stays(place: Place, up_again: Callable[..., None]) -> None:

@@ -141,6 +141,22 @@ def test_a_rank_that_is_killed_each_time_ends_the_training(new_training: NewTrai
 
 
 @pytest.mark.slow
+def test_a_rank_that_is_killed_while_it_was_asked_to_save_is_not_started_again(new_training: NewTraining) -> None:
+    training = new_training("stopped", train=LONG)
+    process = training.start()
+    training.wait_for_step(3)
+    (rank,) = training.ranks()
+    rank.suspend()  # so that it is killed before it has saved
+    os.kill(process.pid, signal.SIGTERM)
+    time.sleep(1)
+    rank.kill()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "killed by signal 9" in out
+    assert "once more" not in err
+
+
+@pytest.mark.slow
 def test_nothing_of_the_current_folder_is_imported_and_nothing_is_left_in_the_temporary_one(
     new_training: NewTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
