@@ -205,6 +205,7 @@ def _settle_schedules(client: SyncPrefectClient, each: Planned, identity: UUID, 
     if cron is None:
         for found in own:
             client.delete_deployment_schedule(identity, found.id)
+            notes.append(f"{each.full_name}: {_described(found.schedule)} is removed: {each.cron_setting} is empty")
         return notes
     if not own:
         made = DeploymentScheduleCreate(schedule=cron, active=True, slug=ENVIRONMENT)
