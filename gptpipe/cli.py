@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -29,6 +30,10 @@ from gptpipe.wording import counted, figure
 
 # the base of what a wrong command line raises; typer carries its own click and exports only the leaves
 UsageError: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+log = logging.getLogger(__name__)
+
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -77,6 +82,8 @@ def main() -> None:
         prepare_environment()
         show_on_console(settings().log_level)
         code = app(standalone_mode=False) or 0
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
     except UserError as error:
         code = EXIT_USER_ERROR
         _fail(error.as_dict(), str(error), wants_json)
@@ -102,12 +109,14 @@ def main() -> None:
             wants_json,
         )
     except (typer.Abort, KeyboardInterrupt):
-        _fail({"message": "stopped", "where": "", "hint": ""}, "stopped", wants_json)
+        hint = "run the same command again: what is done is not done again"
+        _fail({"message": "stopped", "where": "", "hint": hint}, f"stopped — {hint}", wants_json)
+        _leave_at_once(EXIT_RESUMABLE)
     except BaseException as error:
         cause = error.__context__ if isinstance(error, SystemExit) else error  # typer leaves when nobody reads on
         if isinstance(cause, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        elif type(error).__name__ in ("Cancelled", "CancelledRun"):
+        elif type(error).__name__ in ("Cancelled", "CancelledRun", "TerminationSignal"):
             _fail(
                 {"message": str(error), "where": "train", "hint": "run again to go on"},
                 str(error),
@@ -216,19 +225,33 @@ def run(
 
 
 def _run_flow(parameters: PipelineConfig) -> dict[str, Any]:
-    """`retrain` in this process; Prefect's own server is started in it unless PREFECT_API_URL names one."""
+    """`retrain` in this process, with a Prefect server of its own beside it unless PREFECT_API_URL names one."""
     make_home()
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
+    from gptpipe.prefect_server import PrefectServer
+
+    server = None if os.environ.get("PREFECT_API_URL") else PrefectServer()  # it starts while Prefect is imported here
+    from httpx import HTTPError
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY
     from prefect.settings.context import temporary_settings
 
     from flows.retrain import RetrainParameters, retrain
 
     show_on_console(settings().log_level)
     # each flow waits up to a second for its heartbeat's thread to end; nobody watches this process for zombies
-    with temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        result: dict[str, Any] = retrain(RetrainParameters(**parameters.model_dump(mode="json")))
+    changes: dict[Any, Any] = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    if server:
+        changes[PREFECT_API_URL] = server.url
+        server.wait()
+    with temporary_settings(updates=changes):
+        try:
+            result: dict[str, Any] = retrain(RetrainParameters(**parameters.model_dump(mode="json")))
+        except HTTPError as error:
+            if server is None or server.starts == 1:
+                raise
+            log.debug("the flow could not reach its server", exc_info=error)
+            raise Preempted("Prefect's server in this command went away; what is done is not done again") from None
     return result
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from itertools import chain, islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 from typing import Any, Protocol
 
 from gptpipe.cores import usable_cores
@@ -51,8 +53,9 @@ class Processes:
         if self.pool is None:
             # forked ones could inherit a lock that an S3 client or the logger holds
             self.pool = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
-            for _ in range(self.workers):
-                self.pool.submit(get_tokenizer)
+            with _deaf_to_interrupts():
+                for _ in range(self.workers):
+                    self.pool.submit(get_tokenizer)
         return self.pool
 
     def run(self, work: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
@@ -83,6 +86,17 @@ def _in_window(submit: Callable[[Any], Future[Any]], tasks: Iterable[Any], width
     while waiting:
         done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
         yield from (future.result() for future in done)
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes that are started meanwhile never get Ctrl-C: who started them ends them, and they say nothing."""
+    resource_tracker.ensure_running()  # when that starts, it lets the signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent() -> None:
