@@ -19,10 +19,11 @@ from gptpipe import storage, tracking
 from gptpipe.config import PipelineConfig, parse
 from gptpipe.errors import Preempted
 from gptpipe.evaluate import Evaluation
-from gptpipe.export import check_place, export_hf
+from gptpipe.export import export_hf
 from gptpipe.form import FormSection, form_of
 from gptpipe.generate import Samples
 from gptpipe.launch import TrainResult
+from gptpipe.preflight import check_pipeline
 from gptpipe.settings import settings
 
 log = logging.getLogger("gptpipe.flows")
@@ -47,9 +48,7 @@ def retrain(parameters: RetrainParameters) -> dict[str, Any]:
 
 
 def _stages(config: PipelineConfig) -> dict[str, Any]:
-    tracking.check_registry(config)
-    if config.export:
-        check_place(config.export, replace=True)
+    check_pipeline(config)
     dataset = tokenize(TokenizeParameters(data=config.data))
     init = ""
     if config.init != "scratch":

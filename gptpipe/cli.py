@@ -207,19 +207,6 @@ def run(
     parameters = _configure(config, [*(overrides or []), *chosen], preset, corpus)
     if force:
         parameters = parameters.model_copy(update={"force": True})
-    from gptpipe.data.sources import list_sources
-    from gptpipe.storage import check_writable, normalize
-
-    list_sources(parameters.data, quiet=True)  # what cannot work is said before a server is started
-    check_writable(normalize(settings().storage_url))
-    if parameters.export:
-        from gptpipe.export import check_place
-
-        check_place(parameters.export, replace=True)
-    if parameters.init not in ("scratch", "champion") and not parameters.init.startswith(("hf:", "models:")):
-        from gptpipe.pretrained import read_weights
-
-        read_weights(parameters.init)
     result = _run_flow(parameters)
     _answer(result, as_json, _summary(parameters, result))
 
@@ -230,8 +217,15 @@ def _run_flow(parameters: PipelineConfig) -> dict[str, Any]:
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
     from gptpipe.prefect_server import PrefectServer
+    from gptpipe.preflight import check_pipeline
 
-    server = None if os.environ.get("PREFECT_API_URL") else PrefectServer()  # it starts while Prefect is imported here
+    server = None if os.environ.get("PREFECT_API_URL") else PrefectServer()  # it starts while this process gets ready
+    try:
+        check_pipeline(parameters)
+    except BaseException:
+        if server:
+            server.stop()
+        raise
     from httpx import HTTPError
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY
     from prefect.settings.context import temporary_settings
@@ -533,6 +527,7 @@ def generate(
     from gptpipe import storage
     from gptpipe.config import SampleConfig, parse
     from gptpipe.generate import generate as continue_prompts
+    from gptpipe.preflight import check_prompts
     from gptpipe.tracking import resolve_weights
 
     given_prompts = [*({"prompt": text} for text in prompt or []), *(_read_prompts(prompts) if prompts else [])]
@@ -541,9 +536,6 @@ def generate(
         raise UserError("no prompt", where=prompts or "--prompt", hint="give --prompt TEXT, or --prompts FILE")
     if logprobs and not (as_json or out):
         raise UserError("text shows no log-probabilities", where="--logprobs", hint="give --json or --out FILE too")
-    for text in (*texts, *(stop or [])):
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise UserError("half of a character", where=f"the text {text!r}", hint="give text that is Unicode")
     given = {
         "prompts": texts,
         "max_new_tokens": max_new_tokens,
@@ -562,6 +554,7 @@ def generate(
     except UserError as error:
         flag = f"--{error.where.replace('_', '-')}"
         raise UserError(error.message, where=flag, hint="see `gptpipe generate --help`") from None
+    check_prompts(options)
     if out:
         storage.check_writable(storage.parent(storage.normalize(out)))
     streams = len(texts) == 1 and sys.stdout.isatty() and not as_json and not out and not options.stop

@@ -17,6 +17,7 @@ from gptpipe.errors import UserError
 from gptpipe.servers import the_mlflow_server, the_prefect_server
 from gptpipe.settings import settings
 from gptpipe.stack import Stack
+from gptpipe.tracking import connect, experiment_id
 from gptpipe.wording import counted
 
 _NOT_DEPLOYED = ("nothing is deployed", "`gptpipe deploy` makes the button and the schedules")
@@ -106,14 +107,24 @@ def _storage() -> Check:
 def _tracking() -> Check:
     uri = settings().tracking_uri
     if not uri.startswith("http"):
-        made = "" if Path(uri.removeprefix("sqlite:///")).exists() else " (made at the first run)"
-        return Check("tracking", True, f"{uri}{made}")
+        if not Path(uri.removeprefix("sqlite:///")).exists():
+            return Check("tracking", True, f"{uri} (made at the first run)")
+        return _experiment(uri) or Check("tracking", True, uri)
     try:
         running = str(the_mlflow_server(uri).ask("version")).strip()
         the_mlflow_server(uri).ask("api/2.0/mlflow/registered-models/search?max_results=1")
     except UserError as error:
         return Check("tracking", False, str(error), "start the MLflow server or set GPTPIPE_MLFLOW_URI")
-    return Check("tracking", True, f"MLflow {running} at {uri} answers and lets this machine in")
+    return _experiment(uri) or Check("tracking", True, f"MLflow {running} at {uri} answers and lets this machine in")
+
+
+def _experiment(uri: str) -> Check | None:
+    """What is wrong with the experiment that runs go to."""
+    try:
+        experiment_id(connect())
+    except UserError as error:
+        return Check("tracking", False, f"{uri}: {error}")
+    return None
 
 
 def _prefect() -> Check:

@@ -22,7 +22,6 @@ from gptpipe import storage
 from gptpipe.config import SampleConfig, digest
 from gptpipe.decode import Decoder, Row
 from gptpipe.devices import pick_device
-from gptpipe.errors import UserError
 from gptpipe.graphed import GraphedDecoder
 from gptpipe.model import GPT
 from gptpipe.packed import PackedDecoder
@@ -93,10 +92,9 @@ def generate(
         url, tokenizer = read.url, read.tokenizer
     encoding: Tokenizer = get_tokenizer(tokenizer)
     check_vocabulary(model.config, encoding.vocab_size, encoding.name, url)
-    encoded = [encoding.encode(prompt, special=True) for prompt in prompts]
+    # an empty prompt begins a document
+    encoded = [encoding.encode(prompt, special=True) or [encoding.end_of_text] for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
-        if not ids:
-            raise UserError("a prompt of zero tokens", where=f"prompt {prompt!r}", hint="give at least one character")
         if len(ids) > model.config.context_length:
             log.warning(
                 "the prompt %r… has %d tokens, the model's context is %d: it is read from its end",

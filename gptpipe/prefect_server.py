@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 _START_SECONDS = 180  # 14 s on two cores that did nothing else, ten times as long on a busy machine
 _MOST_STARTS = 5
 _POLL = 0.1
+_SERVER_VARIABLES = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+_APP = "prefect.server.api.server:create_app"
 
 
 class PrefectServer:
@@ -82,7 +84,8 @@ class PrefectServer:
             stdin=subprocess.DEVNULL,
             stdout=quiet and subprocess.DEVNULL,
             stderr=quiet,
-            env=os.environ | {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+            env=os.environ
+            | {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
             start_new_session=True,
         )
 
@@ -101,9 +104,7 @@ def main(port: int, launcher: int) -> None:
     from gptpipe.train.stop import end_with
 
     end_with(launcher)
-    uvicorn.run(
-        "prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=port, log_level="error", lifespan="on"
-    )
+    uvicorn.run(_APP, factory=True, host="127.0.0.1", port=port, log_level="error", lifespan="on")
 
 
 if __name__ == "__main__":

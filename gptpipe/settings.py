@@ -187,6 +187,12 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def make_home() -> None:
     """Make the local folder: Prefect makes only the last folder of its own path and stays silent without it."""
     home = settings().home_path
+    if "?" in str(home):
+        raise UserError(
+            "a ? in the path: the address of a SQLite database would end there",
+            where=f"GPTPIPE_HOME={home}",
+            hint="choose another folder with GPTPIPE_HOME",
+        )
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from gptpipe.launch import TrainResult
 from gptpipe.plot import loss_curve
 from gptpipe.progress import Progress
 from gptpipe.promote import ALREADY, NO_CHAMPION, Decision, decide, not_comparable
-from gptpipe.settings import settings
+from gptpipe.settings import make_home, settings
 from gptpipe.torchrun import Cancelled, Watchers
 from gptpipe.train.job import METRICS, Job
 
@@ -60,6 +60,8 @@ def connect() -> MlflowClient:
 
     uri = settings().tracking_uri
     if uri.startswith("sqlite:"):
+        if not settings().mlflow_uri:
+            make_home()
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         for name in ("alembic", "mlflow.store.db.utils"):  # its database migrations, a line each
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -67,11 +69,23 @@ def connect() -> MlflowClient:
 
 
 def experiment_id(client: MlflowClient) -> str:
-    """The experiment that runs go to, made when it is not there."""
+    """The experiment that runs go to, made when it is not there.
+
+    Raises:
+        UserError: a person has deleted it.
+    """
     from mlflow.exceptions import MlflowException
 
     name = settings().experiment
     found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage == "deleted":
+        address = f"MLFLOW_TRACKING_URI={shlex.quote(settings().tracking_uri)} "
+        restore = f"{address}mlflow experiments restore --experiment-id {found.experiment_id}"
+        raise UserError(
+            "this MLflow experiment was deleted",
+            where=f"GPTPIPE_EXPERIMENT={name}",
+            hint=f"bring it back with `{restore}`, or name another one",
+        )
     if found is not None:
         return str(found.experiment_id)
     root = settings().artifact_root
@@ -85,8 +99,51 @@ def experiment_id(client: MlflowClient) -> str:
         return str(found.experiment_id)
 
 
-def check_registry(config: PipelineConfig) -> None:
-    """A UserError when the tracking server would refuse to register a model from where checkpoints are."""
+def check_tracking(config: PipelineConfig) -> None:
+    """Look, before a training, whether it can be tracked and its model registered.
+
+    Raises:
+        UserError: MLflow would refuse it. A server that cannot be reached now is waited for later.
+    """
+    _check_registry(config)
+    try:
+        experiment_id(connect())
+    except Exception as error:
+        if not _is_away(error):
+            raise _in_a_line(error) from None
+        log.warning("MLflow at %s cannot be reached yet (%s)", settings().tracking_uri, _first_line(error))
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether this says that the server, or the database, cannot be reached or is not itself now."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if isinstance(error, MlflowException):
+        status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+        return status >= 500 or error.error_code == "REQUEST_LIMIT_EXCEEDED"
+    if isinstance(error, SQLAlchemyError):
+        return "locked" in str(error)
+    return isinstance(error, (RequestException, ConnectionError, TimeoutError))
+
+
+def _in_a_line(error: Exception) -> Exception:
+    """What MLflow refused, in one line for the user; any other error is a fault of ours and stays as it is."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if not isinstance(error, (MlflowException, SQLAlchemyError, OSError)):
+        return error
+    hint = "`gptpipe doctor` tries the server; what is trained is found again"
+    return UserError(f"MLflow refused: {_first_line(error)}", where=settings().tracking_uri, hint=hint)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(getattr(error, "message", "") or error or type(error).__name__).strip().splitlines()[0][:300]
+
+
+def _check_registry(config: PipelineConfig) -> None:
     here = settings()
     if config.promote.register_model and here.tracking_uri.startswith("http") and storage.is_local(here.storage_url):
         raise UserError(
@@ -134,8 +191,9 @@ class RunLink:
 class TrainingTracker:
     """Follows one training into one MLflow run, from a thread of its own.
 
-    Lines wait in memory while the server does not answer; what it never took is still in metrics.jsonl and is
-    logged when the training is started or looked at again.
+    Lines wait in memory while the server cannot be reached; what it never took is still in metrics.jsonl and is
+    logged when the training is started or looked at again. Any other error ends a training that has made no step yet;
+    one that has goes on, and the error is raised at its end.
     """
 
     def __init__(
@@ -151,6 +209,8 @@ class TrainingTracker:
         self._wake = threading.Event()
         self._ending = False
         self._warned = False
+        self._error: Exception | None = None
+        self._has_begun = False
         self._training = ""
         self._run: Run | None = None
         self._logged_step = -1
@@ -168,23 +228,38 @@ class TrainingTracker:
         return self._thread.ident is not None
 
     def add(self, lines: list[dict[str, Any]]) -> None:
-        """Lines of metrics.jsonl; never waits."""
+        """Lines of metrics.jsonl; never waits.
+
+        Raises:
+            UserError: MLflow refused the run. Another exception is a fault of ours. Both only before the first lines.
+        """
+        if self._error is not None and not self._has_begun:
+            raise self._error
+        self._has_begun = True
         with self._lock:
             self._lines += lines
         self._wake.set()
 
     def finish(self, status: str) -> RunLink | None:
-        """Log what is left and set the run's status. None when the server took nothing within the time."""
+        """Log what is left and set the run's status. None when the server could not be reached within the time.
+
+        Raises:
+            UserError: MLflow refused something. Another exception is a fault of ours.
+        """
         self._ending = True
         self._wake.set()
         self._thread.join(_FLUSH_SECONDS)
+        if self._error is not None:
+            raise self._error
         if self._thread.is_alive() or self._run is None or self._client is None:
             log.warning("MLflow at %s does not answer: the metrics are kept in %s", settings().tracking_uri, METRICS)
             return None
         try:
             self._client.set_terminated(self._run.info.run_id, status=status)
-        except Exception as error:  # whatever a client of a server raises
-            log.warning("MLflow did not take the run's end (%s)", error)
+        except Exception as error:
+            if not _is_away(error):
+                raise _in_a_line(error) from None
+            log.warning("MLflow did not take the run's end (%s)", _first_line(error))
         return RunLink(self._run.info.run_id, self._run.info.experiment_id)
 
     def _work(self) -> None:
@@ -196,9 +271,13 @@ class TrainingTracker:
                 self._log_lines()
                 if ending:
                     return
-            except Exception as error:  # a server that is away must not end a training
-                if not self._warned:
-                    log.warning("MLflow does not answer (%s: %s); training goes on", type(error).__name__, error)
+            except Exception as error:
+                if not _is_away(error):
+                    self._error = _in_a_line(error)
+                    log.warning("the training is not tracked: %s", _first_line(self._error))
+                    return
+                if not self._warned:  # a server that is away must not end a training
+                    log.warning("MLflow cannot be reached (%s); training goes on", _first_line(error))
                     self._warned = True
                 if ending:
                     return
@@ -278,15 +357,24 @@ def run_name(config: PipelineConfig) -> str:
     chosen = {
         key.rpartition(".")[2]: value
         for key, value in flatten(config).items()
-        if key.startswith(("model.", "train.", "init")) and value != plain[key] and key not in OPERATIONAL
+        if key.startswith(("model.", "train.", "init")) and value != plain.get(key) and key not in OPERATIONAL
     }
     return " ".join([config.preset, *(f"{key}={value}" for key, value in list(chosen.items())[:4])])
 
 
 def find_run(client: MlflowClient, training: str) -> Run | None:
     """The run of the training in this folder, or None."""
-    found = client.search_runs([experiment_id(client)], f"tags.`{TRAINING_TAG}` = '{training}'", max_results=1)
-    return found[0] if found else None
+    # a filter knows no quotation mark within quotation marks: `_` stands for any character, and the rest is seen here
+    pattern = training.replace("'", "_").replace("\\", "_")
+    same = f"tags.`{TRAINING_TAG}` {'=' if pattern == training else 'LIKE'} '{pattern}'"
+    token: str | None = None
+    while True:
+        page = client.search_runs([experiment_id(client)], same, max_results=100, page_token=token)
+        for run in page:
+            if run.data.tags[TRAINING_TAG] == training:
+                return run
+        if not (token := page.token):
+            return None
 
 
 def git_tags() -> dict[str, str]:
@@ -330,7 +418,6 @@ def train_and_track(
         given.on_metrics(lines)
 
     following = replace(given, on_start=started, on_metrics=metrics)
-    status = "FAILED"
     link = None
     try:
         result = launch.train(
@@ -344,16 +431,15 @@ def train_and_track(
             watchers=following,
             hosts=hosts,
         )
-        status = "FINISHED"
-    except (Preempted, Cancelled):
-        status = "KILLED"
-        raise
-    finally:
+    except BaseException as stopped:
         if tracker.started:
-            link = tracker.finish(status)
+            with suppress(Exception):  # the first reason is the one to tell
+                tracker.finish("KILLED" if isinstance(stopped, (Preempted, Cancelled)) else "FAILED")
+        raise
     if result.already_done:
         tracker.start(result.training)
         tracker.add(read_metrics(result.training))
+    if tracker.started:
         link = tracker.finish("FINISHED")
     return result, link
 
@@ -369,16 +455,18 @@ def read_metrics(training: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def _reaching_mlflow() -> Iterator[None]:
-    """A server that does not answer is the user's to mend: one line instead of a client's traceback."""
-    from mlflow.exceptions import MlflowException
-
+    """A server that does not answer, or refuses, is the user's to mend: one line instead of a client's traceback."""
     try:
         yield
-    except MlflowException as error:
+    except UserError:
+        raise
+    except Exception as error:
+        if not _is_away(error):
+            raise _in_a_line(error) from error
         raise UserError(
-            f"MLflow refused: {error.message}",
+            f"MLflow cannot be reached: {_first_line(error)}",
             where=settings().tracking_uri,
-            hint="`gptpipe doctor` tries the server; training itself is done and is found again",
+            hint="`gptpipe doctor` tries the server; what is trained is found again",
         ) from error
 
 
@@ -484,8 +572,8 @@ def register(
         client = connect()
         source = storage.as_uri(result.best_checkpoint)
         _make_registered_model(client, promote.model_name)
-        versions = client.search_model_versions(f"name = '{promote.model_name}' and run_id = '{link.run_id}'")
-        version = next((v for v in versions if v.source == source), None)
+        versions = client.search_model_versions(f"run_id = '{link.run_id}'")
+        version = next((v for v in versions if v.name == promote.model_name and v.source == source), None)
         if version is None:
             tags = {
                 "gptpipe.cross_entropy": repr(evaluation.cross_entropy),
@@ -566,13 +654,13 @@ def resolve_weights(weights: str, config: PipelineConfig | None = None) -> str:
         return weights
     from mlflow.exceptions import MlflowException
 
-    name, at, alias = weights.removeprefix(_MODELS).partition("@")
+    name, slash, number = weights.removeprefix(_MODELS).partition("/")  # no name holds one, but it may hold @
     try:
-        if at:
-            version = connect().get_model_version_by_alias(name, alias)
-        else:
-            name, _, number = name.partition("/")
+        if slash:
             version = connect().get_model_version(name, number)
+        else:
+            name, _, alias = name.rpartition("@")
+            version = connect().get_model_version_by_alias(name, alias)
     except MlflowException as error:
         raise UserError(
             error.message, where=weights, hint="give models:/NAME@ALIAS or models:/NAME/VERSION of a registered model"

@@ -54,7 +54,6 @@ BAD = {
     "no dataset": (["train", "--data", "{tmp}/two", "--out", "{tmp}/out"], "no dataset"),
     "no weights": (["generate", "--weights", "{tmp}/two", "--prompt", "a"], "no weights there"),
     "no such model": (["generate", "--weights", "models:/none@champion", "--prompt", "a"], "models:/none@champion"),
-    "empty prompt": (["generate", "--weights", "{weights}", "--prompt", ""], "zero tokens"),
     "temperature": (["generate", "--weights", "{weights}", "--prompt", "a", "--temperature", "-1"], "temperature"),
     "no prompt": (["generate", "--weights", "{weights}"], "--prompt: no prompt"),
     "a file of no prompt": (

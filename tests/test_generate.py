@@ -17,7 +17,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from gptpipe import GPT, ModelConfig, UserError, generate, load
+from gptpipe import GPT, ModelConfig, generate, load
 from gptpipe.checkpoint import write_checkpoint
 from gptpipe.config import SampleConfig
 from gptpipe.decode import Decoder, Row
@@ -305,10 +305,11 @@ def test_top_k_and_top_p_cut_the_tail() -> None:
     assert draws(logits, top_p=1e-9)[1] == 1
 
 
-def test_an_empty_prompt_is_refused() -> None:
-    model = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=8, context_length=8))
-    with pytest.raises(UserError, match="a prompt of zero tokens"):
-        generate(model, ["fine", ""])
+def test_an_empty_prompt_begins_a_document(writer: GPT) -> None:
+    empty, begun = generate(writer, ["", "<|endoftext|>"], config(max_new_tokens=4, temperature=0))
+    assert empty.tokens == begun.tokens
+    assert empty.prompt == ""
+    assert empty.text == empty.continuation
 
 
 def test_a_prompt_longer_than_the_context_is_read_from_its_end_and_says_so(

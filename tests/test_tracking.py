@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,20 +16,36 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from mlflow import MlflowClient
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptpipe import tracking
-from gptpipe.config import DataConfig, PipelineConfig
+from gptpipe.config import DataConfig, PipelineConfig, flatten, load_config
 from gptpipe.data.build import tokenize
 from gptpipe.data.dataset import Dataset, open_dataset
+from gptpipe.doctor import examine
 from gptpipe.errors import UserError
 from gptpipe.evaluate import Evaluation
 from gptpipe.generate import Sample, Samples
 from gptpipe.launch import TrainResult
 from gptpipe.ports import free_ports
 from gptpipe.scoring.confidence import Interval
-from gptpipe.settings import reload_settings
+from gptpipe.settings import make_home, reload_settings, settings
 from gptpipe.tracking import RunLink, TrainingTracker
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables in a SQLite file: to make them takes five seconds, a test."""
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture(autouse=True)
+def database(clean_settings: None, empty_database: Path) -> None:
+    make_home()
+    shutil.copy(empty_database, settings().home_path / "mlflow.db")
 
 
 @pytest.fixture(scope="module")
@@ -293,4 +310,114 @@ def test_a_server_that_is_away_ends_no_training(server: Server, dataset: Dataset
 
 def test_a_server_registers_no_local_folder(server: Server) -> None:
     with pytest.raises(UserError, match="registers no model from a local folder"):
-        tracking.check_registry(PipelineConfig())
+        tracking.check_tracking(PipelineConfig())
+
+
+ODD = " !\"#$%&'()*+,-.;<=>@[\\]^_`{|}~é"  # every printable character but those that no path, or no model, may hold
+
+
+def test_places_and_names_with_every_character_are_found_again(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTPIPE_HOME", str(tmp_path / f"home{ODD}:"))  # the database there is made anew
+    monkeypatch.setenv("GPTPIPE_EXPERIMENT", f"nightly{ODD}/:?")
+    reload_settings()
+    training = str(tmp_path / f"trainings{ODD}:?" / "abc")
+    first = follow(dataset, training, lines(1, 3))
+    assert follow(dataset, training.replace("'", "_"), lines(1, 2)).run_id != first.run_id
+    assert follow(dataset, training, lines(1, 5)).run_id == first.run_id
+
+    Path(training).mkdir(parents=True)
+    result, evaluation, samples = result_of(dataset, training, 2.0)
+    write_model(Path(result.best_checkpoint), dataset, "uniform")
+    config = PipelineConfig(promote={"model_name": f"gpt{ODD}?"})
+    tracking.log_results(first, result, evaluation, samples)
+    registered = tracking.register(config, first, result, evaluation, out=str(tmp_path / "evaluations"))
+    assert registered.decision.promote
+    assert tracking.resolve_weights("champion", config) == result.best_checkpoint
+    assert tracking.resolve_weights(registered.uri) == result.best_checkpoint
+
+
+@pytest.mark.parametrize("name", ["a/b", "a:b", " ", "a\nb"])
+def test_a_model_name_that_mlflow_would_refuse_is_refused_first(name: str) -> None:
+    with pytest.raises(UserError, match=r"promote\.model_name: .* is no name of a model"):
+        load_config(promote={"model_name": name})
+
+
+@pytest.mark.parametrize("alias", ["latest", "v7"])
+def test_an_alias_that_mlflow_keeps_for_itself_is_refused_first(alias: str) -> None:
+    with pytest.raises(UserError, match=r"promote\.alias: .* keeps for itself"):
+        load_config(promote={"alias": alias})
+
+
+def test_an_experiment_that_was_deleted_is_said_before_the_first_step(dataset: Dataset) -> None:
+    client = tracking.connect()
+    client.delete_experiment(tracking.experiment_id(client))
+    with pytest.raises(UserError, match=r"was deleted.*experiments restore"):
+        tracking.check_tracking(PipelineConfig())
+    with pytest.raises(UserError, match="was deleted"):
+        wait_for_refusal(dataset, "/trainings/deleted")
+    found = next(check for check in examine() if check.name == "tracking")
+    assert found.ok is False
+    assert "was deleted" in found.detail
+
+
+def wait_for_refusal(dataset: Dataset, training: str) -> None:
+    """What a training does whose first lines come when MLflow has refused it."""
+    tracker = TrainingTracker(PipelineConfig(), dataset, {})
+    tracker.start(training)
+    tracker._thread.join(30)
+    tracker.add(lines(1, 1))
+
+
+def test_a_fault_of_our_own_shows_itself_and_is_not_waited_for(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "git_tags", lambda: {}["our fault"])
+    with pytest.raises(KeyError, match="our fault"):
+        wait_for_refusal(dataset, "/trainings/fault")
+
+
+FEATURES: dict[str, dict[str, Any]] = {
+    "mixture": {"train": {"mixture": {"a": 1.0, "b": 2.0}}},
+    "two levels": {"train": {"shuffle": "two-level"}},
+    "muon": {"train": {"optimizer": "muon", "schedule": "wsd"}},
+    "documents apart": {"train": {"join_documents": False}, "evaluate": {"documents": "apart"}},
+    "weights": {"init": "somewhere/it's", "init_context_length": 64},
+    "tasks": {"evaluate": {"tasks": ["lambada:a.jsonl"], "data": "other"}},
+    "several texts": {"data": {"corpus": ["a'b.txt", "s3://x/y"]}},
+    "micro-batch": {"train": {"micro_batch": 3, "compile": False, "nodes": 2, "min_nodes": 1}},
+    "export": {"export": "/tmp/x", "sample": {"prompts": ["", "é\n"], "stop": ["."]}},
+}
+
+
+def test_every_feature_is_tracked(dataset: Dataset) -> None:
+    for feature, values in FEATURES.items():
+        config = PipelineConfig(**values)
+        tracker = TrainingTracker(config, dataset, {})
+        tracker.start(f"/trainings/{feature}")
+        tracker.add(lines(1, 3))
+        link = tracker.finish("FINISHED")
+        assert link is not None, feature
+        run = tracking.connect().get_run(link.run_id)
+        assert run.info.status == "FINISHED"
+        assert run.data.params == {key: str(value) for key, value in flatten(config).items()}
+        assert run.data.metrics["train/loss"] == pytest.approx(10 / 3)
+
+
+def test_a_training_with_a_mixture_is_tracked_end_to_end(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            (tmp_path / name / f"{number}.txt").write_text(f"{name} {number} some words to learn\n" * 20)
+    corpora = [{"name": name, "url": str(tmp_path / name)} for name in ("a", "b")]
+    made = tokenize(DataConfig(corpus=corpora, validation=0.3), str(tmp_path / "datasets"))
+    shape = {"n_layer": 1, "n_head": 1, "n_embd": 8, "context_length": 16}
+    train = {"steps": 3, "batch_size": 2, "mixture": {"a": 1.0, "b": 3.0}, "validate_tokens": 32}
+    config = PipelineConfig(model=shape, train=train)
+    result, link = tracking.train_and_track(config, data=made.dataset, out=str(tmp_path / "trainings"))
+    assert result.steps == 3
+    assert link is not None
+    run = tracking.connect().get_run(link.run_id)
+    assert run.data.params["train.mixture.b"] == "3.0"
+    assert [point.step for point in tracking.connect().get_metric_history(link.run_id, "train/loss")][-1] == 3
