@@ -37,10 +37,11 @@ from flows.retrain import retrain
 from flows.train_node import train_node
 from flows.watch_corpora import EVENT, watch_corpora
 from gptpipe import __version__
-from gptpipe.config import deep_merge, load_config, read_yaml
+from gptpipe.config import PipelineConfig, deep_merge, load_config
 from gptpipe.errors import UserError
 from gptpipe.settings import settings
 from gptpipe.wording import duration
+from gptpipe.yaml_config import read_yaml
 
 log = logging.getLogger("gptpipe.flows")
 _COLLISION = {"queue": ConcurrencyLimitStrategy.ENQUEUE, "drop": ConcurrencyLimitStrategy.CANCEL_NEW}
@@ -268,7 +269,7 @@ def _values() -> dict[str, Any]:
     if file is None:
         return {}
     config = load_config(file=file)
-    values = read_yaml(file)
+    values = read_yaml(file, PipelineConfig)
     if "corpus" in (values.get("data") or {}):  # in a file a corpus may be a text
         corpora = [corpus.model_dump(mode="json", exclude_none=True) for corpus in config.data.corpus]
         values = deep_merge(values, {"data": {"corpus": corpora}})

@@ -128,7 +128,7 @@ def read_template(path: Path) -> dict[str, Any]:
         UserError: it is not there, or not one with a job whose pod has a container.
     """
     try:
-        found = yaml.safe_load(path.read_text())
+        found = yaml.safe_load(path.read_text("utf-8"))
         pod = found["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
         if found["kind"] != "JobSet" or not pod["containers"]:
             raise KeyError("kind")

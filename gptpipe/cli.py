@@ -26,6 +26,7 @@ from gptpipe.config import PRESETS, PipelineConfig, load_config, preset_summary,
 from gptpipe.errors import EXIT_FAILED, EXIT_RESUMABLE, EXIT_USER_ERROR, Preempted, UserError
 from gptpipe.progress import show_on_console
 from gptpipe.settings import make_home, prepare_environment, reload_settings, settings
+from gptpipe.terminal import show_what_it_can, unwritten_answer
 from gptpipe.wording import counted, figure
 
 # the base of what a wrong command line raises; typer carries its own click and exports only the leaves
@@ -78,6 +79,7 @@ def main() -> None:
     """The console script's entry."""
     wants_json = "--json" in sys.argv
     code = EXIT_FAILED
+    show_what_it_can()
     try:
         prepare_environment()
         show_on_console(settings().log_level)
@@ -115,7 +117,7 @@ def main() -> None:
     except BaseException as error:
         cause = error.__context__ if isinstance(error, SystemExit) else error  # typer leaves when nobody reads on
         if isinstance(cause, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            unwritten_answer()
         elif type(error).__name__ in ("Cancelled", "CancelledRun", "TerminationSignal"):
             _fail(
                 {"message": str(error), "where": "train", "hint": "run again to go on"},
@@ -131,6 +133,9 @@ def main() -> None:
                 f"failed: {error}",
                 wants_json,
             )
+    if reason := unwritten_answer():
+        code = code or EXIT_FAILED
+        sys.stderr.write(f"error: standard output: cannot be written ({reason}) - give a file on another disk\n")
     sys.exit(code)
 
 
@@ -166,8 +171,8 @@ def _configure(
     overrides: list[str] | None,
     preset: str | None = None,
     corpora: list[str] | None = None,
+    **given: Any,
 ) -> PipelineConfig:
-    given: dict[str, Any] = {}
     if corpora:
         given["data"] = {"corpus": [_corpus(text) for text in corpora]}
     return load_config(preset=preset, file=config, overrides=overrides, **given)
@@ -202,9 +207,7 @@ def run(
 ) -> None:
     """The whole pipeline in place: tokenize, train, evaluate, sample, register, promote or keep."""
     _use_storage(storage)
-    given = {"init": init, "export": export}
-    chosen = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
-    parameters = _configure(config, [*(overrides or []), *chosen], preset, corpus)
+    parameters = _configure(config, overrides, preset, corpus, init=init, export=export)
     if force:
         parameters = parameters.model_copy(update={"force": True})
     result = _run_flow(parameters)

@@ -12,7 +12,6 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -21,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gptpipe.errors import UserError
+from gptpipe.yaml_config import read_override, read_yaml
 
 PRESETS = ("nano", "gpt2-124m", "gpt2-355m", "gpt2-774m", "gpt2-1558m", "book-124m")
 
@@ -419,11 +419,11 @@ def load_config(
     """
     values: dict[str, Any] = {}
     if file is not None:
-        values = read_yaml(file)
+        values = read_yaml(file, PipelineConfig)
     if preset is not None:
         values["preset"] = preset
     for text in overrides or []:
-        values = deep_merge(values, _parse_override(text))
+        values = deep_merge(values, read_override(text, PipelineConfig))
     values = deep_merge(values, {key: value for key, value in given.items() if value is not None})
     if (name := values.get("preset")) is not None:
         preset_values(str(name))
@@ -537,60 +537,3 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     if len(known) > most:
         return f"known sections: {', '.join(sections)}; the README lists the keys"
     return f"known: {', '.join(known)}"
-
-
-class _OnceOnly(yaml.SafeLoader):
-    """A key that is given twice is refused: YAML takes the last one without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-                continue
-            line = key.start_mark.line + 1
-            if (first := lines.setdefault(key.value, line)) != line:
-                raise _GivenTwice(f"{key.value!r} is given twice, in lines {first} and {line}")
-            lines[key.value] = line
-        return super().construct_mapping(node, deep)
-
-
-class _GivenTwice(Exception):
-    """A key of a YAML mapping that stands there twice."""
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """The keys and values of a file, as they are written.
-
-    Raises:
-        UserError: it is not there, or no mapping.
-    """
-    try:
-        values = yaml.load(file.read_text("utf-8"), _OnceOnly)
-    except OSError as error:
-        raise UserError(error.strerror or str(error), where=str(file), hint="give an existing YAML file") from None
-    except _GivenTwice as error:
-        raise UserError(str(error), where=str(file), hint="keep one of the two") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"not YAML: {error}", where=str(file), hint="mend the file") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError("not a mapping of keys to values", where=str(file), hint="write lines such as `preset: nano`")
-    return values
-
-
-def _parse_override(text: str) -> dict[str, Any]:
-    key, equals, raw = text.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"{text!r} is not key=value", where="--set", hint="for example --set train.steps=200")
-    try:
-        value: Any = yaml.safe_load(raw) if raw.strip() else raw
-    except (yaml.YAMLError, ValueError):  # a date that is none, say
-        value = raw
-    if isinstance(value, str):  # YAML 1.1 reads 3e-4 as text
-        with suppress(ValueError):
-            value = float(value) if any(c in value for c in "eE") else value
-    for part in reversed(key.strip().split(".")):
-        value = {part: value}
-    nested: dict[str, Any] = value
-    return nested

@@ -170,6 +170,8 @@ DEFAULTS = {
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is the command's answer
     "GIT_PYTHON_REFRESH": "quiet",
+    # what processes say to one another is UTF-8, whatever the terminal is
+    "PYTHONUTF8": "1",
     # a file of the user's called random.py in the current folder must not take the place of Python's
     "PYTHONSAFEPATH": "1",
     # MLflow's own retries last minutes; what follows a training tries again by itself

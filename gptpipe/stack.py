@@ -47,7 +47,7 @@ class Secrets:
         if not file.exists():
             made = cls(secrets.token_hex(16), secrets.token_hex(10), secrets.token_hex(20))
             write_private(file, json.dumps(vars(made)))
-        return cls(**json.loads(file.read_text()))
+        return cls(**json.loads(file.read_text("utf-8")))
 
 
 class Stack:
@@ -142,7 +142,7 @@ class Stack:
         The worker is left out: its log holds what its flow runs print, and their states say how they ended.
         """
         try:
-            before: dict[str, int] = json.loads((self.folder / _LOG_SIZES).read_text())
+            before: dict[str, int] = json.loads((self.folder / _LOG_SIZES).read_text("utf-8"))
         except (OSError, ValueError):
             before = {}
         found = {}
@@ -238,7 +238,7 @@ class Stack:
         if not file.exists():
             names = [*port_names(), "worker"]
             write_private(file, json.dumps(dict(zip(names, free_ports(len(names)), strict=True))))
-        found: dict[str, int] = json.loads(file.read_text())
+        found: dict[str, int] = json.loads(file.read_text("utf-8"))
         return found
 
     def _check_ports(self, running: dict[str, str]) -> None:

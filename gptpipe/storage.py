@@ -425,11 +425,16 @@ def atomic_link(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def list_files(url: str) -> list[Entry]:
-    """All files below a folder URL, sorted by path; an empty list when there is no such folder."""
+def list_files(url: str, passed_over: list[str] | None = None) -> list[Entry]:
+    """All files below a folder URL, sorted by path; an empty list when there is no such folder.
+
+    Args:
+        passed_over: where it is given, links to local folders are followed too, each folder once; it takes a line for
+            each one that is not, and for each file and folder that cannot be read.
+    """
     with explained(url):
         if is_local(url):
-            return _list_local(local_path(url))
+            return _Listing(passed_over).of(local_path(url))
         fs, root = filesystem(url)
         try:
             found = fs.find(root, detail=True)
@@ -445,23 +450,65 @@ def list_files(url: str) -> list[Entry]:
         return sorted(entries, key=lambda entry: entry.path)
 
 
-def _list_local(root: Path) -> list[Entry]:
-    entries: list[Entry] = []
-    folders = [(str(root), "")]
-    while folders:  # a path object a file would take longer than the listing
-        folder, prefix = folders.pop()
+class _Listing:
+    """The files below a local folder."""
+
+    def __init__(self, passed_over: list[str] | None) -> None:
+        self._passed_over, self._entries = passed_over, list[Entry]()
+        self._links: list[tuple[str, str]] = []
+        self._seen: set[tuple[int, int]] = set()
+
+    def of(self, root: Path) -> list[Entry]:
+        self._walk(str(root), "")
+        while self._links:  # a folder that is there itself goes before a link to it
+            self._links.sort(reverse=True)
+            folder, path = self._links.pop()
+            if self._is_new(folder):
+                self._walk(folder, f"{path}/")
+            else:
+                self._pass_over(f"{path}: a link to a folder that is read already")
+        return sorted(self._entries, key=lambda entry: entry.path)
+
+    def _walk(self, top: str, above: str) -> None:
+        folders = [(top, above)]
+        while folders:  # a path object a file would take longer than the listing
+            folder, prefix = folders.pop()
+            try:
+                if self._passed_over is not None:
+                    self._is_new(folder)
+                with os.scandir(folder) as found:
+                    for each in found:
+                        if _TEMPORARY.match(each.name):
+                            continue
+                        if each.is_dir(follow_symlinks=False):
+                            folders.append((each.path, f"{prefix}{each.name}/"))
+                        else:
+                            self._take(each, prefix + each.name)
+            except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+                if folder != top or above:
+                    self._pass_over(f"{prefix.rstrip('/')}: {error.strerror}")
+
+    def _take(self, each: os.DirEntry[str], path: str) -> None:
         try:
-            with os.scandir(folder) as found:
-                for each in found:
-                    if _TEMPORARY.match(each.name):
-                        continue
-                    if each.is_dir(follow_symlinks=False):
-                        folders.append((each.path, f"{prefix}{each.name}/"))
-                    elif each.is_file():
-                        entries.append(_entry(each.path, prefix + each.name, each.stat()))
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            continue
-    return sorted(entries, key=lambda entry: entry.path)
+            if each.is_file():
+                self._entries.append(_entry(each.path, path, each.stat()))
+            elif each.is_symlink() and self._passed_over is not None:
+                if each.is_dir():
+                    self._links.append((each.path, path))
+                else:
+                    self._pass_over(f"{path}: a link to nothing")
+        except OSError as error:  # a link to itself
+            self._pass_over(f"{path}: {error.strerror}")
+
+    def _is_new(self, folder: str) -> bool:
+        state = Path(folder).stat()
+        known = (state.st_dev, state.st_ino) in self._seen
+        self._seen.add((state.st_dev, state.st_ino))
+        return not known
+
+    def _pass_over(self, line: str) -> None:
+        if self._passed_over is not None:
+            self._passed_over.append(line)
 
 
 def _entry(url: str, path: str, state: os.stat_result) -> Entry:

@@ -71,7 +71,7 @@ class Supervisor:
         """Start it, none of the programs yet. Nothing happens where it runs already with the same ones."""
         content = self._configuration(programs)
         if self.process is not None:
-            if self._config.read_text() == content:
+            if self._config.read_text("utf-8") == content:
                 return
             self.stop()
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ def write_private(path: Path, content: str) -> None:
     """Write a file that only its owner may read, whole or not at all."""
     with atomic_file(path) as partial:
         partial.touch(mode=0o600, exist_ok=False)
-        partial.write_text(content)
+        partial.write_text(content, "utf-8")
 
 
 def _escape(text: str) -> str:

@@ -207,7 +207,7 @@ class Torchrun:
                 torchrun_command(self.job, self.rendezvous),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                text=True,
+                encoding="utf-8",
                 errors="replace",
                 stdin=subprocess.DEVNULL,
                 env=environment,

@@ -41,9 +41,27 @@ BAD = {
     "not UTF-8": (["tokenize", "--corpus", "{tmp}/latin.txt", "--out", "{tmp}/out"], "latin.txt: byte 3 is not UTF-8"),
     "JSONL without the field": (["tokenize", "--corpus", "{tmp}/a.jsonl", "--out", "{tmp}/out"], "a.jsonl, line 2"),
     "empty validation": (
-        ["tokenize", "--corpus", "{tmp}/two", "--out", "{tmp}/out", "--validation", "0.000001"],
-        "validation split would be empty",
+        ["tokenize", "--corpus", "{tmp}/same", "--out", "{tmp}/out"],
+        "validation split would be empty: all of 2 documents are the same text",
     ),
+    "nothing to evaluate on": (
+        ["run", "--corpus", "{tmp}/two", "--set", "data.validation=0"],
+        "data.validation=0: nothing is kept for validation",
+    ),
+    "no such dataset to evaluate on": (
+        ["run", "--corpus", "{tmp}/two", "--set", "evaluate.data={tmp}/none"],
+        "no dataset: nothing there",
+    ),
+    "no such task": (
+        ["run", "--corpus", "{tmp}/two", "--set", "evaluate.tasks=[lambada:{tmp}/none.jsonl]"],
+        "none.jsonl: no such file",
+    ),
+    "a window longer than the context": (
+        ["run", "--corpus", "{tmp}/two", "--set", "evaluate.context_length=4096"],
+        "evaluate.context_length: a window of 4096 tokens, the model's context is",
+    ),
+    "no champion yet": (["run", "--corpus", "{tmp}/two", "--init", "champion"], "models:/gpt"),
+    "a home with a question mark": (["run", "--corpus", "{tmp}/two", "--storage", "{tmp}/s"], "a ? in the path"),
     "built-in": (["tokenize", "--corpus", "stdlibb:", "--out", "{tmp}/out"], "no built-in corpus"),
     "tokenizer": (["tokenize", "--corpus", "{tmp}/two", "--out", "{tmp}/out", "--tokenizer", "gpt-2"], "known:"),
     "preset": (["run", "--preset", "gpt2-124"], "did you mean gpt2-124m?"),

@@ -26,10 +26,10 @@ from gptpipe.config import (
     operational,
     parse,
     preset_values,
-    read_yaml,
     result,
 )
 from gptpipe.errors import UserError
+from gptpipe.yaml_config import read_yaml
 
 CONFIGS = Path(__file__).parent / "data" / "configs"
 SECTIONS = [
@@ -444,4 +444,62 @@ def test_a_key_that_is_given_twice_is_refused_with_both_lines(tmp_path: Path) ->
         load_config(file=file)
     assert refused.value.where == str(file)
     file.write_text("base: &base {steps: 5}\n")  # an anchor merged in is no second key
-    assert read_yaml(file) == {"base": {"steps": 5}}
+    assert read_yaml(file, PipelineConfig) == {"base": {"steps": 5}}
+
+
+TYPED = {
+    "train.spike_action=off": ("train.spike_action", "off"),
+    "data.text_field=no": ("data.text_field", "no"),
+    "data.text_field=2024": ("data.text_field", "2024"),
+    "data.text_field=null": ("data.text_field", "null"),
+    "data.text_field=a: b": ("data.text_field", "a: b"),
+    "data.text_field='off'": ("data.text_field", "off"),
+    "init=a #b": ("init", "a #b"),
+    "export=null": ("export", None),
+    "export=1.5": ("export", "1.5"),
+    "train.compile=off": ("train.compile", False),
+    "train.compile=auto": ("train.compile", "auto"),
+    "train.deterministic=yes": ("train.deterministic", True),
+    "train.learning_rate=3e-4": ("train.learning_rate", 3e-4),
+    "train.micro_batch=4": ("train.micro_batch", 4),
+    "sample.prompts=[no, 1, 'a: b']": ("sample.prompts", ["no", "1", "a: b"]),
+    "train.mixture={on: 1, b: 2}": ("train.mixture", {"on": 1, "b": 2}),
+}
+
+
+@pytest.mark.parametrize("text", TYPED)
+def test_what_is_written_is_read_by_the_type_of_its_key(text: str, tmp_path: Path) -> None:
+    key, expected = TYPED[text]
+    assert flat_value(load_config(overrides=[text]), key) == expected
+    name, _, value = text.partition("=")
+    section, _, leaf = name.rpartition(".")
+    if " #" in value or ": b" in value:
+        return  # that is another text in a file
+    file = tmp_path / "a.yaml"
+    file.write_text(f"{section}:\n  {leaf}: {value}\n" if section else f"{leaf}: {value}\n")
+    assert flat_value(load_config(file=file), key) == expected
+    file.write_text(f"{name}: {value}\n")  # the flat key
+    assert flat_value(load_config(file=file), key) == expected
+
+
+def flat_value(config: PipelineConfig, key: str) -> object:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["train.steps: 3\ntrain:\n  steps: 4\n", "train:\n  steps: 4\ntrain.steps: 3\n", "train: 3\ntrain.steps: 3\n"],
+)
+def test_a_flat_key_that_is_given_as_a_section_too_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UserError, match="given"):
+        load_config(file=tmp_path / "a.yaml")
+
+
+def test_flat_keys_and_sections_are_one(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("train.steps: 30\ntrain:\n  batch_size: 2\ntrain.warmup_steps: 3\n")
+    train = load_config(file=tmp_path / "a.yaml").train
+    assert (train.steps, train.batch_size, train.warmup_steps) == (30, 2, 3)

@@ -147,7 +147,7 @@ def test_ctrl_c_twice_ends_at_once_without_a_trace(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["  loss ", "evaluate: "])
 def test_a_run_whose_server_is_killed_is_finished_all_the_same(tmp_path: Path, moment: str) -> None:
-    with terminal(tmp_path, *run_words("--set", "train.steps=1500")) as made:
+    with terminal(tmp_path, *run_words("--set", "train.steps=300")) as made:
         made.read_until(moment)
         made.server().kill()
         code = made.code(seconds=200)
@@ -159,7 +159,7 @@ def test_a_run_whose_server_is_killed_is_finished_all_the_same(tmp_path: Path, m
 
 @pytest.mark.slow
 def test_a_server_that_goes_away_for_good_ends_the_run_with_one_line_and_75(tmp_path: Path) -> None:
-    with terminal(tmp_path, *run_words("--set", "train.steps=1500")) as made:
+    with terminal(tmp_path, *run_words("--set", "train.steps=300")) as made:
         made.read_until("  loss ")
         for _ in range(5):
             with suppress(StopIteration):

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -78,13 +79,37 @@ def tokenize(config: DataConfig, out: str, engine: Engine | None = None) -> Toke
         return _tokenize(config, out, listed, known, started, began)
 
 
+class _EmptySplit(UserError):
+    """All documents are on one side."""
+
+
 def _tokenize(
     config: DataConfig, out: str, listed: list[Source], known: Fingerprints, engine: Engine, began: float
 ) -> TokenizeResult:
     storage.sweep_temporaries(out, below=False)
     storage.sweep_temporaries(str(storage.scratch_home()))
     earlier = _earlier(config, out)
-    wanted = identify(config, out, listed, known, lambda source: _known_split(earlier, source, config))
+    few = earlier is not None and "validation_below" in earlier.options
+    find_split = partial(_known_split, earlier, config=config)
+    try:
+        wanted = identify(config, out, listed, known, find_split, few=few)
+        return _make(wanted, config, out, earlier, known, engine, began)
+    except _EmptySplit:
+        if few or wanted.by_position:
+            raise
+    wanted = identify(config, out, listed, known, find_split, few=True)
+    return _make(wanted, config, out, earlier, known, engine, began)
+
+
+def _make(
+    wanted: Wanted,
+    config: DataConfig,
+    out: str,
+    earlier: Dataset | None,
+    known: Fingerprints,
+    engine: Engine,
+    began: float,
+) -> TokenizeResult:
     storage.sweep_temporaries(wanted.url)
     if storage.exists(storage.join(wanted.url, MANIFEST)):
         dataset = open_dataset(wanted.url)
@@ -97,6 +122,9 @@ def _tokenize(
         for report in engine.run(make_shard, shard_tasks(plans, wanted, config, earlier)):
             reports[report.hash] = report
         dataset = commit(wanted, plans, config, [reports[plan.hash] for plan in plans])
+    except _EmptySplit:
+        storage.remove_tree(wanted.url)
+        raise
     finally:
         remove_copies()
         storage.remove_if_empty(wanted.url)
@@ -109,7 +137,7 @@ def _tokenize(
 
 def _plan_shards(wanted: Wanted, config: DataConfig, earlier: Dataset | None, engine: Engine) -> list[ShardPlan]:
     """All shards, once it is known what must be: facts of large texts, and which documents are copies."""
-    options = ReadOptions.of(config, by_position=wanted.by_position)
+    options = ReadOptions.of(config, by_position=wanted.by_position, validation=wanted.below)
     safe = safe_places(get_tokenizer(config.tokenizer))
     buckets = list(plan_buckets(wanted, config.shard_megabytes))
     large = {b.sources[0]: None for b in buckets if b.is_range and b.sources[0].kind == "text"}
@@ -140,7 +168,7 @@ def shard_tasks(
 ) -> Iterator[ShardTask]:
     """One task a shard, largest first; what an earlier dataset already holds is to be taken from there."""
     there = {entry.path for entry in storage.list_files(wanted.url)}
-    options = ReadOptions.of(config, by_position=wanted.by_position)
+    options = ReadOptions.of(config, by_position=wanted.by_position, validation=wanted.below)
     usable = earlier is not None and (earlier.options, earlier.tokenizer) == (wanted.options, wanted.tokenizer)
     holding = earlier.sources() if earlier is not None and usable else {}
     files = earlier.index().by_hash() if earlier is not None and usable else {}
@@ -202,12 +230,19 @@ def commit(wanted: Wanted, plans: list[ShardPlan], config: DataConfig, reports: 
         raise UserError("no document with text in it", where=corpora, hint="check data.errors and data.text_field")
     for split, count in documents.items():
         if not count:
-            raise UserError(
-                f"the {split} split would be empty: {counted(sum(documents.values()), 'document')}, "
-                f"data.validation={config.validation:g}",
+            there = sum(documents.values())
+            same = f"all of {there:,} documents are the same text" if there > 1 else "there is one document"
+            raise _EmptySplit(
+                f"the {split} split would be empty: {same}, data.validation={config.validation:g}",
                 where=corpora,
                 hint="give more documents, change data.validation, or set it to 0 to train without one",
             )
+    if wanted.below != config.validation:
+        log.info(
+            "data.validation=%g would leave one split empty: %s for training, %s for validation",
+            config.validation,
+            *(counted(documents[split], "document") for split in splits),
+        )
     if not wanted.by_position and 0 < documents.get("validation", _FEW) < _FEW:
         held = counted(documents["validation"], "document")
         log.warning("the validation split is %s: its numbers will say little about other text", held)
@@ -296,7 +331,7 @@ def _earlier(config: DataConfig, out: str) -> Dataset | None:
         return None  # damaged or removed: everything is made again
 
 
-def _known_split(earlier: Dataset | None, source: Source, config: DataConfig) -> str:
+def _known_split(earlier: Dataset | None, source: Source, *, config: DataConfig) -> str:
     """How an earlier dataset split this one source, which then need not be read to count its documents."""
     if earlier is None:
         return ""

@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gptpipe.config import DataConfig
 from gptpipe.data.cuts import CELL, Piece, cut, first_byte
+from gptpipe.data.json_text import missing_text, text_at
 from gptpipe.data.readers import open_range, open_whole, read_small
 from gptpipe.data.sources import Source
 from gptpipe.errors import UserError
@@ -32,7 +34,11 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What decides which documents there are and what they say; the fields are `DataConfig`'s."""
+    """What decides which documents there are and what they say; the fields are `DataConfig`'s.
+
+    Attributes:
+        validation: share of the one document that is split by position, or of all hashes of texts.
+    """
 
     text_field: str = "text"
     on_error: str = "stop"
@@ -43,14 +49,14 @@ class ReadOptions:
     by_position: bool = False
 
     @classmethod
-    def of(cls, config: DataConfig, *, by_position: bool = False) -> ReadOptions:
+    def of(cls, config: DataConfig, *, by_position: bool = False, validation: float = 0.0) -> ReadOptions:
         return cls(
             text_field=config.text_field,
             on_error=config.on_error,
             nfc=config.nfc,
             min_bytes=config.min_bytes,
             max_bytes=config.max_bytes,
-            validation=config.validation,
+            validation=validation,
             by_position=by_position,
         )
 
@@ -321,17 +327,11 @@ def _text_of_line(line: bytes, offset: int, source: Source, field_name: str) -> 
         raise _Unreadable(
             "not JSON",
             f"not JSON ({error})",
-            "mend or remove the line, or --set data.on_error=skip leaves such lines out",
+            "correct or remove the line, or --set data.on_error=skip leaves such lines out",
         ) from None
-    value = row.get(field_name) if isinstance(row, dict) else None
+    value = text_at(row, field_name)
     if not isinstance(value, str):
-        have = f"it has {', '.join(map(repr, row))}" if isinstance(row, dict) and row else "it has no fields"
-        problem = "is not text" if value is not None else "is missing"
-        raise _Unreadable(
-            "no text field",
-            f"field {field_name!r} {problem}",
-            f"{have}; choose one with data.text_field, or data.on_error=skip",
-        )
+        raise _Unreadable("no text field", *missing_text(row, field_name))
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:  # JSON can write half a surrogate pair, which no UTF-8 text holds
@@ -361,11 +361,11 @@ def _read_parquet(
     source: Source, options: ReadOptions, left_out: LeftOut, start: int, stop: int | None
 ) -> Iterator[tuple[int, str]]:
     with open_parquet(source) as file:
-        binary = _text_column(source, file, options.text_field)
+        _check_column(source, file, options.text_field)
         groups = range(start, file.num_row_groups if stop is None else stop)
         row = sum(file.metadata.row_group(group).num_rows for group in range(start)) - 1
-        for values in _parquet_batches(source, file, options.text_field, groups, binary):
-            for data in values:  # bytes: nothing promises that they are UTF-8
+        for values in _parquet_batches(source, file, options.text_field, groups):
+            for data in values:
                 row += 1
                 try:
                     text = _decode(data or b"", source, 0, f"{source.url}, row {row}")
@@ -391,37 +391,80 @@ def open_parquet(source: Source) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-def _text_column(source: Source, file: pq.ParquetFile, column: str) -> pa.DataType:
-    """The binary type in which a text column can be looked at."""
-    names = file.schema_arrow.names
-    if column not in names:
+def _check_column(source: Source, file: pq.ParquetFile, column: str) -> None:
+    """Raises UserError: there is no such column, or two, or one without text."""
+    schema = file.schema_arrow
+    names = schema.names
+    kind: Any = None
+    if names.count(column) > 1:
+        raise UserError(f"{names.count(column)} columns are called {column!r}", where=source.url, hint="rename them")
+    if column in names:
+        kind = schema.field(column).type
+    elif names.count(column.partition(".")[0]) == 1:
+        kind = _nested_type(schema.field(column.partition(".")[0]).type, column.split(".")[1:])
+    if kind is None:
+        have = [name for field in schema for name in _text_names(field.name, field.type)] or names
         raise UserError(
             f"no column {column!r}",
             where=source.url,
-            hint=f"it has {', '.join(map(repr, names))}; choose one with data.text_field",
+            hint=f"it has {', '.join(map(repr, have))}; choose one with --set data.text_field=NAME",
         )
-    kind = file.schema_arrow.field(column).type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if not _is_text(kind):
         raise UserError(
             f"column {column!r} holds {kind}, not text", where=source.url, hint="choose another with data.text_field"
         )
-    return pa.large_binary() if pa.types.is_large_string(kind) else pa.binary()
+
+
+def _text_names(name: str, kind: pa.DataType) -> list[str]:
+    """The dotted names of a column and of what lies in it that hold text."""
+    if pa.types.is_struct(kind):
+        return [inner for field in kind for inner in _text_names(f"{name}.{field.name}", field.type)]
+    return [name] if _is_text(kind) else []
+
+
+def _nested_type(kind: pa.DataType, names: list[str]) -> pa.DataType | None:
+    for name in names:
+        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+            return None
+        kind = kind.field(name).type
+    return kind
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether Arrow holds text in this type, however it lays it out."""
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _as_bytes(array: pa.Array) -> list[bytes | None]:
+    """The bytes of an array of text; nothing promises that they are UTF-8."""
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    elif pa.types.is_run_end_encoded(array.type):
+        array = pc.run_end_decode(array)
+    if pa.types.is_string_view(array.type):
+        return list(array.view(pa.binary_view()).to_pylist())
+    binary = pa.large_binary() if pa.types.is_large_string(array.type) else pa.binary()
+    return list(array.view(binary).to_pylist())
 
 
 _PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError)
 
 
 def _parquet_batches(
-    source: Source, file: pq.ParquetFile, column: str, groups: Iterable[int], binary: pa.DataType
+    source: Source, file: pq.ParquetFile, column: str, groups: Iterable[int]
 ) -> Iterator[list[bytes | None]]:
     try:
         for batch in file.iter_batches(_BATCH_ROWS, row_groups=list(groups), columns=[column]):
             array = batch.column(0)
-            if pa.types.is_dictionary(array.type):
-                array = array.dictionary_decode()
-            yield array.view(binary).to_pylist()
+            while pa.types.is_struct(array.type):  # of a nested column only the way to it is read
+                array = pc.struct_field(array, 0)
+            yield _as_bytes(array)
     except _PARQUET_ERRORS as error:
         raise _damaged_parquet(source, error) from None
 

@@ -11,18 +11,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import groupby
 
 from gptpipe import storage
 from gptpipe.config import DataConfig, digest
 from gptpipe.data.cuts import CELL, PIECE_TOKENS
-from gptpipe.data.documents import LeftOut, ReadOptions, TextFacts, open_parquet, read_records
+from gptpipe.data.documents import TextFacts, open_parquet
 from gptpipe.data.fingerprints import Fingerprints, fingerprint
 from gptpipe.data.sources import Source
+from gptpipe.data.split import BY_HASH, BY_POSITION, hash_limit, split_rule
 from gptpipe.tokenizer import Tokenizer, get_tokenizer
 
 FORMAT_VERSION = 1
-BY_POSITION, BY_HASH = "position", "hash of text"
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,11 @@ class Wanted:
         return self.options["split"] == BY_POSITION
 
     @property
+    def below(self) -> float:
+        """Fraction of all hashes below which a text is kept for validation."""
+        return float(str(self.options.get("validation_below", self.options["validation"])))
+
+    @property
     def base(self) -> dict[str, object]:
         """What every shard's hash begins with."""
         return {"format": FORMAT_VERSION, "tokenizer": self.tokenizer, "options": self.options}
@@ -109,12 +114,15 @@ def identify(
     listed: list[Source],
     known: Fingerprints,
     known_split: Callable[[Source], str] = lambda source: "",
+    *,
+    few: bool = False,
 ) -> Wanted:
     """Hash the sources that changed since the last time, and give the dataset its id.
 
     Args:
         out: folder or URL below which the dataset's own folder `<id>/` lies.
         known_split: how an earlier dataset split the only source there is; empty if none did.
+        few: whether so few documents are there that one split may be empty: then they are read.
 
     Raises:
         UserError: a source cannot be read.
@@ -122,7 +130,9 @@ def identify(
     tokenizer = get_tokenizer(config.tokenizer)
     empty = {name: sum(1 for _ in group) for name, group in groupby((s for s in listed if not s.size), key=_corpus)}
     sources = fingerprint([source for source in listed if source.size], known)
-    options = content_options(config, _split_rule(config, sources, known_split))
+    split = split_rule(config, sources, known_split)
+    below = hash_limit(config, sources) if few and split == BY_HASH else config.validation
+    options = content_options(config, split, below)
     described = describe_tokenizer(tokenizer)
     everything = [[source.corpus, source.path, source.sha256, source.errors] for source in sources]
     base = {"format": FORMAT_VERSION, "tokenizer": described, "options": options}
@@ -139,8 +149,12 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, object]:
     return {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256}
 
 
-def content_options(config: DataConfig, split: str) -> dict[str, object]:
-    """The options that decide what the dataset holds. Cleaning is named only where it is asked for."""
+def content_options(config: DataConfig, split: str, below: float) -> dict[str, object]:
+    """The options that decide what the dataset holds. Cleaning is named only where it is asked for.
+
+    Args:
+        below: fraction of all hashes below which a text is kept for validation; named where it is not the share.
+    """
     cleaning = {
         name: getattr(config, name)
         for name in ("on_error", "drop_duplicates", "min_bytes", "max_bytes", "nfc")
@@ -149,25 +163,13 @@ def content_options(config: DataConfig, split: str) -> dict[str, object]:
     return {
         "validation": config.validation,
         "split": split,
+        **({"validation_below": below} if below != config.validation else {}),
         "text_field": config.text_field,
         "shard_megabytes": config.shard_megabytes,
         "cell_bytes": CELL,
         "part_tokens": PIECE_TOKENS,
         **cleaning,
     }
-
-
-def _split_rule(config: DataConfig, sources: list[Source], known_split: Callable[[Source], str]) -> str:
-    """By position when there is one document, otherwise by a hash of each one's text."""
-    if len(sources) != 1:
-        return BY_HASH
-    (source,) = sources
-    if source.kind == "text":
-        return BY_POSITION
-    if known := known_split(source):
-        return known
-    records = read_records(source, ReadOptions.of(config), LeftOut())
-    return BY_POSITION if len(list(islice(records, 2))) == 1 else BY_HASH
 
 
 def plan_buckets(wanted: Wanted, shard_megabytes: int) -> Iterator[Bucket]:

@@ -22,6 +22,7 @@ from gptpipe.data.documents import (
 from gptpipe.data.plan import ShardPlan
 from gptpipe.data.rows import DAMAGED, SPLITS, Note, Row, ShardFile, ShardReader, ShardWriter, shard_path
 from gptpipe.data.sources import Source
+from gptpipe.data.split import split_of
 from gptpipe.errors import UserError
 from gptpipe.tokenizer import Tokenizer, get_tokenizer
 
@@ -128,11 +129,6 @@ def source_rows(source: Source, task: ShardTask, tokenizer: Tokenizer, note: Lef
             split = split_of(hashlib.sha256(record.text.encode()).hexdigest(), options.validation)
             for row in document_rows(identity, record.text, tokenizer, safe):
                 yield split, row
-
-
-def split_of(sha256: str, validation: float) -> str:
-    """train or validation, by the hash of a text: copies of a text are never on both sides."""
-    return "validation" if int(sha256[:16], 16) / 2**64 < validation else "train"
 
 
 def split_by_position(text: str, validation: float) -> Iterator[tuple[str, int, str]]:

@@ -6,12 +6,16 @@ import logging
 import re
 import sysconfig
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import pyarrow as pa
+
 from gptpipe import storage
 from gptpipe.config import Corpus, DataConfig
+from gptpipe.data.json_text import LOOKED_AT, kind_of_json
 from gptpipe.errors import UserError
 from gptpipe.wording import counted
 
@@ -29,6 +33,7 @@ TEXT_SUFFIXES = frozenset(
 JSONL_SUFFIXES = frozenset([".jsonl", ".ndjson"])
 PARQUET_SUFFIXES = frozenset([".parquet", ".pq"])
 PACKINGS = {".gz": "gzip", ".zst": "zstd"}
+_AT_ONCE = 16  # files looked at
 _IGNORED_FOLDERS = frozenset(["__pycache__", "node_modules"])
 
 
@@ -131,13 +136,20 @@ def _list_corpus(corpus: Corpus, name: str, config: DataConfig, quiet: bool) -> 
         return [_source(entry, name, "text", "", errors) for entry in BUILT_IN[url].files()]
     if ":" in url and "/" not in url and not storage.local_path(url).exists():
         raise UserError("no built-in corpus is called that", where=url, hint=f"known: {', '.join(BUILT_IN)}")
-    entries, listed = _find(url)
+    entries, listed, passed_over = _find(url)
     kinds = [(entry, *_kind(entry.path)) for entry in entries]
     if not listed:  # a file named by the user is text whatever its suffix
         kinds = [(entry, kind or "text", packing) for entry, kind, packing in kinds]
+    listed_whole = listed and not _is_glob(url)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        field = config.text_field
+        looked_at = list(pool.map(lambda each: _by_content(each[0], each[1], each[2], field, listed_whole), kinds))
+    kinds = [(entry, kind, packing) for (entry, _, packing), kind in zip(kinds, looked_at, strict=True)]
     found = [_source(entry, name, kind, packing, config.errors) for entry, kind, packing in kinds if kind]
     if not quiet and (others := [entry.path for entry, kind, _ in kinds if not kind]):
-        log.info("%s: %s left out, no text by their names (%s)", url, counted(len(others), "file"), _some(others))
+        log.info("%s: %s left out, which hold no text (%s)", url, counted(len(others), "file"), _some(others))
+    if not quiet and passed_over:
+        log.warning("%s: %s passed over (%s)", url, counted(len(passed_over), "name"), _some(passed_over))
     for source in found:
         if not source.path.isprintable() and source.path.encode("utf-8", "replace") != source.path.encode(
             "utf-8", "surrogateescape"
@@ -169,16 +181,52 @@ def _kind(path: str) -> tuple[str, str]:
     return "text" if suffix in TEXT_SUFFIXES else "", packing
 
 
-def _find(url: str) -> tuple[list[storage.Entry], bool]:
-    """Entries of a file, glob or folder, and whether they were listed rather than named."""
+def _by_content(entry: storage.Entry, kind: str, packing: str, field: str, needs_field: bool) -> str:
+    """The kind of a file whose name ends in .json, which many things do: lines of JSON are many documents.
+
+    Args:
+        needs_field: whether its objects must have the text: what lies in a folder may be anything.
+
+    Raises:
+        UserError: an array of objects with text in them.
+    """
+    suffixes = [suffix.lower() for suffix in PurePosixPath(entry.path).suffixes]
+    if suffixes[-2 if packing else -1 :][:1] != [".json"]:
+        return kind
+    found = kind_of_json(_beginning(entry.url, packing), field, where=entry.url, needs_field=needs_field)
+    return found or ("" if needs_field else kind)
+
+
+def _beginning(url: str, packing: str) -> bytes:
+    with storage.open_read(url) as raw:
+        try:
+            return bytes(pa.input_stream(raw, compression=packing or None).read(LOOKED_AT))
+        except (OSError, pa.ArrowException):  # a damaged file: whoever reads all of it says so
+            return b""
+
+
+def _is_glob(url: str) -> bool:
+    return any(character in url for character in "*?[") and not (
+        storage.is_local(url) and storage.local_path(url).exists()
+    )
+
+
+def _find(url: str) -> tuple[list[storage.Entry], bool, list[str]]:
+    """Entries of a file, glob or folder, whether they were listed rather than named, and what was passed over."""
+    passed_over: list[str] = []
+    entries, listed = _look_for(url, passed_over)
+    return entries, listed, [line for line in passed_over if _visible(line.partition(": ")[0])]
+
+
+def _look_for(url: str, passed_over: list[str]) -> tuple[list[storage.Entry], bool]:
     if storage.is_local(url):
         path = storage.local_path(url)
         if path.is_file():
             return [storage.entry_of(path, path.name)], False
-    if any(character in url for character in "*?[") and not (storage.is_local(url) and path.exists()):
-        return _glob(url), True
+    if _is_glob(url):
+        return _glob(url, passed_over), True
     if storage.is_local(url):
-        return [entry for entry in storage.list_files(url) if _visible(entry.path)], True
+        return [entry for entry in storage.list_files(url, passed_over) if _visible(entry.path)], True
     if url.startswith(("http://", "https://")):  # there are no folders there
         with suppress(FileNotFoundError):
             return [storage.describe(url)], False
@@ -190,7 +238,7 @@ def _find(url: str) -> tuple[list[storage.Entry], bool]:
     return [], True
 
 
-def _glob(url: str) -> list[storage.Entry]:
+def _glob(url: str, passed_over: list[str]) -> list[storage.Entry]:
     """Files a glob matches, their paths relative to the part before the first wildcard's folder."""
     first = min(url.index(character) for character in "*?[" if character in url)
     root, _, pattern = url[:first].rpartition("/")
@@ -199,7 +247,7 @@ def _glob(url: str) -> list[storage.Entry]:
         root = "/" if url.startswith("/") else "."
     expression = re.compile(_glob_expression(pattern))
     hidden = any(part.startswith(".") for part in pattern.split("/"))  # asked for by name
-    found = [entry for entry in storage.list_files(root) if expression.fullmatch(entry.path)]
+    found = [entry for entry in storage.list_files(root, passed_over) if expression.fullmatch(entry.path)]
     return [entry for entry in found if hidden or _visible(entry.path)]
 
 

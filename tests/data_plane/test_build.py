@@ -36,7 +36,8 @@ from gptpipe.data.cache import TokenCache
 from gptpipe.data.dataset import open_dataset
 from gptpipe.data.engine import Processes
 from gptpipe.data.rows import ShardReader
-from gptpipe.data.shards import split_by_position, split_of
+from gptpipe.data.shards import split_by_position
+from gptpipe.data.split import split_of
 from gptpipe.data.tokens import TokenStream
 from gptpipe.errors import UserError
 from gptpipe.settings import reload_settings
@@ -467,6 +468,47 @@ def test_a_larger_share_of_validation_only_adds_to_it() -> None:
     large = {text for text in texts if split_of(digest_of(text), 0.3) == "validation"}
     assert small < large
     assert {split_of(digest_of(text), 0.0) for text in texts} == {"train"}
+
+
+@pytest.mark.parametrize("kind", ["files", "lines"])
+@pytest.mark.parametrize("share", [1e-9, 0.1, 0.5, 0.9, 1 - 1e-9])
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_few_documents_are_on_both_sides_whatever_the_share(
+    tmp_path: Path, kind: str, share: float, count: int
+) -> None:
+    for seed in range(4):
+        texts = [f"note {seed} {i}: some words" for i in range(count)]
+        if kind == "files":
+            files = {f"{i}.txt": text for i, text in enumerate(texts)}
+        else:
+            files = {"all.jsonl": "".join(json.dumps({"text": text}) + "\n" for text in texts)}
+        result = build(tmp_path / "out", write(tmp_path / f"corpus-{seed}", files), validation=share)
+        assert set(result.splits) == {"train", "validation"}
+        assert set(splits_of(result.dataset)) == set(texts)
+        again = build(tmp_path / "out", tmp_path / f"corpus-{seed}", validation=share)
+        assert again.already_done
+
+
+def test_a_text_that_was_trained_on_is_never_validated_on_as_few_documents_grow(tmp_path: Path) -> None:
+    folder, trained, said = tmp_path / "corpus", set[str](), set[str]()
+    for number in range(60):
+        write(folder, {f"{number}.txt": f"note {number}: some words"})
+        if number < 1:
+            continue
+        sides = splits_of(build(tmp_path / "out", folder).dataset)
+        validated = {text for text, found in sides.items() if found == {"validation"}}
+        assert validated
+        assert not validated & trained
+        trained |= set(sides) - validated
+        said.add("below" if "validation_below" in open_dataset(str(tmp_path / "out")).options else "hash")
+    assert said == {"below", "hash"}  # both rules were in use
+
+
+def test_what_was_done_for_few_documents_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    folder = write(tmp_path / "corpus", {"a.txt": "one", "b.txt": "two"})
+    build(tmp_path / "out", folder, validation=1e-9)
+    assert "would leave one split empty: 1 document for training, 1 document for validation" in caplog.text
 
 
 # --- the id and the bytes depend on content only -------------------------------------------------------------
@@ -954,7 +996,7 @@ def refused(out: Path, *corpus: object, **options: Any) -> UserError:
         ("bad.jsonl", b'{"text": "ok"}\n\n{"body": "no text"}\n', "bad.jsonl, line 3", "field 'text' is missing"),
         ("bad.jsonl", b'{"text": "ok"}\n{"text": 3}\n', "bad.jsonl, line 2", "field 'text' is not text"),
         ("bad.jsonl", b'{"text": "ok"}\n{"text": "br\n', "bad.jsonl, line 2", "not JSON"),
-        ("bad.jsonl", b'["text"]\n', "bad.jsonl, line 1", "field 'text' is missing"),
+        ("bad.jsonl", b'["text"]\n', "bad.jsonl, line 1", "not an object"),
         ("bad.jsonl", b'{"text": "half \\ud83d"}\n', "bad.jsonl, line 1", "surrogate"),
         ("bad.jsonl", b"[" * 100_000 + b"\n", "bad.jsonl, line 1", "not JSON"),
         ("bad.parquet", b"no parquet", "bad.parquet", "not a Parquet file"),
@@ -1036,8 +1078,8 @@ def test_a_damaged_parquet_file_is_refused_by_name_and_never_breaks_the_run(tmp_
 @pytest.mark.parametrize(
     ("files", "options", "message"),
     [
-        ({"a.txt": "one", "b.txt": "two"}, {"validation": 1e-9}, "validation split would be empty"),
-        ({"a.txt": "one", "b.txt": "two"}, {"validation": 1 - 1e-9}, "train split would be empty"),
+        ({"a.txt": "one", "b.txt": "one"}, {"validation": 1e-9}, "all of 2 documents are the same text"),
+        ({"a.txt": "one", "b.txt": "one"}, {"validation": 1 - 1e-9}, "train split would be empty"),
         ({"a.txt": "x"}, {"validation": 0.1}, "train split would be empty"),
         ({"a.jsonl": '{"text": ""}\n', "b.jsonl": "\n"}, {}, "no document with text"),
     ],

@@ -296,3 +296,33 @@ def test_a_place_in_object_storage_without_text_is_refused_by_name(s3_storage: s
     with pytest.raises(UserError, match="no file matches") as caught:
         sources_of(s3_storage + below)
     assert caught.value.where == s3_storage + below
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    (elsewhere / "deep").mkdir(parents=True)
+    corpus.mkdir()
+    for number in range(3):
+        (elsewhere / f"{number}.txt").write_text("text")
+    (elsewhere / "deep" / "d.txt").write_text("text")
+    (corpus / "a.txt").write_text("text")
+    (corpus / "b").symlink_to(elsewhere)
+    (corpus / "c").symlink_to(elsewhere)
+    (corpus / "self").symlink_to("self")
+    (corpus / "around").symlink_to(corpus)
+    (corpus / "nothing").symlink_to(tmp_path / "none")
+    (elsewhere / "up").symlink_to(corpus)
+    found = list_sources(DataConfig(corpus=[str(corpus)]))
+    assert [source.path for source in found] == ["a.txt", "b/0.txt", "b/1.txt", "b/2.txt", "b/deep/d.txt"]
+    assert "5 names passed over" in caplog.text
+    assert "around: a link to a folder that is read already" in caplog.text
+    caplog.clear()
+    in_glob = list_sources(DataConfig(corpus=[str(corpus / "**" / "*.txt")]))
+    assert [source.path for source in in_glob] == [source.path for source in found]
+
+
+def test_a_corpus_that_is_a_link_is_read(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.txt").write_text("text")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert [source.path for source in list_sources(DataConfig(corpus=[str(tmp_path / "link")]))] == ["a.txt"]

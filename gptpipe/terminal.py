@@ -1,0 +1,47 @@
+"""Standard output and error where they are not UTF-8, or cannot be written at all."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import sys
+from contextlib import suppress
+
+_PLAIN = {"→": "->", "–": "-", "—": "-", "…": "...", "×": "x", "≤": "<=", "≥": ">="}
+
+
+def show_what_it_can() -> None:
+    """Let what the terminal's encoding does not have be written in letters that it has."""
+    codecs.register_error("gptpipe-plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(errors="gptpipe-plain")
+
+
+def _plain(error: UnicodeError) -> tuple[bytes, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return b"".join(_as_bytes(character) for character in error.object[error.start : error.end]), error.end
+
+
+def _as_bytes(character: str) -> bytes:
+    if "\udc80" <= character <= "\udcff":  # a byte of a file's name that Python could not read
+        return bytes([ord(character) - 0xDC00])
+    return _PLAIN.get(character, character).encode("ascii", "backslashreplace")
+
+
+def unwritten_answer() -> str:
+    """Why what was printed could not be written; empty if it was. What is left is dropped."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on
+        _drop()
+    except OSError as error:
+        _drop()
+        return error.strerror or str(error)
+    return ""
+
+
+def _drop() -> None:
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
