@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gptpipe import checkpoint as checkpoints
-from gptpipe import storage
+from gptpipe import hf_tokenizer, storage
 from gptpipe.bundle import read_bundle
 from gptpipe.checkpoint import CONFIG, MODEL, Checkpoint
 from gptpipe.config import ModelConfig, digest
@@ -146,7 +146,10 @@ def read_weights(weights: str) -> Weights:
         name = ""  # a folder may be called like a file
     if name.endswith(".safetensors"):
         tensors = _opened(url, open_safetensors)
-        return _weights(url, _config_beside(url), tensors)
+        config = _config_beside(url)
+        if config is not None and "tokenizer" not in ours_in(config, url):
+            hf_tokenizer.check_is_gpt2(storage.parent(url), url)
+        return _weights(url, config, tensors)
     if name.endswith((".pth", ".pt", ".bin")):
         return _read_state_dict(url)
     if name.endswith(".gguf"):
@@ -180,11 +183,11 @@ def _from_hub(weights: str) -> str:
     except ImportError:
         raise UserError("the hub's client is not installed", where=weights, hint="pip install 'gptpipe[hf]'") from None
     name = weights.removeprefix(_HUB).strip("/")
-    wanted = [CONFIG, "*.safetensors", "*.safetensors.index.json"]
+    wanted = [CONFIG, "*.safetensors", "*.safetensors.index.json", *hf_tokenizer.FILES]
     try:
         folder = Path(snapshot_download(name, allow_patterns=wanted))
         if not list(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[CONFIG, f"{_TORCH[:-4]}*"]))
+            folder = Path(snapshot_download(name, allow_patterns=[CONFIG, f"{_TORCH[:-4]}*", *hf_tokenizer.FILES]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -200,6 +203,8 @@ def _read_folder(url: str, where: str) -> Weights:
     except FileNotFoundError:
         raise UserError(f"no {CONFIG} there", where=where, hint=f"give {SUPPORTED}") from None
     model_config_from_hf(config, where)  # another architecture is named before its tensors are looked for
+    if "tokenizer" not in ours_in(config, where):
+        hf_tokenizer.check_is_gpt2(url, where)
     for name in (MODEL, _TORCH):
         if storage.exists(storage.join(url, name)):
             return _weights(where, config, _tensors_of(storage.join(url, name)))
