@@ -45,9 +45,8 @@ def _check_ids(ids: dict[str, Any], merges: list[str], where: str) -> None:
     others = sorted((token for token, id_ in ids.items() if known.get(token) != id_), key=str)
     if extra := [token for token in others if token not in known and len(ids) > len(known)]:
         names = ", ".join(map(repr, extra[:3])) + (", …" if len(extra) > 3 else "")
-        raise UserError(
-            f"its tokenizer has {len(extra):,} tokens that GPT-2's has not: {names}", where=where, hint=_HINT
-        )
+        more = f"its tokenizer has {counted(len(extra), 'token')} that GPT-2's has not: {names}"
+        raise UserError(more, where=where, hint=_HINT)
     missing = [token for token in known if token not in ids and token != END_OF_TEXT]
     if others or missing:
         token = (others or missing)[0]

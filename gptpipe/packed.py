@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gptpipe.decode import Decoder, Row
 from gptpipe.memory import keep_freed_memory
@@ -31,13 +32,19 @@ class _Linear:
         weight = layer.weight.detach()
         self._dtype = weight.dtype
         self._bias = None if layer.bias is None else layer.bias.detach().to(weight.dtype)
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+        # a CPU without instructions for bfloat16 takes torch's own products, which are slow there
+        self._is_packed = weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self._is_packed else weight
         if consume:
             layer.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
 
     def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
+        out: Tensor
+        if not self._is_packed:
+            out = F.linear(x.to(self._dtype), self._weight, self._bias)
+            return F.gelu(out, approximate="tanh") if gelu else out
         attribute, form = ("gelu", "tanh") if gelu else ("none", "")
-        out: Tensor = _product(x.to(self._dtype), self._weight, self._bias, attribute, [], form)
+        out = _product(x.to(self._dtype), self._weight, self._bias, attribute, [], form)
         return out
 
     def added(self, x: Tensor, to: Tensor) -> Tensor:

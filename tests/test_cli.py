@@ -61,7 +61,6 @@ BAD = {
         "evaluate.context_length: a window of 4096 tokens, the model's context is",
     ),
     "no champion yet": (["run", "--corpus", "{tmp}/two", "--init", "champion"], "models:/gpt"),
-    "a home with a question mark": (["run", "--corpus", "{tmp}/two", "--storage", "{tmp}/s"], "a ? in the path"),
     "built-in": (["tokenize", "--corpus", "stdlibb:", "--out", "{tmp}/out"], "no built-in corpus"),
     "tokenizer": (["tokenize", "--corpus", "{tmp}/two", "--out", "{tmp}/out", "--tokenizer", "gpt-2"], "known:"),
     "preset": (["run", "--preset", "gpt2-124"], "did you mean gpt2-124m?"),
@@ -156,7 +155,10 @@ def test_bad_input_is_one_line_and_exit_code_2(
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.txt").touch()
-    (tmp_path / "two").mkdir()
+    for name in ("two", "same"):
+        (tmp_path / name).mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "same" / f"{name}.txt").write_text("some text")
     (tmp_path / "two" / "a.txt").write_text("some text")
     (tmp_path / "two" / "b.txt").write_text("other text")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
