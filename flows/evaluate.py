@@ -9,6 +9,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows import endings, report
+from flows.names import last_part, named
 from gptpipe import storage
 from gptpipe.config import EvaluateConfig, Section
 from gptpipe.evaluate import evaluate_against, evaluate_once
@@ -29,7 +30,12 @@ class EvaluateParameters(Section):
     storage: str | None = Field(None, description="Folder or s3:// URL; by default GPTPIPE_STORAGE")
 
 
-@flow(name="evaluate", on_completion=[endings.last_word], on_failure=[endings.last_word])
+@flow(
+    name="evaluate",
+    flow_run_name=named(lambda given: f"evaluate · {last_part(given.weights)}"),
+    on_completion=[endings.last_word],
+    on_failure=[endings.last_word],
+)
 def evaluate(parameters: EvaluateParameters) -> dict[str, Any]:
     """Score weights, unless the same weights were scored on the same data before."""
     out = storage.join(parameters.storage or settings().storage_url, "evaluations")

@@ -8,6 +8,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows import report
+from flows.names import last_part, named
 from gptpipe import storage
 from gptpipe.adapt import import_weights as write_weights
 from gptpipe.config import Section, digest
@@ -26,7 +27,7 @@ class ImportParameters(Section):
     storage: str | None = Field(None, description="Folder or s3:// URL; by default GPTPIPE_STORAGE")
 
 
-@flow(name="import-weights")
+@flow(name="import-weights", flow_run_name=named(lambda given: f"import · {last_part(given.weights)}"))
 def import_weights(parameters: ImportParameters) -> str:
     """Write the weights as a checkpoint, unless they are there; returns its URL."""
     source = resolve_weights(parameters.weights)

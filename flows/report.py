@@ -38,8 +38,19 @@ def page(key: str, text: str, picture: bytes | None = None, *, description: str)
 
 
 def run_tags() -> dict[str, str]:
-    """What an MLflow run says about the flow run that made it."""
-    return {"prefect.flow_run_id": str(flow_run.id), "prefect.flow_run_name": str(flow_run.name)}
+    """What an MLflow run says about the flow run that a person or a schedule started, which it is a part of."""
+    run = top_run()
+    return {"prefect.flow_run_id": run, "prefect.flow_run_name": _name_of(run)}
+
+
+def _name_of(run: str) -> str:
+    if run == str(flow_run.id):
+        return str(flow_run.name)
+    try:
+        with get_client(sync_client=True) as client:
+            return str(client.read_flow_run(UUID(run)).name)
+    except (*_AWAY, ValueError):
+        return str(flow_run.name)
 
 
 def is_cancelling() -> bool:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import CancelledRun, TerminationSignal
+from prefect.states import Completed
 
 from flows import endings, report
 from flows.evaluate import EvaluateParameters, evaluate
 from flows.import_weights import ImportParameters, import_weights
+from flows.names import named
 from flows.sample import SampleParameters, sample
 from flows.tokenize import TokenizeParameters, tokenize
 from flows.train import TrainParameters, train
@@ -23,6 +25,7 @@ from gptpipe.export import export_hf
 from gptpipe.form import FormSection, form_of
 from gptpipe.generate import Samples
 from gptpipe.launch import TrainResult
+from gptpipe.naming import pipeline_name
 from gptpipe.preflight import check_pipeline
 from gptpipe.settings import settings
 
@@ -35,16 +38,37 @@ else:
     RetrainParameters = form_of(PipelineConfig, "RetrainParameters", shown=("preset", "init", "force"))
 
 
-@flow(name="retrain", on_completion=[endings.last_word], on_failure=[endings.last_word])
-def retrain(parameters: RetrainParameters) -> dict[str, Any]:
+def _config(parameters: RetrainParameters) -> PipelineConfig:
+    config: PipelineConfig = parse(PipelineConfig, parameters.model_dump(mode="json", exclude_none=True))
+    return config
+
+
+@flow(
+    name="retrain",
+    flow_run_name=named(lambda given: pipeline_name(_config(given))),
+    on_completion=[endings.last_word],
+    on_failure=[endings.last_word],
+)
+def retrain(parameters: RetrainParameters) -> Any:
     """Real text in, a trained, evaluated, registered GPT out. A stage done before is not done again."""
     try:
         endings.refuse_after_crashes()
-        return _stages(parse(PipelineConfig, parameters.model_dump(mode="json", exclude_none=True)))
+        result = _stages(_config(parameters))
+        return Completed(message=_message(result), data=result)
     except CancelledRun as stopped:
-        return endings.cancelled(stopped)  # type: ignore[no-any-return]
+        return endings.cancelled(stopped)
     except (Preempted, TerminationSignal) as stopped:
         endings.go_on_later(stopped)
+
+
+def _message(result: dict[str, Any]) -> str:
+    """What the run's page says first: whether anything was to do, how good the model is, and what became of it."""
+    dataset, training, model = result["dataset"], result["training"], result["model"]
+    done = f"{training['steps']:,} steps"
+    if dataset["already_done"] and training["already_done"]:
+        done = "nothing is new: the texts and the settings are those of a training that is done"
+    verdict = f"; {model['name']} version {model['version']}: {model['decision']}" if model else ""
+    return f"{done}; cross-entropy {result['evaluation']['cross_entropy']:.3f} nats a token{verdict}"
 
 
 def _stages(config: PipelineConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from pydantic import Field
 
+from flows.names import last_part, named
 from gptpipe import storage
 from gptpipe.checkpoint import list_checkpoints
 from gptpipe.config import SampleConfig, Section
@@ -29,7 +30,7 @@ class SampleParameters(Section):
     storage: str | None = Field(None, description="Folder or s3:// URL; by default GPTPIPE_STORAGE")
 
 
-@flow(name="sample")
+@flow(name="sample", flow_run_name=named(lambda given: f"sample · {last_part(given.weights)}"))
 def sample(parameters: SampleParameters) -> dict[str, Any]:
     """Continue the prompts, unless the same weights did so before."""
     out = storage.join(parameters.storage or settings().storage_url, "samples")

@@ -10,10 +10,12 @@ from pydantic import Field
 
 from flows import report
 from flows.engines import engine, task_runner
+from flows.names import named
 from gptpipe import storage
 from gptpipe.config import DataConfig, Section
 from gptpipe.data.build import tokenize as make_dataset
 from gptpipe.data.inspect import describe, inspect
+from gptpipe.naming import texts
 from gptpipe.plot import length_histogram
 from gptpipe.settings import settings
 from gptpipe.wording import counted
@@ -28,7 +30,11 @@ class TokenizeParameters(Section):
     storage: str | None = Field(None, description="Folder or s3:// URL; by default GPTPIPE_STORAGE")
 
 
-@flow(name="tokenize", task_runner=task_runner())
+@flow(
+    name="tokenize",
+    flow_run_name=named(lambda given: f"tokenize · {texts(given.data.corpus)}"),
+    task_runner=task_runner(),
+)
 def tokenize(parameters: TokenizeParameters) -> dict[str, Any]:
     """Make the dataset of these texts, unless it is there."""
     out = storage.join(parameters.storage or settings().storage_url, "datasets")

@@ -12,6 +12,7 @@ from pydantic import Field
 from flows import endings, report
 from flows.hosts import PrefectHosts
 from flows.live import Live
+from flows.names import named
 from flows.report import CancelWatch
 from gptpipe import storage
 from gptpipe.adapt import starting_from
@@ -19,6 +20,7 @@ from gptpipe.config import PipelineConfig, Section
 from gptpipe.errors import UserError
 from gptpipe.gang import Hosts
 from gptpipe.lease import Held
+from gptpipe.naming import pipeline_name
 from gptpipe.settings import settings
 from gptpipe.torchrun import Cancelled, Watchers
 from gptpipe.tracking import train_and_track
@@ -51,7 +53,7 @@ def _hosts() -> Hosts:
     return JobSetHosts(template, settings().jobset_nodes)
 
 
-@flow(name="train")
+@flow(name="train", flow_run_name=named(lambda given: f"train · {pipeline_name(given.config)}"))
 def train(parameters: TrainParameters) -> dict[str, Any]:
     """Train, or go on from the newest checkpoint, unless this training is finished."""
     out = storage.join(parameters.storage or settings().storage_url, "trainings")

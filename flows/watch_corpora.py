@@ -10,16 +10,23 @@ from prefect.events import emit_event
 from prefect.states import Completed
 
 from flows import endings
+from flows.names import named
 from flows.tokenize import TokenizeParameters
 from gptpipe import storage
 from gptpipe.data.watch import unread_sources
+from gptpipe.naming import texts
 from gptpipe.settings import settings
 
 log = logging.getLogger("gptpipe.flows")
 EVENT = "gptpipe.corpora.changed"
 
 
-@flow(name="watch-corpora", on_completion=[endings.last_word], on_failure=[endings.last_word])
+@flow(
+    name="watch-corpora",
+    flow_run_name=named(lambda given: f"watch · {texts(given.data.corpus)}"),
+    on_completion=[endings.last_word],
+    on_failure=[endings.last_word],
+)
 def watch_corpora(parameters: TokenizeParameters) -> Any:
     """Compare the corpora with what datasets were made of: new and changed files emit `gptpipe.corpora.changed`."""
     out = storage.join(parameters.storage or settings().storage_url, "datasets")

@@ -81,6 +81,7 @@ def main() -> None:
     code = EXIT_FAILED
     show_what_it_can()
     try:
+        _check_folder()
         prepare_environment()
         show_on_console(settings().log_level)
         code = app(standalone_mode=False) or 0
@@ -135,8 +136,17 @@ def main() -> None:
             )
     if reason := unwritten_answer():
         code = code or EXIT_FAILED
-        sys.stderr.write(f"error: standard output: cannot be written ({reason}) - give a file on another disk\n")
+        sys.stderr.write(f"error: standard output: cannot be written ({reason}) — write it to another disk\n")
     sys.exit(code)
+
+
+def _check_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UserError(
+            f"cannot be used ({error.strerror})", where="the current folder", hint="change to one that is there"
+        ) from None
 
 
 def _leave_at_once(code: int) -> NoReturn:
@@ -243,13 +253,13 @@ def _run_flow(parameters: PipelineConfig) -> dict[str, Any]:
         server.wait()
     with temporary_settings(updates=changes):
         try:
-            result: dict[str, Any] = retrain(RetrainParameters(**parameters.model_dump(mode="json")))
+            result: Any = retrain(RetrainParameters(**parameters.model_dump(mode="json")))
         except HTTPError as error:
             if server is None or server.starts == 1:
                 raise
             log.debug("the flow could not reach its server", exc_info=error)
             raise Preempted("Prefect's server in this command went away; what is done is not done again") from None
-    return result
+    return dict(result)
 
 
 def _summary(parameters: PipelineConfig, result: dict[str, Any]) -> str:

@@ -28,6 +28,8 @@ PRESETS = ("nano", "gpt2-124m", "gpt2-355m", "gpt2-774m", "gpt2-1558m", "book-12
 def _field(role: str, default: Any, description: str, unit: str | None, **bounds: Any) -> Any:
     extra: dict[str, Any] = {"role": role, **({"unit": unit} if unit else {})}
     text = f"{description} [{unit}]" if unit else description
+    if type(default) is int and not bounds.keys() & {"le", "lt"}:
+        bounds["le"] = 2**53  # the largest whole number that every reader of JSON has
     return Field(default, description=text, json_schema_extra=extra, **bounds)
 
 
@@ -218,7 +220,7 @@ class TrainConfig(Section):
     min_nodes: int = operational(
         0, "Go on with so many machines when the others do not come; 0 waits for all of them", "machines", ge=0, le=1024
     )
-    micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = operational(
+    micro_batch: Literal["auto"] | Annotated[int, Field(ge=1, le=2**53)] = operational(
         "auto",
         "Windows a rank takes at once, accumulated to its share of batch_size; auto is as many as fit into memory",
         "windows",

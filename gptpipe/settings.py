@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -42,7 +43,11 @@ class Settings(BaseSettings):
     task_runner_address: str | None = Field(
         None, description="Scheduler of a Dask or Ray cluster that runs; empty starts one on this machine"
     )
-    s3_endpoint: str | None = Field(None, description="Endpoint of an S3-compatible server; empty is AWS")
+    s3_endpoint: str | None = Field(
+        None,
+        description="Endpoint of an S3-compatible server, for example http://10.0.0.1:8333; empty is AWS",
+        pattern=r"^https?://[^/\s]+",
+    )
     s3_access_key: str | None = Field(None, description="S3 access key; empty uses the usual AWS sources")
     s3_secret_key: SecretStr | None = Field(None, description="S3 secret key")
     s3_region: str | None = Field(None, description="S3 region")
@@ -187,7 +192,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def make_home() -> None:
-    """Make the local folder: Prefect makes only the last folder of its own path and stays silent without it."""
+    """Make the local folder, and see that it can be written: Prefect makes only the last folder of its own path and stays silent without it."""
     home = settings().home_path
     if "?" in str(home):
         raise UserError(
@@ -197,9 +202,11 @@ def make_home() -> None:
         )
     try:
         home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass
     except OSError as error:
         raise UserError(
-            f"cannot be made ({error.strerror})", where=str(home), hint="choose another folder with GPTPIPE_HOME"
+            f"cannot be written ({error.strerror})", where=str(home), hint="choose another folder with GPTPIPE_HOME"
         ) from None
 
 

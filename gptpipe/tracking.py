@@ -21,14 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from gptpipe import launch, storage
-from gptpipe.config import PipelineConfig, field_roles, flatten
+from gptpipe import __version__, launch, storage
+from gptpipe.config import PipelineConfig, flatten
 from gptpipe.data.dataset import Dataset, open_dataset
+from gptpipe.data.sources import corpus_names
 from gptpipe.errors import Preempted, UserError
 from gptpipe.evaluate import Evaluation, evaluate_against
 from gptpipe.gang import Hosts
 from gptpipe.generate import Samples
 from gptpipe.launch import TrainResult
+from gptpipe.naming import texts, training_name
 from gptpipe.plot import loss_curve
 from gptpipe.progress import Progress
 from gptpipe.promote import ALREADY, NO_CHAMPION, Decision, decide, not_comparable
@@ -48,7 +50,6 @@ _FLUSH_SECONDS = 30.0  # how long the end of a training waits for a slow server
 _RETRY_SECONDS = 5.0
 _POINTS_A_CALL = 1000  # MLflow's limit for one batch of metrics
 _MODELS = "models:/"
-OPERATIONAL = frozenset(key for key, role in field_roles(PipelineConfig).items() if role == "operational")
 # MLflow 3 opens an experiment without this in its view for agents, where no curve is drawn
 _VIEW = "workflowType=machine_learning"
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
@@ -291,7 +292,7 @@ class TrainingTracker:
         self._run = find_run(self._client, self._training)
         if self._run is None:
             self._run = self._client.create_run(
-                experiment_id(self._client), run_name=run_name(self._config), tags={TRAINING_TAG: self._training}
+                experiment_id(self._client), run_name=self._name(), tags={TRAINING_TAG: self._training}
             )
         run_id = self._run.info.run_id
         self._client.update_run(run_id, status="RUNNING")
@@ -299,6 +300,13 @@ class TrainingTracker:
         self._log_facts(self._client, self._run)
         history = self._client.get_metric_history(run_id, "train/loss")
         self._logged_step = max((point.step for point in history), default=-1)
+
+    def _name(self) -> str:
+        """The texts are named as the configuration has them where the dataset was made of those."""
+        corpora = list(self._dataset.manifest["corpora"])
+        given = self._config.data.corpus
+        data = texts(given) if sorted(corpus_names(given)) == sorted(corpora) else "+".join(corpora)
+        return training_name(self._config, data, self._training.rstrip("/").rpartition("/")[2])
 
     def _log_facts(self, client: MlflowClient, run: Run) -> None:
         """Parameters, tags and the dataset, once."""
@@ -310,6 +318,7 @@ class TrainingTracker:
         tags = {
             "gptpipe.dataset": self._dataset.id,
             "gptpipe.dataset_url": self._dataset.url,
+            "gptpipe.version": __version__,
             **git_tags(),
             **self._tags,
         }
@@ -351,17 +360,6 @@ class TrainingTracker:
             self._lines = [line for line in self._lines if line["step"] > self._logged_step]
 
 
-def run_name(config: PipelineConfig) -> str:
-    """The preset and what was chosen otherwise, so that runs side by side tell what they differ in."""
-    plain = flatten(PipelineConfig(preset=config.preset))
-    chosen = {
-        key.rpartition(".")[2]: value
-        for key, value in flatten(config).items()
-        if key.startswith(("model.", "train.", "init")) and value != plain.get(key) and key not in OPERATIONAL
-    }
-    return " ".join([config.preset, *(f"{key}={value}" for key, value in list(chosen.items())[:4])])
-
-
 def find_run(client: MlflowClient, training: str) -> Run | None:
     """The run of the training in this folder, or None."""
     # a filter knows no quotation mark within quotation marks: `_` stands for any character, and the rest is seen here
@@ -378,12 +376,13 @@ def find_run(client: MlflowClient, training: str) -> Run | None:
 
 
 def git_tags() -> dict[str, str]:
-    """The commit of the working directory, where it is a git checkout."""
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"mlflow.source.git.commit": commit.stdout.strip()}
+    """The commit of the working directory, where it is a git checkout, or else of the one that gptpipe runs from."""
+    for folder in (Path.cwd(), Path(__file__).parent):
+        command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+        with suppress(OSError, subprocess.SubprocessError):
+            commit = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+            return {"mlflow.source.git.commit": commit}
+    return {}
 
 
 def train_and_track(

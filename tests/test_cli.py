@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,8 @@ BAD = {
     "preset": (["run", "--preset", "gpt2-124"], "did you mean gpt2-124m?"),
     "key": (["run", "--set", "train.lerning_rate=1"], "did you mean train.learning_rate?"),
     "value": (["run", "--set", "train.steps=-1"], "train.steps"),
+    "a number outside JSON's": (["run", "--set", f"train.validate_tokens={10**30}"], "train.validate_tokens"),
+    "a number that is none": (["run", "--set", "train.grad_clip=.inf"], "train.grad_clip"),
     "config file": (["run", "--config", "{tmp}/none.yaml"], "none.yaml"),
     "s3 without credentials": (["run", "--corpus", "{tmp}/two", "--storage", "s3://bucket/x"], "credentials"),
     "no dataset": (["train", "--data", "{tmp}/two", "--out", "{tmp}/out"], "no dataset"),
@@ -291,3 +294,57 @@ def test_a_line_that_holds_no_prompt_is_named_by_its_place(
         with pytest.raises(SystemExit):
             main()
         assert "a.jsonl, line 4: not an object with a `prompt`" in capsys.readouterr().err
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONUTF8"}
+    command = command.replace("gptpipe ", f"'{GPTPIPE}' ")
+    return subprocess.run(["bash", "-c", command], capture_output=True, timeout=120, env=kept | environment)
+
+
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "latin-1"}])
+def test_a_terminal_that_is_not_utf_8_ends_nothing(tmp_path: Path, locale: dict[str, str]) -> None:
+    folder = tmp_path / "é té"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"naïve-{number}.txt").write_text(f"text {number}")
+    made = shell(f"gptpipe tokenize --corpus '{folder}' --out '{folder}/out'", **locale)
+    assert made.returncode == 0, made.stderr
+    assert b" -> " in made.stdout
+    assert "é té".encode("utf-8" if "LC_ALL" in locale else "latin-1") in made.stdout
+    wrong = shell(f"gptpipe tokenize --corpus '{folder}/none-ü' --out '{folder}/out'", **locale)
+    assert wrong.returncode == 2
+    assert b"no file matches - give a file" in wrong.stderr
+    assert b"Traceback" not in wrong.stderr
+
+
+def test_an_answer_that_cannot_be_written_is_a_line() -> None:
+    full = shell("gptpipe presets > /dev/full")
+    assert full.returncode == 1
+    assert full.stderr == b"error: standard output: cannot be written (No space left on device)" + (
+        " — write it to another disk\n".encode()
+    )
+    assert shell("gptpipe presets | head -c 1").returncode == 0
+
+
+@pytest.mark.parametrize("command", ["gptpipe doctor", "gptpipe presets", "gptpipe run"])
+def test_a_folder_that_was_deleted_under_the_process_is_a_line(tmp_path: Path, command: str) -> None:
+    ended = shell(f"mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir {tmp_path}/gone; {command}")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(b"error: the current folder: cannot be used")
+    assert ended.stderr.count(b"\n") == 1
+
+
+def test_a_home_that_cannot_be_written_is_a_line() -> None:
+    ended = shell("gptpipe run", GPTPIPE_HOME="/proc/nothing")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(b"error: /proc/nothing: cannot be written")
+    assert ended.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("value", ["http:/x", "127.0.0.1:9000", "ftp://x"])
+def test_an_s3_endpoint_without_its_scheme_is_a_line(value: str) -> None:
+    ended = shell("gptpipe doctor", GPTPIPE_S3_ENDPOINT=value)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(b"error: GPTPIPE_S3_ENDPOINT")
+    assert ended.stderr.count(b"\n") == 1

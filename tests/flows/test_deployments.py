@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -104,7 +105,12 @@ def test_a_run_that_fails_or_ends_at_once_stays_as_it_ended(place: Place) -> Non
     place.wait_for(failed, "FAILED", 90)
     place.wait_for(looked, "COMPLETED", 90)
     before = {run: len(states(place, run)) for run in (failed, looked)}
+    assert place.prefect(f"flow_runs/{looked}")["name"] == "watch · text"
     time.sleep(240)
+    said = [line for line in place.lines() if line["flow_run_id"] == failed]
+    (error,) = [line for line in said if line["level"] >= logging.ERROR]
+    assert error["message"].startswith("n_embd 16 is not a multiple of n_head 3")
+    assert not [line for line in place.lines() if "Traceback" in line["message"]]
     assert {run: len(states(place, run)) for run in (failed, looked)} == before
     assert place.state(failed)["type"] == "FAILED"
     assert "n_embd 16 is not a multiple of n_head 3" in place.state(failed)["message"]
