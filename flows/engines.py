@@ -13,6 +13,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from gptpipe.cores import usable_cores
 from gptpipe.data.engine import WINDOW, Engine, Processes
 from gptpipe.errors import UserError
+from gptpipe.extras import install_hint
 from gptpipe.settings import settings
 
 _THREADS = 64  # each waits for the processes
@@ -42,7 +43,7 @@ def task_runner() -> TaskRunner[Any]:
         raise UserError(
             f"not installed ({error})",
             where=f"GPTPIPE_TASK_RUNNER={here.task_runner}",
-            hint=f"pip install 'gptpipe[{here.task_runner}]', or leave it at processes",
+            hint=f"{install_hint(here.task_runner)}, or leave it at processes",
         ) from None
     return runner
 

@@ -18,6 +18,7 @@ from gptpipe import storage
 from gptpipe.adapt import starting_from
 from gptpipe.config import PipelineConfig, Section
 from gptpipe.errors import UserError
+from gptpipe.extras import install_hint
 from gptpipe.gang import Hosts
 from gptpipe.lease import Held
 from gptpipe.naming import pipeline_name
@@ -48,7 +49,7 @@ def _hosts() -> Hosts:
         from flows.jobsets import JobSetHosts
     except ImportError:
         raise UserError(
-            "the Kubernetes client is not installed", where="GPTPIPE_JOBSET", hint="pip install 'gptpipe[kubernetes]'"
+            "the Kubernetes client is not installed", where="GPTPIPE_JOBSET", hint=install_hint("kubernetes")
         ) from None
     return JobSetHosts(template, settings().jobset_nodes)
 

@@ -24,9 +24,10 @@ import typer
 from gptpipe import __version__
 from gptpipe.config import PRESETS, PipelineConfig, load_config, preset_summary, preset_values
 from gptpipe.errors import EXIT_FAILED, EXIT_RESUMABLE, EXIT_USER_ERROR, Preempted, UserError
+from gptpipe.extras import install_hint
 from gptpipe.progress import show_on_console
 from gptpipe.settings import make_home, prepare_environment, reload_settings, settings
-from gptpipe.terminal import show_what_it_can, unwritten_answer
+from gptpipe.terminal import drop_unwritten, show_what_it_can
 from gptpipe.wording import counted, figure
 
 # the base of what a wrong command line raises; typer carries its own click and exports only the leaves
@@ -118,7 +119,7 @@ def main() -> None:
     except BaseException as error:
         cause = error.__context__ if isinstance(error, SystemExit) else error  # typer leaves when nobody reads on
         if isinstance(cause, BrokenPipeError):
-            unwritten_answer()
+            drop_unwritten()
         elif type(error).__name__ in ("Cancelled", "CancelledRun", "TerminationSignal"):
             _fail(
                 {"message": str(error), "where": "train", "hint": "run again to go on"},
@@ -134,9 +135,7 @@ def main() -> None:
                 f"failed: {error}",
                 wants_json,
             )
-    if reason := unwritten_answer():
-        code = code or EXIT_FAILED
-        sys.stderr.write(f"error: standard output: cannot be written ({reason}) — write it to another disk\n")
+    drop_unwritten()
     sys.exit(code)
 
 
@@ -166,7 +165,14 @@ def _fail(error: dict[str, str], line: str, wants_json: bool) -> None:
 
 
 def _answer(values: dict[str, Any], wants_json: bool, text: str) -> None:
-    print(json.dumps(values) if wants_json else text)
+    try:
+        print(json.dumps(values) if wants_json else text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"cannot be written ({error.strerror})", where="standard output", hint="write it to another disk"
+        ) from None
 
 
 @app.callback(invoke_without_command=True)
@@ -490,7 +496,7 @@ def _side_by_side(columns: list[dict[str, Any]]) -> list[str]:
     heads = [] if len(columns) == 1 else [" " * width + "".join(f"{head:>20}" for head in ("weights", "against"))]
 
     def cell(column: dict[str, Any], name: str) -> str:
-        return figure(column.get(name), "not of a part" if name in column else "–")
+        return figure(column.get(name), "only of a whole" if name in column else "–")
 
     return [*heads, *(f"{name:<{width}}" + "".join(f"{cell(c, name):>20}" for c in columns) for name in names)]
 
@@ -660,7 +666,7 @@ def export(
             from gptpipe.gguf import TYPES, export_gguf
         except ImportError:
             raise UserError(
-                "the gguf package is not installed", where="--format gguf", hint="pip install 'gptpipe[gguf]'"
+                "the gguf package is not installed", where="--format gguf", hint=install_hint("gguf")
             ) from None
         types, write = list(TYPES), export_gguf
     else:

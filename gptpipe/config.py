@@ -87,7 +87,11 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelConfig:
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+            fitting = [n for n in range(1, self.n_embd + 1) if self.n_embd % n == 0]
+            near = ", ".join(map(str, sorted(sorted(fitting, key=lambda n: abs(n - self.n_head))[:6])))
+            raise ValueError(
+                f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}: choose n_head from {near}"
+            )
         return self
 
 
@@ -445,7 +449,8 @@ def parse(kind: type[Section], values: dict[str, Any], *, where: str = "") -> An
             raise UserError(
                 f"unknown key{_more(error)}", where=place, hint=_nearest(dotted, known_keys(kind))
             ) from None
-        raise UserError(complaint(error), where=place, hint="the README lists the keys") from None
+        hint = "" if first["type"] == "value_error" else "the README lists the keys"  # ours say what to do
+        raise UserError(complaint(error), where=place, hint=hint) from None
 
 
 def complaint(error: ValidationError) -> str:

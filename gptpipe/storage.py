@@ -23,6 +23,7 @@ import fsspec
 import psutil
 
 from gptpipe.errors import UserError
+from gptpipe.extras import install_hint
 from gptpipe.settings import settings
 
 _TEMPORARY = re.compile(r"^\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}-")
@@ -121,7 +122,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     try:
         fs, path = fsspec.core.url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
-        hint = "pip install 'gptpipe[hf]'" if protocol == "hf" else "use a local path or an s3:// URL"
+        hint = install_hint("hf") if protocol == "hf" else "use a local path or an s3:// URL"
         raise UserError(str(error), where=url, hint=hint) from None
     return fs, path
 
@@ -613,6 +614,13 @@ def sweep_temporaries(url: str, *, below: bool = True) -> None:
 def check_writable(url: str) -> None:
     """Write, read back and remove a small object; raises the UserError that a run would meet."""
     probe = join(normalize(url), f".gptpipe-probe-{secrets.token_hex(4)}")
+    try:
+        _probe(url, probe)
+    except UserError as error:  # of the place that was given, not of the probe in it
+        raise UserError(error.message.replace(probe, url), where=url, hint=error.hint) from None
+
+
+def _probe(url: str, probe: str) -> None:
     try:
         write_bytes(probe, b"probe")
         if read_bytes(probe) != b"probe":

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from gptpipe.errors import UserError
+from gptpipe.extras import install_hint
 from gptpipe.storage import atomic_file
 
 _SOCKET_LENGTH = 100  # a UNIX socket's path may have 107 characters
@@ -84,7 +85,7 @@ class Supervisor:
             raise UserError(
                 f"supervisord did not start: {' '.join(reason)}",
                 where=str(self._config),
-                hint="install the extra: pip install 'gptpipe[stack]'",
+                hint=install_hint("stack"),
             )
         until = time.monotonic() + 15
         while True:

@@ -12,7 +12,14 @@ _PLAIN = {"→": "->", "–": "-", "—": "-", "…": "...", "×": "x", "≤": "
 
 
 def show_what_it_can() -> None:
-    """Let what the terminal's encoding does not have be written in letters that it has."""
+    """Let what the terminal's encoding does not have be written in letters that it has.
+
+    Where the names of files are not UTF-8 to Python, this process starts again as one to which they are.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        as_it_was = {"PYTHONUTF8": "1", "PYTHONIOENCODING": f"{sys.stdout.encoding}:backslashreplace"}
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | as_it_was)
+    os.environ.pop("PYTHONIOENCODING", None)  # what other processes say goes through pipes, in UTF-8
     codecs.register_error("gptpipe-plain", _plain)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
@@ -30,18 +37,10 @@ def _as_bytes(character: str) -> bytes:
     return _PLAIN.get(character, character).encode("ascii", "backslashreplace")
 
 
-def unwritten_answer() -> str:
-    """Why what was printed could not be written; empty if it was. What is left is dropped."""
+def drop_unwritten() -> None:
+    """Leave what could not be written: Python would try once more at its end, and say so at length."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # nobody reads on
-        _drop()
-    except OSError as error:
-        _drop()
-        return error.strerror or str(error)
-    return ""
-
-
-def _drop() -> None:
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -26,8 +26,14 @@ NAMES = {
     ("data.corpus=[{url: a, name: one}, b, c, d, e]",): "nano · one+b+c+2",
     ("train.warmup_steps=9",): "nano · warmup_steps=9 · stdlib",
     ("train.mixture={a: 1, b: 2}",): "nano · mixture.a=1 mixture.b=2 · stdlib",
-    tuple(f"model.{key}={value}" for key, value in (("n_layer", 1), ("n_head", 1), ("n_embd", 8), ("dropout", 0.1)))
-    + ("train.steps=5", "train.seed=3"): "nano · n_layer=1 n_head=1 n_embd=8 dropout=0.1 +2 · stdlib",
+    (
+        "model.n_layer=1",
+        "model.n_head=1",
+        "model.n_embd=8",
+        "model.dropout=0.1",
+        "train.steps=5",
+        "train.seed=3",
+    ): "nano · n_layer=1 n_head=1 n_embd=8 dropout=0.1 +2 · stdlib",
 }
 
 

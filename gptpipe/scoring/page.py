@@ -92,7 +92,7 @@ def _table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _numbers(numbers: dict[str, Any]) -> str:
-    return _table(("", ""), ((name, figure(value, "not of a part")) for name, value in numbers.items()))
+    return _table(("", ""), ((name, figure(value, "only of a whole text")) for name, value in numbers.items()))
 
 
 def _part(rows: list[dict[str, Any]]) -> str:

@@ -40,6 +40,12 @@ def settle(config: TrainConfig, ranks: Ranks, state: TrainState) -> Precision:
     if state.world_size != ranks.world_size:
         state.threads = config.threads or max(1, usable_cores() // ranks.local_world_size)
         state.micro_batch = 0
+    elif config.threads not in (0, state.threads) and ranks.rank == 0:
+        log.warning(
+            "train.threads=%d is not taken: a training goes on with the threads it began with, %d, for the same bits",
+            config.threads,
+            state.threads,
+        )
     precision = Precision.choose(state.precision or config.precision, ranks.device)
     state.precision, state.world_size = precision.name, ranks.world_size
     torch.set_num_threads(state.threads)
