@@ -39,6 +39,7 @@ from flows.watch_corpora import EVENT, watch_corpora
 from gptpipe import __version__
 from gptpipe.config import PipelineConfig, deep_merge, load_config
 from gptpipe.errors import UserError
+from gptpipe.form import filled
 from gptpipe.settings import settings
 from gptpipe.wording import duration
 from gptpipe.yaml_config import read_yaml
@@ -113,18 +114,39 @@ def planned() -> list[Planned]:
             watch_corpora,
             "watch-corpora",
             "Looks for new text; what it finds starts retrain/on-new-data.",
-            {"parameters": {"data": values["data"]} if "data" in values else {}},
+            {"parameters": {key: values[key] for key in ("corpus", "data") if key in values}},
             cron=settings().watch_cron,
             cron_setting="GPTPIPE_WATCH_CRON",
         ),
-        Planned(
-            train_node,
-            "train-node",
-            "One machine's part of a training on several. The training starts it.",
-            pool=NODE_POOL,
-        ),
         Planned(evaluate, "evaluate", "Score weights on a dataset: cross-entropy, perplexity, bits per byte."),
     ]
+
+
+def _node() -> Planned:
+    return Planned(
+        train_node,
+        "train-node",
+        "Not for people: a training on several machines starts it on each of them.",
+        pool=NODE_POOL,
+    )
+
+
+def deploy_nodes() -> None:
+    """Make the work pool of the machines that train together, and what runs on each, where there is none yet.
+
+    A set-up of one machine has neither: a pool without workers is shown as not ready.
+    """
+    with get_client(sync_client=True) as client:
+        _make_pool(client, NODE_POOL, "Machines that train together: a worker on each, one node at a time")
+        if _read(client, _node().full_name) is None:
+            _apply(_node(), NODE_POOL, paused=False)
+
+
+def _make_pool(client: SyncPrefectClient, name: str, description: str) -> None:
+    try:
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", description=description))
+    except ObjectAlreadyExists:
+        log.debug("work pool %s is there", name)
 
 
 def deploy(pool: str) -> Deployed:
@@ -140,14 +162,10 @@ def deploy(pool: str) -> Deployed:
     crons = [_schedule(each) for each in wanted]
     notes: list[str] = []
     with get_client(sync_client=True) as client:
-        for name, description in (
-            (pool, "Flow runs of gptpipe, as processes of its workers"),
-            (NODE_POOL, "Nodes of trainings on several machines: a worker on each, one node at a time"),
-        ):
-            try:
-                client.create_work_pool(WorkPoolCreate(name=name, type="process", description=description))
-            except ObjectAlreadyExists:
-                log.debug("work pool %s is there", name)
+        _make_pool(client, pool, "Flow runs of gptpipe, as processes of its workers")
+        if pool == NODE_POOL or _read(client, _node().full_name) is not None:
+            wanted.append(_node())
+            crons.append(None)
         identities = []
         for each, cron in zip(wanted, crons, strict=True):
             before = _read(client, each.full_name)
@@ -273,7 +291,7 @@ def _values() -> dict[str, Any]:
     if "corpus" in (values.get("data") or {}):  # in a file a corpus may be a text
         corpora = [corpus.model_dump(mode="json", exclude_none=True) for corpus in config.data.corpus]
         values = deep_merge(values, {"data": {"corpus": corpora}})
-    return values
+    return filled(values)
 
 
 def _schedule(each: Planned) -> CronSchedule | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow
 from pydantic import Field
@@ -11,8 +11,9 @@ from pydantic import Field
 from flows import endings, report
 from flows.names import last_part, named
 from gptpipe import storage
-from gptpipe.config import EvaluateConfig, Section
+from gptpipe.config import EvaluateConfig, parse
 from gptpipe.evaluate import evaluate_against, evaluate_once
+from gptpipe.form import FormSection, form_of
 from gptpipe.settings import settings
 from gptpipe.tracking import resolve_weights
 from gptpipe.wording import side_by_side
@@ -20,13 +21,19 @@ from gptpipe.wording import side_by_side
 log = logging.getLogger("gptpipe.flows")
 
 
-class EvaluateParameters(Section):
+if TYPE_CHECKING:
+    EvaluateOptions = FormSection
+else:
+    EvaluateOptions = form_of(EvaluateConfig, "EvaluateOptions", without=("data",), key="evaluate.")
+
+
+class EvaluateParameters(FormSection):
     """Weights and what they are scored on."""
 
     weights: str = Field(description="A checkpoint, Hugging Face folder, file, or models:/NAME@ALIAS")
-    data: str = Field(description="URL of a token dataset")
+    data: str = Field(description="A token dataset, or the folder of datasets (the one made last)")
     against: str = Field("", description="Weights that are scored too, on the same documents, for comparison")
-    config: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Split and limits")
+    config: EvaluateOptions | None = Field(None, title="Windows, split and limits", description="How they are scored")
     storage: str | None = Field(None, description="Folder or s3:// URL; by default GPTPIPE_STORAGE")
 
 
@@ -39,7 +46,9 @@ class EvaluateParameters(Section):
 def evaluate(parameters: EvaluateParameters) -> dict[str, Any]:
     """Score weights, unless the same weights were scored on the same data before."""
     out = storage.join(parameters.storage or settings().storage_url, "evaluations")
-    data, config = parameters.config.data or parameters.data, parameters.config
+    given = parameters.config.model_dump(mode="json", exclude_none=True) if parameters.config else {}
+    config: EvaluateConfig = parse(EvaluateConfig, given, where="config")
+    data = parameters.data
     weights = resolve_weights(parameters.weights)
     other = resolve_weights(parameters.against) if parameters.against else ""
     if other:

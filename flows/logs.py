@@ -52,6 +52,7 @@ class OneLine(logging.Filter):
         self._of_task = name == "prefect.task_runs"
         self._in_worker = name == "prefect.engine"  # its lines are in the worker's log, not on a page
         self._handler = handler
+        self._said: tuple[BaseException | None, str] = (None, "")
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not record.exc_info or record.levelno < logging.ERROR:
@@ -63,8 +64,10 @@ class OneLine(logging.Filter):
         if not self._in_worker and (not expected or logging.getLogger("gptpipe").isEnabledFor(logging.DEBUG)):
             debug = {"levelno": logging.DEBUG, "levelname": "DEBUG"}
             self._handler.handle(logging.makeLogRecord(record.__dict__ | debug))
-        if self._of_task:
+        page = getattr(record, "flow_run_id", "")
+        if self._of_task or self._said == (error, page):  # Prefect says it again where its engine ends
             return False
+        self._said = (error, page)
         record.msg, record.args = _line_of(error), ()
         record.exc_info = record.exc_text = None
         return True

@@ -8,7 +8,7 @@ from typing import Any
 
 from prefect.runtime import flow_run
 
-_DRAWN = re.compile(r"[A-Za-z]+-[A-Za-z]+")  # what Prefect or its UI draws
+_DRAWN = re.compile(r"[A-Z]?[a-z]+\d*-[A-Z]?[a-z]+(-[a-z])?")  # what Prefect or its UI draws
 
 
 def named(describe: Callable[[Any], str]) -> Callable[[], str]:

@@ -11,7 +11,7 @@ from prefect.exceptions import CancelledRun, TerminationSignal
 from prefect.states import Completed
 
 from flows import endings, report
-from flows.evaluate import EvaluateParameters, evaluate
+from flows.evaluate import EvaluateOptions, EvaluateParameters, evaluate
 from flows.import_weights import ImportParameters, import_weights
 from flows.names import named
 from flows.sample import SampleParameters, sample
@@ -22,7 +22,7 @@ from gptpipe.config import PipelineConfig, parse
 from gptpipe.errors import Preempted
 from gptpipe.evaluate import Evaluation
 from gptpipe.export import export_hf
-from gptpipe.form import FormSection, form_of
+from gptpipe.form import FormSection, pipeline_form, values_of
 from gptpipe.generate import Samples
 from gptpipe.launch import TrainResult
 from gptpipe.naming import pipeline_name
@@ -35,11 +35,11 @@ log = logging.getLogger("gptpipe.flows")
 if TYPE_CHECKING:
     RetrainParameters = FormSection
 else:
-    RetrainParameters = form_of(PipelineConfig, "RetrainParameters", shown=("preset", "init", "force"))
+    RetrainParameters = pipeline_form("RetrainParameters")
 
 
 def _config(parameters: RetrainParameters) -> PipelineConfig:
-    config: PipelineConfig = parse(PipelineConfig, parameters.model_dump(mode="json", exclude_none=True))
+    config: PipelineConfig = parse(PipelineConfig, values_of(parameters))
     return config
 
 
@@ -85,7 +85,10 @@ def _stages(config: PipelineConfig) -> dict[str, Any]:
     training = train(TrainParameters(data=dataset["dataset"], config=config, init=init))
     evaluation = evaluate(
         EvaluateParameters(
-            weights=training["best_checkpoint"], data=dataset["dataset"], against=init, config=config.evaluate
+            weights=training["best_checkpoint"],
+            data=config.evaluate.data or dataset["dataset"],
+            against=init,
+            config=EvaluateOptions(**config.evaluate.model_dump(exclude={"data"})),
         )
     )
     samples = sample(SampleParameters(weights=training["best_checkpoint"], config=config.sample, every=True))

@@ -25,6 +25,7 @@ from gptpipe import __version__
 from gptpipe.config import PRESETS, PipelineConfig, load_config, preset_summary, preset_values
 from gptpipe.errors import EXIT_FAILED, EXIT_RESUMABLE, EXIT_USER_ERROR, Preempted, UserError
 from gptpipe.extras import install_hint
+from gptpipe.form import corpus_of
 from gptpipe.progress import show_on_console
 from gptpipe.settings import make_home, prepare_environment, reload_settings, settings
 from gptpipe.terminal import drop_unwritten, show_what_it_can
@@ -195,10 +196,7 @@ def _configure(
 
 
 def _corpus(text: str) -> dict[str, str]:
-    name, equals, url = text.partition("=")
-    if equals and name and "/" not in name and not Path(text).exists():
-        return {"name": name, "url": url}
-    return {"url": text}
+    return {"url": text} if Path(text).exists() else corpus_of(text)
 
 
 def _use_storage(url: str | None) -> None:
@@ -776,13 +774,15 @@ def worker(
     cpu: Annotated[bool, typer.Option("--cpu", help="A machine without a GPU.")] = False,
 ) -> None:
     """Work for a Prefect server, by default as a node of trainings on several machines, until SIGTERM."""
+    from flows.deployments import deploy_nodes
+    from flows.hosts import NODE_POOL
     from flows.worker import command
     from gptpipe.worker import check, work
 
     make_home()
-    check(pool, wants_gpu=not cpu)
+    check(pool, wants_gpu=not cpu, make_pool=deploy_nodes if pool == NODE_POOL else lambda: None)
     # a machine is one node at a time: two trainings would share its devices
-    limit = 1 if pool == "gptpipe-nodes" else None
+    limit = 1 if pool == NODE_POOL else None
     has_health_port = "PREFECT_WORKER_WEBSERVER_PORT" in os.environ
     raise typer.Exit(work(command(pool, name or socket.gethostname(), limit, has_health_port)))
 

@@ -220,7 +220,7 @@ class TrainConfig(Section):
     keep_checkpoints: int = operational(2, "Latest checkpoints kept; the best is kept beside them", ge=1)
     log_every: int = operational(10, "Steps between lines in metrics.jsonl", "steps", ge=1)
     nproc: int = operational(1, "Ranks a machine", "processes", ge=1, le=1024)
-    nodes: int = operational(1, "Machines that train together; more than one want a Prefect server", ge=1, le=1024)
+    nodes: int = operational(1, "Machines that train together; more than one need a Prefect server", ge=1, le=1024)
     min_nodes: int = operational(
         0, "Go on with so many machines when the others do not come; 0 waits for all of them", "machines", ge=0, le=1024
     )

@@ -135,7 +135,7 @@ def _prefect() -> Check:
         running = server.ask("admin/version")
         check_clock(server.skew())
         detail = f"Prefect {running} at {server.url} answers and lets this machine in"
-        deployed = server.ask("deployments/name/train-node/train-node", absent=_NOT_DEPLOYED)["version"]
+        deployed = server.ask("deployments/name/retrain/on-demand", absent=_NOT_DEPLOYED)["version"]
     except UserError as error:
         if (error.message, error.hint) == _NOT_DEPLOYED:
             return Check("prefect", True, f"{detail}; {error.message}: {error.hint}")

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,8 +29,11 @@ log = logging.getLogger(__name__)
 _POLL = 0.2
 
 
-def check(pool: str, wants_gpu: bool) -> None:
+def check(pool: str, *, wants_gpu: bool, make_pool: Callable[[], None] = lambda: None) -> None:
     """What would only come out in the middle of a run.
+
+    Args:
+        make_pool: makes the pool where it is made by its first worker.
 
     Raises:
         UserError: the API does not answer or does not let this machine in, the pool is not there, the deployments
@@ -39,9 +43,8 @@ def check(pool: str, wants_gpu: bool) -> None:
 
     check_clock(the_prefect_server().skew())
     to_deploy = "run `gptpipe deploy` once, where the server is"
-    the_prefect_server().ask(f"work_pools/{pool}", absent=(f"no work pool {pool}", to_deploy))
     deployment = the_prefect_server().ask(
-        "deployments/name/train-node/train-node", absent=("nothing is deployed", to_deploy)
+        "deployments/name/retrain/on-demand", absent=("nothing is deployed", to_deploy)
     )
     if deployment.get("version") != __version__:
         raise UserError(
@@ -49,6 +52,8 @@ def check(pool: str, wants_gpu: bool) -> None:
             where=socket.gethostname(),
             hint=f"install gptpipe {deployment.get('version')} here, or deploy this version with `gptpipe deploy`",
         )
+    make_pool()
+    the_prefect_server().ask(f"work_pools/{pool}", absent=(f"no work pool {pool}", to_deploy))
     check_writable(normalize(settings().storage_url))
     if wants_gpu:
         import torch

@@ -25,7 +25,6 @@ DEPLOYMENTS = [
     "retrain/nightly",
     "retrain/on-demand",
     "retrain/on-new-data",
-    "train-node/train-node",
     "watch-corpora/watch-corpora",
 ]
 TEXT = "def add(a, b):\n    return a + b\n\n\ndef mean(values):\n    return sum(values) / len(values)\n\n\n" * 60

@@ -358,9 +358,9 @@ def test_a_worker_that_could_not_work_does_not_start(place: Place) -> None:
     assert "GPTPIPE_S3" in refused("--cpu", GPTPIPE_S3_SECRET_KEY="another")
     if not torch.cuda.is_available():
         assert "torch sees no GPU" in refused()
-    made = place.deployments()["train-node/train-node"]
+    made = place.deployments()["retrain/on-demand"]
     try:
-        place.prefect("deployments/", {"name": "train-node", "flow_id": made["flow_id"], "version": "0.0.7"})
+        place.prefect("deployments/", {"name": "on-demand", "flow_id": made["flow_id"], "version": "0.0.7"})
         assert "the server's deployments are of 0.0.7" in refused("--cpu")
     finally:
         assert place.call("deploy", **given).returncode == 0
