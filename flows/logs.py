@@ -13,6 +13,7 @@ from gptpipe.torchrun import Cancelled
 
 _PROGRESS_SECONDS = 5.0  # between two lines of progress: a week of training stays a page that opens
 _EXPECTED = (UserError, Preempted, Cancelled, CancelledRun, TerminationSignal)
+_STOPPED = (Preempted, Cancelled, CancelledRun, TerminationSignal)  # nothing went wrong: somebody stopped it
 _last_progress = 0.0
 
 
@@ -68,6 +69,8 @@ class OneLine(logging.Filter):
         if self._of_task or self._said == (error, page):  # Prefect says it again where its engine ends
             return False
         self._said = (error, page)
+        if isinstance(error, _STOPPED):
+            record.levelno, record.levelname = logging.WARNING, "WARNING"
         record.msg, record.args = _line_of(error), ()
         record.exc_info = record.exc_text = None
         return True

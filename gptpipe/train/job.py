@@ -72,7 +72,7 @@ class Job(JobFile):
 
     def cancelled(self) -> str:
         """What is said of one that was cancelled."""
-        return f"cancelled; the last committed checkpoint in {self.training} stands"
+        return f"cancelled; the last committed checkpoint in {self.training} stands; run it again to go on from there"
 
     def unsaved(self, reason: str) -> Outcome:
         """The outcome of one that was asked to stop, and ended without one of its own."""
