@@ -297,13 +297,14 @@ def candidates(logits: Tensor, config: SampleConfig) -> tuple[Tensor, Tensor]:
 def python_line_share(samples: Sequence[Sample]) -> float | None:
     """Share of the generated lines that Python's `tokenize` accepts, last lines left out as cut off.
 
-    A line is given on its own, without its indentation; blank lines do not count. None if there is no line.
+    A line is given on its own, without its indentation. Lines without a letter or digit do not count: a full stop is no
+    Python, and no fault either. None if no line is left.
     """
     accepted = lines = 0
     for sample in samples:
         start = sample.prompt.rfind("\n") + 1  # the prompt's last line is continued
         for line in sample.text[start:].split("\n")[:-1]:
-            if line.strip():
+            if any(character.isalnum() for character in line):
                 lines += 1
                 accepted += _tokenizes(line.strip())
     return accepted / lines if lines else None

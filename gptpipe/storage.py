@@ -536,6 +536,15 @@ def describe(url: str) -> Entry:
     return Entry(url, name, int(info["size"]), _version_of(info))
 
 
+def lacks_bucket(url: str) -> bool:
+    """Whether an s3:// URL names a bucket that is not there."""
+    if not url.startswith("s3://"):
+        return False
+    with explained(url):
+        fs, path = filesystem(url)
+        return not fs.exists(path.split("/", 1)[0])
+
+
 def _version_of(info: dict[str, Any]) -> str:
     """What an object store or web server says that changes with the content."""
     for key in ("ETag", "etag", "blob_id", "Content-MD5", "LastModified"):

@@ -330,6 +330,8 @@ def test_share_of_python_lines() -> None:
 
     assert python_line_share([sample("def f(x):\n    return 'x'\n    oops ` $\ncut off")]) == pytest.approx(2 / 3)
     assert python_line_share([sample("def f(no newline")]) is None
+    assert python_line_share([Sample("", ".\n   \n...\n)\n, ,\n", [])]) is None  # nothing is said
+    assert python_line_share([Sample("", ".\nx = 1\n)\n", [])]) == 1
 
 
 def test_generate_from_a_checkpoint_gives_text(tmp_path: Path) -> None:

@@ -157,6 +157,8 @@ def _list_corpus(corpus: Corpus, name: str, config: DataConfig, quiet: bool) -> 
             raise UserError("a file's name is not UTF-8", where=ascii(source.url), hint="rename the file")
     if not found:
         detail = f"none of its {len(entries)} files is text, .jsonl or .parquet" if entries else "no file matches"
+        if not entries and storage.lacks_bucket(url):
+            raise UserError("there is no such bucket", where=url, hint="correct its name, or create it")
         raise UserError(detail, where=url, hint="give a file, a folder, a glob in quotes, an s3:// URL, or stdlib:")
     return found
 

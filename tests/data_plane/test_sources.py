@@ -326,3 +326,13 @@ def test_a_corpus_that_is_a_link_is_read(tmp_path: Path) -> None:
     (tmp_path / "real" / "a.txt").write_text("text")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert [source.path for source in list_sources(DataConfig(corpus=[str(tmp_path / "link")]))] == ["a.txt"]
+
+
+@pytest.mark.stack
+def test_a_bucket_that_is_not_there_is_called_so(s3_storage: str) -> None:
+    with pytest.raises(UserError, match="there is no such bucket") as caught:
+        sources_of("s3://no-such-bucket-here/corpus")
+    assert caught.value.where == "s3://no-such-bucket-here/corpus"
+    with pytest.raises(UserError) as unwritable:
+        storage.check_writable("s3://no-such-bucket-here/export")
+    assert "probe" not in str(unwritable.value)
