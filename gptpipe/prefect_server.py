@@ -23,7 +23,8 @@ from gptpipe.progress import NowAndThen
 
 log = logging.getLogger(__name__)
 _START_SECONDS = 180  # 14 s on two cores that did nothing else, ten times as long on a busy machine
-_MOST_STARTS = 5
+_MOST_STARTS = 5  # before it has answered once
+_LONGEST_PAUSE = 10  # seconds between two starts
 _POLL = 0.1
 _SERVER_VARIABLES = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
 _APP = "prefect.server.api.server:create_app"
@@ -92,8 +93,10 @@ class PrefectServer:
     def _watch(self) -> None:
         """Start it again at the same address: Prefect's client asks again for a minute."""
         while not self._ending.wait(_POLL):
-            if self._process.poll() is not None and self.starts < _MOST_STARTS and not self._ending.is_set():
-                log.warning("Prefect's server went away (%s); starting it again", self._process.returncode)
+            if self._process.poll() is None:
+                continue
+            log.warning("Prefect's server went away (%s); starting it again", self._process.returncode)
+            if not self._ending.wait(min(self.starts - 1, _LONGEST_PAUSE)):
                 self._process = self._start()
 
 
