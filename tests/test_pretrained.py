@@ -214,7 +214,7 @@ def test_numbers_that_are_not_finite_are_found_wherever_weights_are_read(
     [
         ({"model_type": "llama"}, "a llama model, not a GPT-2"),
         ({"activation_function": "relu"}, "activation_function is 'relu'"),
-        ({"n_head": 3}, "cannot be used: n_embd 16 is not a multiple of n_head 3$"),
+        ({"n_head": 3}, "cannot be used: n_embd 16 is not a multiple of n_head 3: choose n_head from 1, 2, 4, 8, 16$"),
         ({"n_layer": "two"}, r"cannot be used: n_layer: input should be a valid integer.*, got 'two'$"),
         ({"gptpipe": {"qkv_bias": False}}, "is not zero, but the config says"),
     ],

@@ -170,6 +170,7 @@ def test_a_run_whose_server_is_killed_again_and_again_is_finished_all_the_same(t
     assert "Traceback" not in made.said
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_run_that_is_killed(tmp_path: Path) -> None:
     with terminal(tmp_path, *run_words("--set", "train.steps=100000")) as made:
         made.read_until("waiting for Prefect's server")

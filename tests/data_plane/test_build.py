@@ -471,12 +471,12 @@ def test_a_larger_share_of_validation_only_adds_to_it() -> None:
 
 
 @pytest.mark.parametrize("kind", ["files", "lines"])
-@pytest.mark.parametrize("share", [1e-9, 0.1, 0.5, 0.9, 1 - 1e-9])
-@pytest.mark.parametrize("count", [2, 3, 8])
+@pytest.mark.parametrize("share", [1e-9, 0.1, 1 - 1e-9])
+@pytest.mark.parametrize("count", [2, 8])
 def test_few_documents_are_on_both_sides_whatever_the_share(
     tmp_path: Path, kind: str, share: float, count: int
 ) -> None:
-    for seed in range(4):
+    for seed in range(2):
         texts = [f"note {seed} {i}: some words" for i in range(count)]
         if kind == "files":
             files = {f"{i}.txt": text for i, text in enumerate(texts)}

@@ -202,7 +202,10 @@ def test_accuracy_and_calibration_are_those_of_the_probabilities() -> None:
     assert len(rows) > 5
     assert 0.1 < found.evaluation.accuracy < 0.95
     for row, each in zip(rows, expected, strict=True):
-        assert (row["tokens"], row["probability"], row["right"]) == (each[0], *map(pytest.approx, each[1:]))
+        assert (row["tokens"], row["probability"], row["right"]) == (
+            each[0],
+            *(pytest.approx(one, rel=1e-5) for one in each[1:]),
+        )
     error = sum(count * abs(p - r) for count, p, r in expected) / len(top)
     assert found.evaluation.calibration_error == pytest.approx(error, rel=1e-3)
 
