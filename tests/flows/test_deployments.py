@@ -101,7 +101,7 @@ def test_a_run_that_fails_or_ends_at_once_stays_as_it_ended(place: Place) -> Non
     wrong = wanted(place)
     wrong["model"] = {**wrong["model"], "n_head": 3}
     failed = place.press_run("retrain/on-demand", **wrong)
-    looked = place.press_run("watch-corpora/watch-corpora", data={"corpus": [{"url": str(place.folder / "text")}]})
+    looked = place.press_run("watch-corpora/watch-corpora", corpus=[str(place.folder / "text")])
     place.wait_for(failed, "FAILED", 90)
     place.wait_for(looked, "COMPLETED", 90)
     before = {run: len(states(place, run)) for run in (failed, looked)}
