@@ -92,6 +92,8 @@ class _Training:
         self.loader.seek(self.state.samples_seen)
         self.batches = DeviceBatches(self.loader, ranks.device)
         self.drawn = np.zeros(len(self.loader.order.names))
+        # this rank's nats and targets since the state was last told of them
+        self.interval = torch.zeros(2, dtype=torch.float64, device=ranks.device)
         self.memory_before = memory_megabytes() if ranks.device.type == "cpu" else 0.0
         self.model: GPT = resume.initial_model(job).to(ranks.device)
         self.model.recompute = config.activation_checkpointing
@@ -194,6 +196,10 @@ class _Training:
         batch, seen = self.batches.next()
         self.drawn += batch.corpora
         done = self.stepper.take(batch)
+        # float32 values of like size sum up in float64 without rounding: the order, and a stop between, change nothing
+        nats = done.loss.float()
+        sums = torch.stack((nats, torch.full_like(nats, done.tokens / self.ranks.world_size)))
+        self.interval += sums.where(nats.isfinite(), 0.0)
         state.samples_seen = seen
         if done.verdict == "spike":
             self._heed_spike(done)
@@ -245,15 +251,21 @@ class _Training:
         )
 
     def _measure(self, done: StepResult, seconds: float, tokens: int) -> dict[str, float]:
-        """The numbers of a logged step; means are over all ranks. `tokens` were trained on in `seconds`."""
-        total, spent, waited, memory, saving, *drawn = self.ranks.sum(
-            done.loss.item(), seconds, self.loader.seconds_waited, memory_megabytes(), self.seconds_saving, *self.drawn
+        """The numbers of a logged step; means are over all ranks. `tokens` were trained on in `seconds`.
+
+        The loss is the mean over all targets since the last logged step, those of steps whose loss was not finite left
+        out. `done` is the last step.
+        """
+        self._gather_loss()
+        spent, waited, memory, saving, *drawn = self.ranks.sum(
+            seconds, self.loader.seconds_waited, memory_megabytes(), self.seconds_saving, *self.drawn
         )
-        world = self.ranks.world_size
+        state, world = self.state, self.ranks.world_size
         self.loader.seconds_waited = self.seconds_saving = 0.0
         self.drawn[:] = 0
-        mean = total / done.tokens
-        self.state.train_loss = mean if math.isfinite(mean) else None
+        mean = state.interval_nats / state.interval_tokens if state.interval_tokens else math.nan
+        state.train_loss = mean if math.isfinite(mean) else None
+        state.interval_nats, state.interval_tokens = 0.0, 0
         speed = tokens / (spent / world)
         names = self.loader.order.names
         shares = {f"data/{name}": n / sum(drawn) for name, n in zip(names, drawn, strict=True)}
@@ -272,8 +284,18 @@ class _Training:
             "train/data_wait": waited / spent,
             "train/checkpoint_stall": saving / spent,
             "train/memory_mb": memory / world,
-            "train/skipped_steps": self.state.skipped_steps,
+            "train/skipped_steps": state.skipped_steps,
+            "train/active_seconds": state.training_seconds,
+            "train/device_hours": state.training_seconds * world / 3600,
+            "train/flops": float(self.model.flops_per_token()) * state.tokens_seen,
         }
+
+    def _gather_loss(self) -> None:
+        """Move what all ranks lost since the last logged step into the state, which is saved."""
+        nats, tokens = self.ranks.sum(*self.interval.tolist())
+        self.state.interval_nats += nats
+        self.state.interval_tokens += round(tokens)
+        self.interval.zero_()
 
     def _validate(self, saving: bool) -> dict[str, float]:
         """Loss over validation tokens, on all ranks, weighted by tokens. Only a step that is saved can be the best."""
@@ -317,6 +339,7 @@ class _Training:
     def _save(self) -> float:
         """Rank 0 copies the checkpoint's content and has it written in the background; the seconds that took here."""
         self.saved_step = self.state.step
+        self._gather_loss()
         if self.metrics is None:
             return 0.0
         began = time.perf_counter()

@@ -16,6 +16,7 @@ class TrainState:
         skipped_steps: steps not taken, because something was not finite or the loss was a spike.
         bad_in_a_row: of these, the last ones in a row.
         spike_window: ordinary losses that a spike is measured against.
+        interval_nats, interval_tokens: summed loss over all ranks and its targets since the last logged step.
         threads, micro_batch, precision, compiled, world_size: what the sums depend on; used again after a stop on as
             many ranks, so that they come out bit for bit.
     """
@@ -30,6 +31,8 @@ class TrainState:
     skipped_steps: int = 0
     bad_in_a_row: int = 0
     spike_window: list[float] = field(default_factory=list)
+    interval_nats: float = 0.0
+    interval_tokens: int = 0
     training_seconds: float = 0.0
     threads: int = 0
     micro_batch: int = 0

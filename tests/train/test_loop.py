@@ -195,6 +195,9 @@ def test_numbers_that_are_logged(run: Run, tmp_path: Path) -> None:
         "train/checkpoint_stall",
         "train/memory_mb",
         "train/skipped_steps",
+        "train/active_seconds",
+        "train/device_hours",
+        "train/flops",
         "validation/loss",
         "validation/perplexity",
         "validation/bits_per_byte",
@@ -250,3 +253,20 @@ def test_as_many_windows_at_once_as_fit(monkeypatch: pytest.MonkeyPatch) -> None
     assert chosen(1e15) == 5
     config = TrainConfig(batch_size=6, micro_batch=50)
     assert chosen(1e15) == 3
+
+
+def test_the_logged_loss_is_the_mean_since_the_last_one_and_a_stop_between_changes_no_digit(
+    run: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "job" / "metrics.jsonl"
+    run(steps=12, log_every=1, checkpoint_every=0)
+    each = {line["step"]: line["train/loss"] for line in lines(tmp_path)}
+    file.unlink()
+    run(steps=12, log_every=5, checkpoint_every=3, keep_checkpoints=9)
+    whole = {line["step"]: line["train/loss"] for line in lines(tmp_path) if "train/loss" in line}
+    assert list(whole) == [1, 5, 10, 12]
+    assert whole[10] == pytest.approx(sum(each[step] for step in range(6, 11)) / 5, rel=1e-7)
+    file.unlink()
+    run(steps=12, log_every=5, checkpoint_every=3, resume=str(tmp_path / "training" / "step-00000006"))
+    rest = {line["step"]: line["train/loss"] for line in lines(tmp_path) if "train/loss" in line}
+    assert rest == {step: whole[step] for step in (10, 12)}
