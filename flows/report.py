@@ -15,7 +15,7 @@ import httpx
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 
@@ -39,18 +39,28 @@ def page(key: str, text: str, picture: bytes | None = None, *, description: str)
 
 def run_tags() -> dict[str, str]:
     """What an MLflow run says about the flow run that a person or a schedule started, which it is a part of."""
-    run = top_run()
-    return {"prefect.flow_run_id": run, "prefect.flow_run_name": _name_of(run)}
+    top = top_run()
+    run = _read(top)
+    name = str(run.name if run else flow_run.name)
+    return {"prefect.flow_run_id": top, "prefect.flow_run_name": name, "trigger": _trigger(run)}
 
 
-def _name_of(run: str) -> str:
-    if run == str(flow_run.id):
-        return str(flow_run.name)
+def _read(run: str) -> FlowRun | None:
+    """A flow run as the server knows it; None where the server does not answer."""
     try:
         with get_client(sync_client=True) as client:
-            return str(client.read_flow_run(UUID(run)).name)
+            return client.read_flow_run(UUID(run))
     except (*_AWAY, ValueError):
-        return str(flow_run.name)
+        return None
+
+
+def _trigger(run: FlowRun | None) -> str:
+    """Who or what started a run: a schedule, a person with the button or the API, or a person's command."""
+    if run is None:
+        return "unknown"
+    if run.auto_scheduled:
+        return "schedule"
+    return "button or API" if run.deployment_id else "command line"
 
 
 def is_cancelling() -> bool:

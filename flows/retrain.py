@@ -118,20 +118,17 @@ def publish(
     scored = Evaluation.of(evaluation)
     made = [Samples.of(each) for each in samples["through"]]
     picture = tracking.log_results(link, result, scored, made)
-    text = f"### {scored.sentence}\n\n[Run in MLflow]({link.url})"
-    text += f"\n\n[The loss in the text, token by token]({link.artifact_url(tracking.EVALUATION_PAGE)})"
-    if scored.against:
-        text += f"\n\nAgainst the weights it started from: {scored.against.comparison.sentence}"
-    text += f"\n\nCheckpoint `{result.best_checkpoint}`"
-    registered = None
+    registered, where = None, ""
     if config.promote.register_model:
         out = storage.join(settings().storage_url, "evaluations")
         registered = tracking.register(config, link, result, scored, out=out)
         alias = config.promote.alias
         verdict = f"now {alias}" if registered.decision.promote else f"the {alias} stays"
         log.info("register: %s, %s: %s", registered.uri, verdict, registered.decision.reason)
-        text += f"\n\n[Model {registered.name}, version {registered.version}, in MLflow]({registered.url}): "
-        text += f"`{registered.uri}`, {verdict}; {registered.decision.reason}"
+        where = f"[Model {registered.name}, version {registered.version}, in MLflow]({registered.url}): "
+        where += f"`{registered.uri}`, {verdict}\n\n"
+    best = next(each for each in made if each.weights == result.best_checkpoint)
+    text = where + tracking.describe(config, link, result, scored, best, registered)
     report.page("retrain", text, picture, description="The result, with links to the run and the model")
     if registered is None:
         return None

@@ -6,8 +6,10 @@ URL: large files go to object storage directly and never through the tracking se
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
+import os
 import shlex
 import subprocess
 import tempfile
@@ -24,17 +26,21 @@ from urllib.parse import unquote, urlsplit
 from gptpipe import __version__, launch, storage
 from gptpipe.config import PipelineConfig, flatten
 from gptpipe.data.dataset import Dataset, open_dataset
+from gptpipe.data.rows import SPLITS
 from gptpipe.data.sources import corpus_names
+from gptpipe.degenerate import degenerate_share, fault_of
 from gptpipe.errors import Preempted, UserError
 from gptpipe.evaluate import Evaluation, evaluate_against
 from gptpipe.gang import Hosts
 from gptpipe.generate import Samples
 from gptpipe.launch import TrainResult
+from gptpipe.model import empty_model
 from gptpipe.naming import texts, training_name
 from gptpipe.plot import loss_curve
 from gptpipe.progress import Progress
 from gptpipe.promote import ALREADY, NO_CHAMPION, Decision, decide, not_comparable
 from gptpipe.settings import make_home, settings
+from gptpipe.summary import training_summary
 from gptpipe.torchrun import Cancelled, Watchers
 from gptpipe.train.job import METRICS, Job
 
@@ -46,8 +52,11 @@ log = logging.getLogger(__name__)
 
 EVALUATION_PAGE = "evaluation.html"
 TRAINING_TAG = "gptpipe.training"
+PARAMETERS_TAG = "parameters"
+DECIDING = "cross_entropy"  # without a group's name before it, MLflow shows it before all other metrics
 _FLUSH_SECONDS = 30.0  # how long the end of a training waits for a slow server
 _RETRY_SECONDS = 5.0
+_DESCRIPTION = "mlflow.note.content"
 _POINTS_A_CALL = 1000  # MLflow's limit for one batch of metrics
 _MODELS = "models:/"
 # MLflow 3 opens an experiment without this in its view for agents, where no curve is drawn
@@ -319,6 +328,10 @@ class TrainingTracker:
             "gptpipe.dataset": self._dataset.id,
             "gptpipe.dataset_url": self._dataset.url,
             "gptpipe.version": __version__,
+            "preset": self._config.preset,
+            PARAMETERS_TAG: str(empty_model(self._config.model).count_parameters()),
+            "trigger": "command line",
+            "mlflow.user": _user(),
             **git_tags(),
             **self._tags,
         }
@@ -333,6 +346,7 @@ class TrainingTracker:
                 source = resolve_dataset_source(storage.as_uri(self._dataset.url))
             corpora = "+".join(self._dataset.manifest["corpora"])
             entity = MetaDataset(source, name=corpora, digest=self._dataset.id)._to_mlflow_entity()  # type: ignore[abstract]
+            entity._profile = json.dumps(profile(self._dataset))  # MetaDataset takes none
             inputs = [DatasetInput(entity, tags=[InputTag("mlflow.data.context", "training")])]
             client.log_inputs(run.info.run_id, datasets=inputs)
 
@@ -345,7 +359,7 @@ class TrainingTracker:
             lines = [line for line in self._lines if line["step"] > self._logged_step]
         now = int(time.time() * 1000)
         points = [
-            (line["step"], Metric(key, float(value), now, line["step"]))
+            (line["step"], Metric("train/tokens" if key == "tokens" else key, float(value), now, line["step"]))
             for line in lines
             for key, value in line.items()
             if key != "step"
@@ -373,6 +387,22 @@ def find_run(client: MlflowClient, training: str) -> Run | None:
                 return run
         if not (token := page.token):
             return None
+
+
+def profile(dataset: Dataset) -> dict[str, Any]:
+    """How large a dataset is, whole and by split, and its tokenizer: MLflow shows it with the run's dataset."""
+    found: dict[str, Any] = {"tokenizer": dataset.tokenizer["name"]}
+    for split in SPLITS:
+        found |= {f"{split}_{what}": dataset.total(what, split) for what in ("documents", "tokens", "bytes")}
+    return found
+
+
+def _user() -> str:
+    """Who runs this process; its number where the machine has no name for it, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def git_tags() -> dict[str, str]:
@@ -488,7 +518,7 @@ def log_results(
         read_metrics(result.training), unigram=evaluation.unigram, title=evaluation.sentence.split(":")[0]
     )
     values = {
-        "evaluation/cross_entropy": evaluation.cross_entropy,
+        DECIDING: evaluation.cross_entropy,
         "evaluation/perplexity": evaluation.perplexity,
         "evaluation/bits_per_byte": evaluation.bits_per_byte,
         "evaluation/unigram_cross_entropy": evaluation.unigram,
@@ -507,6 +537,8 @@ def log_results(
     best = next(each for each in samples if each.weights == result.best_checkpoint)
     if best.python_lines is not None:
         values["samples/python_lines"] = best.python_lines
+    if (degenerate := degenerate_share(best.samples)) is not None:
+        values["samples/degenerate"] = degenerate
     now = int(time.time() * 1000)
     with _reaching_mlflow(), tempfile.TemporaryDirectory(prefix="gptpipe-") as folder:
         client = connect()
@@ -517,7 +549,7 @@ def log_results(
             metrics=[Metric(key, value, now, 0) for key, value in new.items()],
             tags=[
                 RunTag("gptpipe.checkpoint", result.best_checkpoint),
-                RunTag("mlflow.note.content", evaluation.sentence),
+                RunTag("scored_on", evaluation.scored),
             ],
         )
         (Path(folder) / "loss.png").write_bytes(picture)
@@ -533,6 +565,7 @@ def log_results(
                     "step": [each.step] * len(each.samples),
                     "prompt": [s.prompt for s in each.samples],
                     "continuation": [s.continuation for s in each.samples],
+                    "fault": [fault_of(s) for s in each.samples],
                 }
                 client.log_table(link.run_id, table, name)
     return picture
@@ -554,6 +587,47 @@ class Registered:
     def url(self) -> str:
         """Its page in MLflow's registry."""
         return f"{_web()}/#/models/{self.name}/versions/{self.version}"
+
+
+def describe(
+    config: PipelineConfig,
+    link: RunLink,
+    result: TrainResult,
+    evaluation: Evaluation,
+    samples: Samples,
+    registered: Registered | None,
+) -> str:
+    """Give the run, and the registered version, a table of what the training came to; returns it as Markdown.
+
+    A version that is the champion already keeps the table that says how it became so.
+    """
+    decision = registered.decision if registered else None
+    links = {
+        "run": link.url,
+        "the loss in the text, token by token": link.artifact_url(EVALUATION_PAGE),
+        "all runs side by side": link.compare_url,
+    }
+    with _reaching_mlflow():
+        client = connect()
+        tags = client.get_run(link.run_id).data.tags
+        if decision == ALREADY and _DESCRIPTION in tags:
+            return str(tags[_DESCRIPTION])
+        text = training_summary(
+            config,
+            open_dataset(result.dataset),
+            result,
+            evaluation,
+            samples,
+            read_metrics(result.training),
+            decision,
+            parameters=int(tags[PARAMETERS_TAG]),
+            links=links,
+        )
+        client.set_tag(link.run_id, _DESCRIPTION, text)
+        if registered and decision:
+            client.set_tag(link.run_id, "decision", decision.reason)
+            client.update_model_version(registered.name, registered.version, text)
+    return text
 
 
 def register(

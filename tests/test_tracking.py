@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import signal
@@ -181,16 +182,24 @@ def test_results_registration_and_promotion(many_documents: Dataset, dataset: Da
         for _ in range(2):  # a second time changes nothing
             picture = tracking.log_results(link, result, evaluation, samples)
             registered[name] = tracking.register(config, link, result, evaluation, out=str(tmp_path / "scores"))
+            text = tracking.describe(config, link, result, evaluation, samples[-1], registered[name])
         assert picture.startswith(b"\x89PNG")
         client = tracking.connect()
         assert {item.path for item in client.list_artifacts(link.run_id)} == {"evaluation.html", "loss.png", "samples"}
         tables = {item.path for item in client.list_artifacts(link.run_id, "samples")}
         assert tables == {"samples/step-00000008.json", "samples/step-00000012.json"}
         metrics = client.get_run(link.run_id).data.metrics
-        assert metrics["evaluation/cross_entropy"] == loss
+        assert metrics["cross_entropy"] == loss
         assert metrics["evaluation/standard_error"] == 0.1
+        run, version = client.get_run(link.run_id), client.get_model_version("gptpipe", registered[name].version)
+        assert run.data.tags["mlflow.note.content"] == version.description == text
+        assert f"| loss | {loss:.3f} nats a token" in text
+        assert f"| against the champion | {run.data.tags['decision']} |" in text
+        assert run.data.tags["decision"] == version.tags["gptpipe.decision"]
+        assert run.data.tags["scored_on"] == "validation split of dataset d"
+        assert (run.data.tags["trigger"], run.data.tags["preset"]) == ("command line", "nano")
         assert "evaluation/word_perplexity" not in metrics
-        assert len(client.get_metric_history(link.run_id, "evaluation/cross_entropy")) == 1
+        assert len(client.get_metric_history(link.run_id, "cross_entropy")) == 1
     assert [registered[name].version for name in ("first", "worse", "better")] == ["1", "2", "3"]
     assert client.get_model_version("gptpipe", "1").tags["gptpipe.decision"] == "there was no champion"
     assert not registered["worse"].decision.promote
@@ -403,6 +412,9 @@ def test_every_feature_is_tracked(dataset: Dataset) -> None:
         assert run.info.status == "FINISHED"
         assert run.data.params == {key: str(value) for key, value in flatten(config).items()}
         assert run.data.metrics["train/loss"] == pytest.approx(10 / 3)
+        assert run.data.metrics["train/tokens"] == 30
+        profile = json.loads(run.inputs.dataset_inputs[0].dataset.profile)
+        assert profile["train_tokens"] == dataset.total("tokens", "train") > 0
 
 
 def test_a_training_with_a_mixture_is_tracked_end_to_end(tmp_path: Path) -> None:
