@@ -10,11 +10,13 @@ from gptpipe.config import Corpus, PipelineConfig, field_roles, flatten
 OPERATIONAL = frozenset(key for key, role in field_roles(PipelineConfig).items() if role == "operational")
 _SHORT = {"learning_rate": "lr", "batch_size": "batch", "context_length": "context", "min_learning_rate": "min_lr"}
 _MOST = 4  # of what was chosen
+_FIRST = ("init", "train.learning_rate", "train.batch_size", "train.steps")  # what people choose most often
 _DOT = " · "
 
 
 def changes(config: PipelineConfig) -> dict[str, Any]:
-    """What decides the result and was chosen otherwise than the preset has it, by dotted key; texts left out.
+    """What decides the result and was chosen otherwise than the preset has it, by dotted key; texts left out. What
+    people choose most often comes first.
 
     What follows from another choice is left out: a warm-up that is shorter since there are fewer steps, and the shape
     of a model that starts from weights.
@@ -24,11 +26,12 @@ def changes(config: PipelineConfig) -> dict[str, Any]:
     warmup = usual["train.warmup_steps"] * min(config.train.steps, usual["train.steps"]) // usual["train.steps"]
     usual["train.warmup_steps"] = warmup
     sections = ("train.", "init") if config.init != "scratch" else ("model.", "train.", "init")
-    return {
+    found = {
         key: value
         for key, value in flatten(config).items()
         if key.startswith(sections) and value != usual.get(key) and key not in OPERATIONAL
     }
+    return {key: found[key] for key in [*_FIRST, *found] if key in found}
 
 
 def chosen(config: PipelineConfig) -> str:

@@ -53,7 +53,8 @@ log = logging.getLogger(__name__)
 EVALUATION_PAGE = "evaluation.html"
 TRAINING_TAG = "gptpipe.training"
 PARAMETERS_TAG = "parameters"
-DECIDING = "cross_entropy"  # without a group's name before it, MLflow shows it before all other metrics
+# MLflow's charts and tables are in the order of the alphabet, by group: what decides comes first
+DECIDING = "cross_entropy/evaluation"
 _FLUSH_SECONDS = 30.0  # how long the end of a training waits for a slow server
 _RETRY_SECONDS = 5.0
 _DESCRIPTION = "mlflow.note.content"
@@ -521,7 +522,7 @@ def log_results(
         DECIDING: evaluation.cross_entropy,
         "evaluation/perplexity": evaluation.perplexity,
         "evaluation/bits_per_byte": evaluation.bits_per_byte,
-        "evaluation/unigram_cross_entropy": evaluation.unigram,
+        "cross_entropy/unigram": evaluation.unigram,
         "evaluation/accuracy": evaluation.accuracy,
         "evaluation/calibration_error": evaluation.calibration_error,
     }
@@ -529,7 +530,7 @@ def log_results(
         values["evaluation/word_perplexity"] = evaluation.word_perplexity
     values |= {f"evaluation/{task.task}": task.accuracy for task in evaluation.tasks}
     if evaluation.interval is not None:
-        values["evaluation/standard_error"] = evaluation.interval.standard_error
+        values["cross_entropy/standard_error"] = evaluation.interval.standard_error
     if (before := evaluation.against) is not None:
         values["evaluation/before/cross_entropy"] = before.evaluation.cross_entropy
         values["evaluation/before/difference"] = before.comparison.difference

@@ -18,7 +18,7 @@ def test_nothing_that_follows_from_another_choice_counts_as_chosen(preset: str, 
 NAMES = {
     (): "nano · stdlib",
     ("train.learning_rate=0.004",): "nano · lr=0.004 · stdlib",
-    ("train.learning_rate=4e-3", "train.steps=40"): "nano · steps=40 lr=0.004 · stdlib",
+    ("train.learning_rate=4e-3", "train.steps=40"): "nano · lr=0.004 steps=40 · stdlib",
     ("train.validate_every=7", "train.nproc=2", "promote.alias=best"): "nano · stdlib",
     ("preset=gpt2-124m", "init=hf:openai/gpt2"): "gpt2-124m · from gpt2 · stdlib",
     ("init=/a/b/step-00000040", "model.n_layer=7"): "nano · from step-00000040 · stdlib",
@@ -33,7 +33,7 @@ NAMES = {
         "model.dropout=0.1",
         "train.steps=5",
         "train.seed=3",
-    ): "nano · n_layer=1 n_head=1 n_embd=8 dropout=0.1 +2 · stdlib",
+    ): "nano · steps=5 n_layer=1 n_head=1 n_embd=8 +2 · stdlib",
 }
 
 

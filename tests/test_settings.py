@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import requests
 
 from gptpipe import storage
 from gptpipe.errors import UserError
@@ -182,3 +183,15 @@ def test_a_storage_without_a_bucket_is_refused(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("url", ["s3://bucket", "s3://bucket/", "https://x.org", "folder", "a:b", "s3", "hf:gpt2"])
 def test_what_is_whole_is_left_alone(url: str) -> None:
     storage.check_whole(url)
+
+
+def test_a_socks_proxy_ends_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what speaks SOCKS, httpx and requests refuse where the variable is set, whatever they are asked for."""
+    (closed,) = free_ports(1)
+    monkeypatch.setenv("ALL_PROXY", f"socks5://127.0.0.1:{closed}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get("http://gptpipe.invalid/", timeout=10)
+    with pytest.raises(requests.exceptions.ConnectionError):
+        requests.get("http://gptpipe.invalid/", timeout=10)
