@@ -21,9 +21,13 @@ def usable_cores(root: Path = _ROOT, membership: Path = Path("/proc/self/cgroup"
         root: where control groups are mounted.
         membership: the file that names this process's groups.
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for folder in _folders(root, membership) if (quota := _quota(folder)) is not None]
-    return max(1, min([allowed, *(math.ceil(quota) for quota in quotas)]))
+    return max(1, min([allowed_cores(), *(math.ceil(quota) for quota in quotas)]))
+
+
+def allowed_cores() -> int:
+    """Cores that affinity leaves: what torch and OpenMP count by themselves."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _folders(root: Path, membership: Path) -> Iterator[Path]:

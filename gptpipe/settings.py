@@ -14,6 +14,7 @@ from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from gptpipe.cores import allowed_cores, usable_cores
 from gptpipe.errors import UserError
 
 
@@ -217,6 +218,8 @@ def prepare_environment() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         # threads that wait for one another spin; beside other work for as long as the one that is waited for is not run
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if (cores := usable_cores()) < allowed_cores():  # torch does not see a control group's quota
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     for name in ("NO_PROXY", "no_proxy"):  # servers of this machine are never asked through a company's proxy
         known = [part for part in os.environ.get(name, "").split(",") if part.strip()]
         os.environ[name] = ",".join([*known, *(host for host in LOOPBACK if host not in known)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,39 @@ def test_quota_of_version_1(tmp_path: Path, quota: int, cores: int) -> None:
     membership = tmp_path / "cgroup"
     membership.write_text("9:name=systemd:/\n4:cpu,cpuacct:/job\n")
     assert usable_cores(tmp_path, membership) == cores
+
+
+@pytest.fixture
+def one_core() -> Iterator[Path]:
+    """A control group of the machine's that may use one core."""
+    for root in (Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")):
+        group = root / f"gptpipe-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            if (group / "cpu.max").exists():
+                (group / "cpu.max").write_text("100000 100000")
+            else:
+                (group / "cpu.cfs_quota_us").write_text("100000")
+            yield group
+            return
+        except OSError:
+            continue
+        finally:
+            group.rmdir()
+    pytest.skip("no control group with a quota can be made here")
+
+
+def test_a_real_quota_counts_and_torch_heeds_it(one_core: Path) -> None:
+    if HERE < 2:
+        pytest.skip("a machine of one core")
+    program = "from gptpipe.settings import prepare_environment; prepare_environment(); import torch; "
+    program += "from gptpipe.cores import usable_cores; print(usable_cores(), torch.get_num_threads())"
+    command = f'echo $$ > {one_core / "cgroup.procs"} && exec "$0" -c "$1"'
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, program], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.split() == ["1", "1"]
