@@ -1,6 +1,6 @@
 """A new user's evening, from the first `up` to the last: nights, new text, buttons, a cancel, a kill, `down`, `up`.
 
-With GPTPIPE_PICTURES set to a folder, what the browser sees is kept there.
+With EVENING_PICTURES set to a folder, what the browser sees is kept there.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def nights(place: Place) -> list[dict[str, Any]]:
 
 
 def picture(page: Browser, name: str) -> None:
-    if folder := os.environ.get("GPTPIPE_PICTURES"):
+    if folder := os.environ.get("EVENING_PICTURES"):
         page.run("() => document.querySelector('[aria-label=\"Close\"]')?.click()")  # MLflow's assistant
         time.sleep(3)  # charts are drawn in motion
         page.picture(Path(folder) / f"{name}.png")
@@ -157,11 +157,11 @@ def test_an_evening(place: Place, tmp_path: Path) -> None:
         place.wait_for_step(20, 100_000)
         place.cancel(long)
         place.wait_for(long, "CANCELLED", 90)
-        killed = press(place, steps=3000, checkpoint_every=100, validate_every=0)
-        place.wait_for_step(300, 3000)
+        killed = press(place, steps=1500, checkpoint_every=100, validate_every=0)
+        place.wait_for_step(300, 1500)
         (rank,) = place.ranks().values()
         rank.kill()
-        place.wait_for(killed, "COMPLETED", 240)
+        place.wait_for(killed, "COMPLETED", 400)
         picture_of_runs(place, page)
 
     assert place.call("down").returncode == 0
