@@ -17,7 +17,7 @@ from gptpipe.data.sources import Source
 FINGERPRINTS = ".fingerprints.parquet"
 _HASH_BLOCK = 1 << 20
 _READERS = 8  # threads that hash files: SHA-256 releases the interpreter lock
-_COLUMNS = ("url", "size", "version", "sha256")
+_SCHEMA = pa.schema({"url": pa.string(), "size": pa.int64(), "version": pa.string(), "sha256": pa.string()})
 
 State = tuple[str, int, str]  # URL, size and version: while these stay, so does the content
 
@@ -56,14 +56,16 @@ class Fingerprints:
     def _read(self) -> dict[State, str]:
         try:
             table = pq.read_table(pa.BufferReader(storage.read_bytes(self._url)), page_checksum_verification=True)
-            rows = zip(*(table.column(name).to_pylist() for name in _COLUMNS), strict=True)
+            if not table.schema.equals(_SCHEMA):  # no checksum guards it: a flipped byte makes text of it bytes
+                return {}
+            rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
             return {(url, size, version): sha256 for url, size, version, sha256 in rows if version}
         except (OSError, pa.ArrowException, KeyError, ValueError):
             return {}  # it only spares work: a missing or damaged one costs a second hashing
 
     def _write(self) -> None:
         columns = list(zip(*((*state, sha256) for state, sha256 in self._known.items()), strict=True))
-        table = pa.table(dict(zip(_COLUMNS, map(list, columns), strict=True)))
+        table = pa.table(list(map(list, columns)), schema=_SCHEMA)
         sink = pa.BufferOutputStream()
         # a flipped byte of a digest would pass for a file that changed
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)

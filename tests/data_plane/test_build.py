@@ -35,6 +35,7 @@ from gptpipe.data.build import TokenizeResult, tokenize
 from gptpipe.data.cache import TokenCache
 from gptpipe.data.dataset import open_dataset
 from gptpipe.data.engine import Processes
+from gptpipe.data.fingerprints import Fingerprints
 from gptpipe.data.rows import ShardReader
 from gptpipe.data.shards import split_by_position
 from gptpipe.data.split import split_of
@@ -781,6 +782,17 @@ def test_damaged_fingerprints_cost_only_a_second_hashing(tmp_path: Path, damage:
         if case is not None:
             file.write_bytes(case)
         assert build(tmp_path / "out", folder).id == expected.id
+
+
+def test_remembered_fingerprints_are_right_or_forgotten_whichever_byte_is_flipped(tmp_path: Path) -> None:
+    folder = write(tmp_path / "corpus", {f"{i}.txt": some_text(i) for i in range(3)})
+    build(tmp_path / "out", folder)
+    (file,) = (tmp_path / "out").glob(".fingerprints*")
+    content, right = file.read_bytes(), Fingerprints(str(tmp_path / "out"))._known
+    assert len(right) >= 3  # the files, and shards that were written
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        assert Fingerprints(str(tmp_path / "out"))._known.items() <= right.items(), place
 
 
 # --- killed and completed ------------------------------------------------------------------------------------

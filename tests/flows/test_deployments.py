@@ -109,7 +109,7 @@ def test_a_run_that_fails_or_ends_at_once_stays_as_it_ended(place: Place) -> Non
     time.sleep(240)
     said = [line for line in place.lines() if line["flow_run_id"] == failed]
     (error,) = [line for line in said if line["level"] >= logging.ERROR]
-    assert error["message"].startswith("n_embd 16 is not a multiple of n_head 3")
+    assert error["message"].startswith("model: n_embd 16 is not a multiple of n_head 3")
     assert not [line for line in place.lines() if "Traceback" in line["message"]]
     assert {run: len(states(place, run)) for run in (failed, looked)} == before
     assert place.state(failed)["type"] == "FAILED"
