@@ -512,3 +512,17 @@ def test_the_options_of_cleaning_decide_the_id(tmp_path: Path) -> None:
     ]
     ids = [build(tmp_path / "out", folder, validation=0, **each).id for each in options]
     assert all(one != other for one, other in itertools.combinations(ids, 2))
+
+
+def test_digests_are_right_or_made_again_whichever_byte_is_flipped(tmp_path: Path) -> None:
+    file = tmp_path / "digests.parquet"
+    rows = [{"path": f"{i}.txt", "position": i, "sha256": bytes([i]) * 32} for i in range(5)]
+    pq.write_table(pa.Table.from_pylist(rows, duplicates._SCHEMA), file, compression="zstd", write_page_checksum=True)
+    content = file.read_bytes()
+    whole = duplicates._read(str(file))
+    assert whole is not None
+    assert whole.to_pylist() == rows
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        found = duplicates._read(str(file))
+        assert found is None or found.to_pylist() == rows, place
