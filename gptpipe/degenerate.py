@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,27 +12,28 @@ Fault = Literal["", "says nothing", "repeats itself"]
 _FEWEST_TOKENS = 16  # a shorter text is not judged: it may be an answer of one word
 _WORDS = 0.1  # share of letters and digits below which a text says nothing
 _GRAM = 4
-_REPEATED = 0.5  # of its groups of four tokens; a person's text has below 0.05
+_REPEATED = 0.5  # of its groups of four words
+_WORD = re.compile(r"\w+|[^\w\s]")  # not tokens: GPT-2 has one for each space, and indented code would repeat itself
 
 
 def fault_of(sample: Sample) -> Fault:
     """Why a continuation is degenerate; empty where it is not, or too short to tell.
 
     It says nothing where less than a tenth of it is letters and digits. It repeats itself where half of its groups of
-    four tokens were there before: seq-rep-4 of Welleck et al. 2019, "Neural Text Generation with Unlikelihood
-    Training".
+    four words or punctuation marks were there before: seq-rep-4 of Welleck et al. 2019, "Neural Text Generation with
+    Unlikelihood Training". Of pieces of 80 tokens of Python's standard library 0.6 % do, of a story none.
     """
     if len(sample.tokens) < _FEWEST_TOKENS:
         return ""
     text = sample.continuation
     if sum(character.isalnum() for character in text) < _WORDS * max(1, len(text)):
         return "says nothing"
-    return "repeats itself" if repeated_share(sample.tokens) >= _REPEATED else ""
+    return "repeats itself" if repeated_share(_WORD.findall(text)) >= _REPEATED else ""
 
 
-def repeated_share(tokens: Sequence[int]) -> float:
-    """Share of the groups of four tokens that occurred before in the same text; 0 where there is none."""
-    groups = [tuple(tokens[i : i + _GRAM]) for i in range(len(tokens) - _GRAM + 1)]
+def repeated_share(words: Sequence[str]) -> float:
+    """Share of the groups of four words that occurred before in the same text; 0 where there is none."""
+    groups = [tuple(words[i : i + _GRAM]) for i in range(len(words) - _GRAM + 1)]
     return 1 - len(set(groups)) / len(groups) if groups else 0.0
 
 

@@ -45,7 +45,7 @@ def training_summary(
         "scored on": f"{evaluation.scored}: {evaluation.tokens:,} tokens in "
         f"{counted(evaluation.documents, 'document')}, {evaluation.windows}",
         "against what it started from": evaluation.against.comparison.sentence if evaluation.against else "",
-        "while training": _while_training(config, result, lines),
+        "while training": _while_training(config, lines),
         "changed": chosen(config) or f"nothing: the preset {config.preset} as it is",
         "model": f"{parameters:,} parameters, preset {config.preset}",
         "data": _data(dataset, result),
@@ -56,9 +56,8 @@ def training_summary(
     table = [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value]
     linked = " · ".join(f"[{name}](<{url}>)" for name, url in (links or {}).items())
     shown = [_block(sample.text) for sample in samples.samples[:_SHOWN]]
-    return "\n\n".join(
-        part for part in (evaluation.sentence, "\n".join(["| | |", "| --- | --- |", *table]), linked, *shown) if part
-    )
+    parts = [evaluation.sentence, "\n".join(["| | |", "| --- | --- |", *table]), linked, *shown]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _loss(evaluation: Evaluation) -> str:
@@ -70,7 +69,7 @@ def _loss(evaluation: Evaluation) -> str:
     )
 
 
-def _while_training(config: PipelineConfig, result: TrainResult, lines: Sequence[Mapping[str, Any]]) -> str:
+def _while_training(config: PipelineConfig, lines: Sequence[Mapping[str, Any]]) -> str:
     """Other text, other sizes: why these losses differ from the evaluation's."""
     train = _last(lines, "train/loss")
     parts = [f"train/loss {train:.3f}, the mean since the logged step before"] if train is not None else []
@@ -91,10 +90,8 @@ def _data(dataset: Dataset, result: TrainResult) -> str:
 
 def _cost(result: TrainResult, lines: Sequence[Mapping[str, Any]]) -> str:
     seconds, hours = _last(lines, "train/active_seconds"), _last(lines, "train/device_hours")
-    flops, memory = (
-        _last(lines, "train/flops"),
-        max((x["train/memory_mb"] for x in lines if "train/memory_mb" in x), default=0),
-    )
+    flops = _last(lines, "train/flops")
+    memory = max((float(line["train/memory_mb"]) for line in lines if "train/memory_mb" in line), default=0.0)
     parts = [f"{counted(result.steps, 'step')} over {result.tokens:,} tokens"]
     if seconds is not None and hours is not None:
         parts.append(f"{duration(seconds)} of training, {hours:.3g} device hours")

@@ -58,6 +58,7 @@ DECIDING = "cross_entropy/evaluation"
 _FLUSH_SECONDS = 30.0  # how long the end of a training waits for a slow server
 _RETRY_SECONDS = 5.0
 _DESCRIPTION = "mlflow.note.content"
+_DECISION = "gptpipe.decision"  # of a version
 _POINTS_A_CALL = 1000  # MLflow's limit for one batch of metrics
 _MODELS = "models:/"
 # MLflow 3 opens an experiment without this in its view for agents, where no curve is drawn
@@ -611,8 +612,12 @@ def describe(
     with _reaching_mlflow():
         client = connect()
         tags = client.get_run(link.run_id).data.tags
-        if decision == ALREADY and _DESCRIPTION in tags:
-            return str(tags[_DESCRIPTION])
+        if registered and decision == ALREADY:
+            if _DESCRIPTION in tags:
+                return str(tags[_DESCRIPTION])
+            # it was stopped between the decision and this: the reason stands on the version
+            version = client.get_model_version(registered.name, registered.version)
+            decision = replace(ALREADY, reason=version.tags.get(_DECISION, ALREADY.reason))
         text = training_summary(
             config,
             open_dataset(result.dataset),
@@ -663,7 +668,7 @@ def register(
     with _reaching_mlflow():
         if decision.promote:
             client.set_registered_model_alias(promote.model_name, promote.alias, version.version)
-        client.set_model_version_tag(promote.model_name, version.version, "gptpipe.decision", decision.reason)
+        client.set_model_version_tag(promote.model_name, version.version, _DECISION, decision.reason)
     return Registered(promote.model_name, str(version.version), decision)
 
 

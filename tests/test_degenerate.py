@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import textwrap
 
@@ -27,7 +28,17 @@ def sample_of(text: str, prompt: str = "def ") -> Sample:
         ("I am the best I am the best " * 8, "repeats itself"),
         ("yes", ""),
         ("", ""),
-        (textwrap.dedent(inspect.getsource(textwrap.wrap)), ""),
+        (inspect.getsource(textwrap.wrap), ""),
+        (
+            "\n"
+            + " " * 24
+            + "if value is None:\n"
+            + " " * 28
+            + "return other[name]\n"
+            + " " * 24
+            + "raise KeyError(name)\n",
+            "",
+        ),
         ("Jack Gisburn rather a cheap genius, though a good fellow enough, so it was no great surprise to me.", ""),
     ],
 )
@@ -43,9 +54,18 @@ def test_the_prompt_is_no_part_of_what_is_judged() -> None:
 
 
 def test_repeated_groups_are_counted() -> None:
-    assert repeated_share([1, 2, 3, 4] * 2) == pytest.approx(1 / 5)
-    assert repeated_share(range(50)) == 0
-    assert repeated_share([1, 2]) == 0
+    assert repeated_share(["a", "b", "c", "d", "a", "b", "c", "d"]) == pytest.approx(1 / 5)
+    assert repeated_share([str(number) for number in range(50)]) == 0
+    assert repeated_share(["a", "b"]) == 0
+
+
+def test_hardly_any_piece_of_real_code_is_called_degenerate() -> None:
+    tokenizer = get_tokenizer("gpt2")
+    ids = tokenizer.encode("".join(inspect.getsource(module) for module in (argparse, inspect, textwrap)))
+    pieces = [tokenizer.decode(ids[start : start + 80]) for start in range(0, len(ids) - 80, 80)]
+    share = degenerate_share([sample_of(piece) for piece in pieces])
+    assert share is not None
+    assert share < 0.02
 
 
 def test_the_share_leaves_out_what_is_too_short_to_be_judged() -> None:

@@ -9,12 +9,11 @@ import pytest
 from gptpipe.config import DataConfig, PipelineConfig
 from gptpipe.data.build import tokenize
 from gptpipe.data.dataset import Dataset, open_dataset
-from gptpipe.evaluate import Evaluation
 from gptpipe.generate import Sample, Samples
 from gptpipe.launch import TrainResult
 from gptpipe.promote import Decision
-from gptpipe.scoring.confidence import Interval
 from gptpipe.summary import training_summary
+from tests.test_tracking import result_of
 
 LINES = [
     {"step": 5, "tokens": 500, "train/loss": 6.0, "train/memory_mb": 950.0},
@@ -32,30 +31,7 @@ def dataset(tmp_path: Path) -> Dataset:
 
 def summary(dataset: Dataset, decision: Decision | None, text: str = "def f():") -> dict[str, str]:
     result = TrainResult("id", "t", "t/step-1", "t/`step`|1", dataset.url, 10, 1000, 4.25, 4.5, 333.0, False)
-    evaluation = Evaluation(
-        cross_entropy=4.4,
-        bits_per_token=6.3,
-        perplexity=81.45,
-        bits_per_byte=1.7,
-        byte_perplexity=3.2,
-        word_perplexity=None,
-        interval=Interval(0.1, 4.2, 4.6),
-        accuracy=0.3,
-        calibration_error=0.02,
-        tokens=32768,
-        bytes=90000,
-        words=None,
-        documents=12,
-        uniform=10.8,
-        unigram=6.5,
-        scored="validation split of dataset d",
-        windows="32 windows",
-        precision="float32",
-        weights="w",
-        parts={},
-        costliest={},
-        calibration=[],
-    )
+    _, evaluation, _ = result_of(dataset, str(Path(dataset.url).parent), 4.4)
     samples = Samples([Sample("", text, list(range(20)))], 0.75, "w", 10)
     config = PipelineConfig(train={"learning_rate": 0.004})
     whole = training_summary(config, dataset, result, evaluation, samples, LINES, decision, parameters=1234567)
@@ -67,9 +43,9 @@ def summary(dataset: Dataset, decision: Decision | None, text: str = "def f():")
 
 def test_the_table_answers_how_good_against_what_on_what_and_at_what_cost(dataset: Dataset) -> None:
     found = summary(dataset, Decision(False, "not surely better: 0.01 worse"))
-    assert found["loss"] == "4.400 nats a token (95 % interval 4.200 to 4.600), perplexity 81.5, 1.700 bits a byte"
+    assert found["loss"] == "4.400 nats a token (95 % interval 4.200 to 4.600), perplexity 81.5, 1.000 bits a byte"
     assert found["against the champion"] == "not surely better: 0.01 worse"
-    assert found["scored on"].startswith("validation split of dataset d: 32,768 tokens in 12 documents, 32 windows")
+    assert found["scored on"].startswith("validation split of dataset d: 100 tokens in 12 documents, w")
     assert found["while training"].startswith(
         "train/loss 4.250, the mean since the logged step before; validation/loss"
     )

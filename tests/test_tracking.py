@@ -182,6 +182,7 @@ def test_results_registration_and_promotion(many_documents: Dataset, dataset: Da
         for _ in range(2):  # a second time changes nothing
             picture = tracking.log_results(link, result, evaluation, samples)
             registered[name] = tracking.register(config, link, result, evaluation, out=str(tmp_path / "scores"))
+        for _ in range(2):
             text = tracking.describe(config, link, result, evaluation, samples[-1], registered[name])
         assert picture.startswith(b"\x89PNG")
         client = tracking.connect()
@@ -192,7 +193,6 @@ def test_results_registration_and_promotion(many_documents: Dataset, dataset: Da
         assert metrics["cross_entropy/evaluation"] == loss
         assert metrics["cross_entropy/standard_error"] == 0.1
         assert min(metrics) == tracking.DECIDING
-        assert len(metrics) < 30
         run, version = client.get_run(link.run_id), client.get_model_version("gptpipe", registered[name].version)
         assert run.data.tags["mlflow.note.content"] == version.description == text
         assert f"| loss | {loss:.3f} nats a token" in text

@@ -256,8 +256,7 @@ class _Training:
         The loss is the mean over all targets since the last logged step, those of steps whose loss was not finite left
         out. `done` is the last step.
         """
-        self._gather_loss()
-        spent, waited, memory, saving, *drawn = self.ranks.sum(
+        spent, waited, memory, saving, *drawn = self._gather_loss(
             seconds, self.loader.seconds_waited, memory_megabytes(), self.seconds_saving, *self.drawn
         )
         state, world = self.state, self.ranks.world_size
@@ -290,12 +289,13 @@ class _Training:
             "train/flops": float(self.model.flops_per_token()) * state.tokens_seen,
         }
 
-    def _gather_loss(self) -> None:
-        """Move what all ranks lost since the last logged step into the state, which is saved."""
-        nats, tokens = self.ranks.sum(*self.interval.tolist())
+    def _gather_loss(self, *values: float) -> list[float]:
+        """Move what all ranks lost since the last logged step into the state, which is saved; sums up `values` too."""
+        nats, tokens, *sums = self.ranks.sum(*self.interval.tolist(), *values)
         self.state.interval_nats += nats
         self.state.interval_tokens += round(tokens)
         self.interval.zero_()
+        return sums
 
     def _validate(self, saving: bool) -> dict[str, float]:
         """Loss over validation tokens, on all ranks, weighted by tokens. Only a step that is saved can be the best."""
