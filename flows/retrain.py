@@ -1,4 +1,4 @@
-"""retrain: the whole pipeline. tokenize → (import weights) → train → evaluate → sample → register → promote or keep."""
+"""retrain: the whole pipeline. (import weights) → tokenize → train → evaluate → sample → register → promote or keep."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from gptpipe.generate import Samples
 from gptpipe.launch import TrainResult
 from gptpipe.naming import pipeline_name
 from gptpipe.preflight import check_pipeline
+from gptpipe.pretrained import read_weights
 from gptpipe.settings import settings
 
 log = logging.getLogger("gptpipe.flows")
@@ -73,15 +74,14 @@ def _message(result: dict[str, Any]) -> str:
 
 def _stages(config: PipelineConfig) -> dict[str, Any]:
     check_pipeline(config)
-    dataset = tokenize(TokenizeParameters(data=config.data))
-    init = ""
+    init, data = "", config.data
     if config.init != "scratch":
         weights = tracking.resolve_weights(config.init, config)
         init = import_weights(
-            ImportParameters(
-                weights=weights, context_length=config.init_context_length, tokenizer=config.data.tokenizer
-            )
+            ImportParameters(weights=weights, context_length=config.init_context_length, tokenizer=data.tokenizer)
         )
+        data = data.model_copy(update={"tokenizer": data.tokenizer or read_weights(init).tokenizer})
+    dataset = tokenize(TokenizeParameters(data=data))
     training = train(TrainParameters(data=dataset["dataset"], config=config, init=init))
     evaluation = evaluate(
         EvaluateParameters(

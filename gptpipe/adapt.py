@@ -29,7 +29,7 @@ def adapted(found: Weights, *, context_length: int = 0, tokenizer: str = "") -> 
 
     Args:
         context_length: tokens; 0 is the weights' own.
-        tokenizer: name of the new one; empty is the weights' own.
+        tokenizer: what `get_tokenizer` finds the new one by; empty is the weights' own.
     """
     config, tensors = found.config, dict(found.tensors)
     if context_length and context_length != config.context_length:
@@ -37,17 +37,19 @@ def adapted(found: Weights, *, context_length: int = 0, tokenizer: str = "") -> 
         index = torch.arange(context_length) % config.context_length
         tensors["wpe.weight"] = _rows(tensors["wpe.weight"], index)
         config = resized
-    if tokenizer and tokenizer != found.tokenizer:
-        old, new = get_tokenizer(found.tokenizer), get_tokenizer(tokenizer)
+    old = new = get_tokenizer(found.tokenizer)
+    if tokenizer:
+        new = get_tokenizer(tokenizer)
+    if new.sha256 != old.sha256:
         check_vocabulary(config, old.vocab_size, old.name, found.url)
         pieces = _pieces(old, new)
         for name in ("wte.weight", "lm_head.weight"):
             if name in tensors:
                 tensors[name] = _means(tensors[name], pieces)
         config = config.model_copy(update={"vocab_size": new.vocab_size})
-    if config == found.config and (tokenizer or found.tokenizer) == found.tokenizer:
+    if config == found.config and new.sha256 == old.sha256:
         return found
-    return replace(found, config=config, tensors=tensors, sha256="", tokenizer=tokenizer or found.tokenizer)
+    return replace(found, config=config, tensors=tensors, sha256="", tokenizer=new.reference)
 
 
 def import_weights(weights: str, out: str, *, context_length: int = 0, tokenizer: str = "") -> Checkpoint:
@@ -76,7 +78,9 @@ def import_weights(weights: str, out: str, *, context_length: int = 0, tokenizer
     state = {"imported_from": Path(found.url).name, "step": found.step}
     config = hf_config(found.config, encoding.name, encoding.end_of_text)
     tensors = hf_stored(found.config, found.tensors)
-    return checkpoints.write_checkpoint(out, found.step, model=tensors, config=config, state=state)
+    return checkpoints.write_checkpoint(
+        out, found.step, model=tensors, config=config, state=state, others=encoding.files
+    )
 
 
 def _rows(tensor: Stored, index: Tensor) -> Stored:
@@ -91,7 +95,13 @@ def _pieces(old: Tokenizer, new: Tokenizer) -> list[list[int]]:
         found[number] = old.encoding._encode_bytes(token) if token else everything
     special = old.encoding._special_tokens
     for text, number in new.encoding._special_tokens.items():
-        found[number] = [special[text]] if text in special else everything
+        if text in special:
+            found[number] = [special[text]]
+        elif any(token.text == text and not token.special for token in new.added):
+            found[number] = old.encode(text)
+        else:
+            found[number] = everything
+    found[new.end_of_text] = [old.end_of_text]
     return found
 
 

@@ -98,12 +98,18 @@ def write_checkpoint(
     config: dict[str, Any],
     optimizer: dict[str, Tensor] | None = None,
     state: dict[str, Any] | None = None,
+    others: Mapping[str, bytes] | None = None,
 ) -> Checkpoint:
-    """Write `<training>/step-<step>/`, the manifest last. What is there already is replaced file by file."""
+    """Write `<training>/step-<step>/`, the manifest last. What is there already is replaced file by file.
+
+    Args:
+        others: further files by name: those of a tokenizer that came in files.
+    """
     url = storage.join(training, step_name(step))
     contents: dict[str, Iterable[bytes | memoryview]] = {
         MODEL: model_file(model),  # the first: tensors that cannot be read leave nothing behind
         CONFIG: [_json_bytes(config)],
+        **{name: [content] for name, content in (others or {}).items()},
     }
     if optimizer is not None:
         contents[OPTIMIZER] = _safetensors(optimizer)

@@ -326,7 +326,9 @@ def _located(command: str) -> str:
 def tokenize(
     corpus: Corpora = None,
     out: Annotated[str, typer.Option(callback=_named, help="Folder or URL; the dataset lies in <out>/<id>/.")] = ...,  # type: ignore[assignment]
-    tokenizer: Annotated[str | None, typer.Option(help="A tiktoken encoding.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A tiktoken encoding, or a Hugging Face tokenizer's folder.")
+    ] = None,
     validation: Annotated[float | None, typer.Option(help="Share of the documents kept for validation.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one a core.")] = None,
     config: ConfigFile = None,

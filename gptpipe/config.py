@@ -117,7 +117,11 @@ class DataConfig(Section):
     """From text to token shards."""
 
     corpus: list[Corpus] = result([Corpus(url="stdlib:")], "The texts to train on", min_length=1)
-    tokenizer: str = result("gpt2", "Name of a tiktoken encoding; gpt2 needs no network")
+    tokenizer: str = result(
+        "",
+        "A tiktoken encoding's name (gpt2 needs no network), or a folder, URL or hf:NAME of a Hugging Face tokenizer; "
+        "empty is that of the weights to start from, or gpt2",
+    )
     validation: float = result(
         0.1, "Share of the documents kept for validation, chosen by a hash of their text", "fraction", ge=0, lt=1
     )

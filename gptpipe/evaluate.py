@@ -25,7 +25,7 @@ from gptpipe.data.windows import evaluation_windows
 from gptpipe.devices import pick_device
 from gptpipe.errors import UserError
 from gptpipe.model import GPT
-from gptpipe.pretrained import Weights, check_vocabulary, read_weights
+from gptpipe.pretrained import Weights, check_tokenizer, check_vocabulary, read_weights
 from gptpipe.scoring.confidence import Comparison, Interval, compare, mean_interval
 from gptpipe.scoring.documents import Documents, documents_of_split, documents_of_text
 from gptpipe.scoring.page import loss_page
@@ -206,7 +206,7 @@ def evaluate(
         weights: any WEIGHTS, or a model.
         data: URL of a dataset; its split is `config.split`.
         text: a text, taken as one document.
-        tokenizer: of a model that is given as such.
+        tokenizer: of a model that is given as such, as `get_tokenizer` finds it.
 
     Raises:
         UserError: weights, dataset and tokenizer do not fit, or no token has one before it.
@@ -236,6 +236,8 @@ def evaluate_whole(
         dataset = open_dataset(data)
         encoding = dataset.load_tokenizer()
         check_vocabulary(read.config, encoding.vocab_size, encoding.name, url)
+        if isinstance(read, Weights):
+            check_tokenizer(read, encoding, dataset.url)
         cache = TokenCache(settings().home_path / "cache", settings().cache_bytes)
         documents = documents_of_split(TokenStream(dataset, config.split, cache), encoding)
         what = f"{config.split} split of dataset {dataset.id}"

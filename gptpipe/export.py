@@ -18,6 +18,7 @@ from gptpipe.hf import hf_config, hf_stored
 from gptpipe.pretrained import Weights, check_vocabulary, read_weights
 from gptpipe.stored import Stored, check_float16
 from gptpipe.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer, gpt2_files
+from gptpipe.tokenizer.huggingface import SETTINGS, WHOLE
 from gptpipe.train.job import METRICS
 from gptpipe.train.metrics import keep_until
 from gptpipe.wording import side_by_side
@@ -27,7 +28,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 _CARD, _GENERATION = "README.md", "generation_config.json"
 _TOKENIZER = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
-_FILES = {MODEL, CONFIG, _CARD, _GENERATION, *_TOKENIZER}
+_FILES = {MODEL, CONFIG, _CARD, _GENERATION, WHOLE, *_TOKENIZER}
 
 
 def check_place(out: str, *, replace: bool = False) -> None:
@@ -104,7 +105,10 @@ def _generation(end_of_text: int) -> dict[str, Any]:
 
 
 def _tokenizer_files(tokenizer: Tokenizer, context_length: int) -> dict[str, str]:
-    """Those of GPT-2's tokenizer in `transformers`; none for another, whose merges tiktoken does not keep."""
+    """Those that `transformers` reads; none for another encoding of tiktoken's, whose merges it does not keep."""
+    if tokenizer.files:
+        files = {name: content.decode() for name, content in tokenizer.files.items()}
+        return {**files, SETTINGS: _json({**json.loads(files[SETTINGS]), "model_max_length": context_length})}
     if tokenizer.name != "gpt2":
         return {}
     vocabulary, merges = gpt2_files()
@@ -124,7 +128,7 @@ def card(found: Weights, dtype: str, scores: Evaluation | None = None) -> str:
         "parameters": f"{_parameters(found):,}",
         "blocks, heads, width": f"{config.n_layer}, {config.n_head}, {config.n_embd}",
         "context": f"{config.context_length:,} tokens",
-        "vocabulary": f"{config.vocab_size:,} ({found.tokenizer})",
+        "vocabulary": f"{config.vocab_size:,} ({get_tokenizer(found.tokenizer).name})",
         "biases of query, key and value": "yes" if config.qkv_bias else "no",
         "output layer": "the embedding" if config.tie_weights else "of its own",
         "stored in": dtype,

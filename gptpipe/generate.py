@@ -76,7 +76,7 @@ def generate(
         weights: any WEIGHTS, what was read of them, or a model, which stays where and as it is.
         prompts: texts; `<|endoftext|>` in them is the special token.
         config: lengths, how tokens are drawn, stop texts and seed; its own prompts are not used.
-        tokenizer: of a model that is given as such.
+        tokenizer: of a model that is given as such, as `get_tokenizer` finds it.
         logprobs: whether the samples hold those of their tokens.
         on_token: called with a prompt's number and the bytes of each token that is generated for it.
 

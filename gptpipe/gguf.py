@@ -18,7 +18,8 @@ from gptpipe.config import ModelConfig
 from gptpipe.errors import UserError
 from gptpipe.pretrained import Weights, check_vocabulary, read_weights
 from gptpipe.stored import check_float16, zeros
-from gptpipe.tokenizer import get_tokenizer, gpt2_files
+from gptpipe.tokenizer import Tokenizer, get_tokenizer
+from gptpipe.tokenizer.huggingface import vocabulary_of
 
 TYPES = {
     "float32": ("F32", "ALL_F32"),
@@ -41,7 +42,7 @@ def export_gguf(weights: str, out: str, dtype: str = "float32") -> str:
         Its URL.
 
     Raises:
-        UserError: the weights cannot be read or use another tokenizer than GPT-2's, the name does not end in `.gguf`,
+        UserError: the weights cannot be read or use a tokenizer without merges, the name does not end in `.gguf`,
             or a file is there.
     """
     out = storage.normalize(out)
@@ -53,18 +54,15 @@ def export_gguf(weights: str, out: str, dtype: str = "float32") -> str:
     storage.sweep_temporaries(storage.parent(out), below=False)
     found = read_weights(weights)
     tokenizer = get_tokenizer(found.tokenizer)
-    if tokenizer.name != "gpt2":  # the format wants merges, and tiktoken's rank files hold none
-        raise UserError(
-            f"the tokenizer is {tokenizer.name!r}", where=weights, hint="GGUF is written for GPT-2's tokenizer only"
-        )
     check_vocabulary(found.config, tokenizer.vocab_size, tokenizer.name, found.url)
+    vocabulary = vocabulary_of(tokenizer)
     name = out.rsplit("/", 1)[1].removesuffix(".gguf")
     with storage.scratch_folder(storage.parent(out)) as scratch:
         path = scratch / "model.gguf"
         writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.GPT2])
         try:
             _describe(writer, found.config, name, dtype)
-            _add_tokenizer(writer, tokenizer.end_of_text)
+            _add_tokenizer(writer, tokenizer, *vocabulary)
             _write_tensors(writer, found, dtype)
         finally:
             writer.close()
@@ -84,17 +82,21 @@ def _describe(writer: gguf.GGUFWriter, config: ModelConfig, name: str, dtype: st
     writer.add_file_type(gguf.LlamaFileType[TYPES[dtype][1]])
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, end_of_text: int) -> None:
-    vocabulary, merges = gpt2_files()
-    kinds = [gguf.TokenType.NORMAL] * len(vocabulary)
-    kinds[end_of_text] = gguf.TokenType.CONTROL
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, ids: dict[str, int], merges: list[str]) -> None:
+    tokens = [f"[unused{number}]" for number in range(tokenizer.vocab_size)]
+    kinds = [gguf.TokenType.UNUSED] * len(tokens)
+    for token, number in ids.items():
+        tokens[number], kinds[number] = token, gguf.TokenType.NORMAL
+    for added in tokenizer.added:
+        kinds[added.id] = gguf.TokenType.CONTROL if added.special else gguf.TokenType.USER_DEFINED
+    kinds[tokenizer.end_of_text] = gguf.TokenType.CONTROL
     writer.add_tokenizer_model("gpt2")  # byte-level BPE
     writer.add_tokenizer_pre("gpt-2")  # how a text is split before it
-    writer.add_token_list(list(vocabulary))  # in the order of their ids
+    writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    writer.add_token_merges(merges.split("\n")[1:-1])  # without the line of the version
-    writer.add_bos_token_id(end_of_text)
-    writer.add_eos_token_id(end_of_text)
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(tokenizer.end_of_text)
+    writer.add_eos_token_id(tokenizer.end_of_text)
     writer.add_add_bos_token(False)
 
 

@@ -98,7 +98,7 @@ class GptpipeLM(TemplateLM):  # type: ignore[misc]
                 stop=[until] if isinstance(until, str) else list(until),
                 batch_size=self.batch_size,
             )
-            made = generate(self.model, prompts, config, tokenizer=self.encoding.name)
+            made = generate(self.model, prompts, config, tokenizer=self.encoding.reference)
             answers |= {i: sample.continuation for i, sample in zip(numbers, made, strict=True)}
         return [answers[i] for i in range(len(requests))]
 

@@ -21,10 +21,11 @@ from gptpipe.data.rows import ROW_GROUP_TOKENS
 from gptpipe.data.tokens import TokenStream
 from gptpipe.errors import Preempted, UserError
 from gptpipe.gang import Hosts, Tries, metrics_before, place_of, step_of, train_on_nodes
-from gptpipe.hf import model_config_from_hf
+from gptpipe.hf import model_config_from_hf, ours_in
 from gptpipe.lease import Lease
 from gptpipe.pretrained import check_same_shape
 from gptpipe.settings import settings
+from gptpipe.tokenizer import is_own
 from gptpipe.torchrun import StopSignals, Torchrun, Watchers
 from gptpipe.train.job import METRICS, OUTCOME, Job, Outcome
 from gptpipe.wording import counted
@@ -92,7 +93,8 @@ def train(
     watchers = watchers or Watchers()
     dataset = open_dataset(data)
     check_fits(model, config, dataset)
-    identity = training_id(model, config, dataset.id, init)
+    start = check_start(init, model, dataset) if init else ""
+    identity = training_id(model, config, dataset.id, start)
     training = attempt_folder(storage.join(storage.normalize(out), identity), force)
     ended = Outcome.read(storage.join(training, OUTCOME))
     if ended is not None and ended.status == "finished" and open_checkpoint(ended.checkpoint):
@@ -165,19 +167,12 @@ def train_here(next_job: Callable[[], Job], watchers: Watchers) -> Outcome:
             log.warning("%s; once more from %s", outcome.reason, place_of(newest))
 
 
-def training_id(model: ModelConfig, config: TrainConfig, dataset_id: str, init: str) -> str:
+def training_id(model: ModelConfig, config: TrainConfig, dataset_id: str, start: str) -> str:
     """A hash of everything that decides the result, default values left out.
 
-    Raises:
-        UserError: `init` is no checkpoint, or one of another shape.
+    Args:
+        start: digest of the weights that it starts from, empty where they are random.
     """
-    start = ""
-    if init:
-        found = open_checkpoint(init)
-        if found is None:
-            raise UserError("not a checkpoint", where=init, hint="make one with `gptpipe import`")
-        check_same_shape(model, model_config_from_hf(found.json(CONFIG), init), init)
-        start = found.model_sha256
     return digest(
         {
             "stage": STAGE_VERSION,
@@ -187,6 +182,28 @@ def training_id(model: ModelConfig, config: TrainConfig, dataset_id: str, init: 
             "init": start,
         }
     )
+
+
+def check_start(init: str, model: ModelConfig, dataset: Dataset) -> str:
+    """Hold the weights to start from against model and dataset; returns their digest.
+
+    Raises:
+        UserError: `init` is no checkpoint, or one of another shape, or of another tokenizer than the dataset's.
+    """
+    found = open_checkpoint(init)
+    if found is None:
+        raise UserError("not a checkpoint", where=init, hint="make one with `gptpipe import`")
+    config = found.json(CONFIG)
+    check_same_shape(model, model_config_from_hf(config, init), init)
+    theirs, have = str(ours_in(config, init).get("tokenizer", "gpt2")), str(dataset.tokenizer["name"])
+    if theirs != have:
+        raise UserError(
+            f"the dataset was made with the tokenizer {have}, the weights to start from use {theirs}",
+            where=init,
+            hint=f"tokenize again with --tokenizer {init if is_own(theirs) else theirs}, "
+            f"or `gptpipe import` the weights with --tokenizer {dataset.url if is_own(have) else have}",
+        )
+    return found.model_sha256
 
 
 def attempt_folder(base: str, force: bool) -> str:
@@ -206,13 +223,16 @@ def _has_checkpoint(folder: str) -> bool:
 def check_fits(model: ModelConfig, config: TrainConfig, dataset: Dataset) -> None:
     """A UserError when model, ranks, device and dataset do not fit together."""
     check_ranks(config.batch_size, config.nproc * config.nodes)
-    have = dataset.tokenizer["vocab_size"]
-    if model.vocab_size != have:
+    check_vocabulary(model, dataset.tokenizer["vocab_size"], dataset.tokenizer["name"])
+
+
+def check_vocabulary(model: ModelConfig, tokens: int, name: str) -> None:
+    """A UserError when the model has not as many tokens as the tokenizer that the data is, or will be, made with."""
+    if model.vocab_size != tokens:
         raise UserError(
-            f"the model has {model.vocab_size} tokens, the dataset's tokenizer "
-            f"{dataset.tokenizer['name']!r} has {have}",
+            f"the model has {model.vocab_size} tokens, the dataset's tokenizer {name!r} has {tokens}",
             where="model.vocab_size",
-            hint=f"set model.vocab_size={have}",
+            hint=f"set model.vocab_size={tokens}",
         )
 
 

@@ -10,10 +10,12 @@ from gptpipe.data.dataset import open_dataset
 from gptpipe.data.sources import list_sources
 from gptpipe.errors import UserError
 from gptpipe.export import check_place
+from gptpipe.launch import check_vocabulary
 from gptpipe.pretrained import read_weights
 from gptpipe.scoring.tasks import read_questions
 from gptpipe.settings import settings
 from gptpipe.storage import check_writable, normalize
+from gptpipe.tokenizer import get_tokenizer
 from gptpipe.wording import is_unicode
 
 
@@ -33,6 +35,9 @@ def _check(values: str) -> None:
     check_writable(normalize(settings().storage_url))
     check_evaluation(config.evaluate, config)
     check_prompts(config.sample)
+    tokenizer = get_tokenizer(config.data.tokenizer)
+    if config.init == "scratch":
+        check_vocabulary(config.model, tokenizer.vocab_size, tokenizer.name)
     if config.export:
         check_place(config.export, replace=True)
     tracking.check_tracking(config)

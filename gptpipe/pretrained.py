@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from gptpipe import checkpoint as checkpoints
-from gptpipe import hf_tokenizer, storage
+from gptpipe import storage
 from gptpipe.bundle import read_bundle
 from gptpipe.checkpoint import CONFIG, MODEL, Checkpoint
 from gptpipe.config import ModelConfig, digest
 from gptpipe.errors import UserError
-from gptpipe.extras import install_hint
 from gptpipe.fetch import local_copy
 from gptpipe.hf import hf_stored, model_config_from_hf, ours_in
+from gptpipe.hub import HUB, from_hub
 from gptpipe.layouts import (
     SUPPORTED,
     from_openai,
@@ -38,17 +38,19 @@ from gptpipe.layouts import (
 from gptpipe.llmc import is_llmc, open_llmc
 from gptpipe.model import GPT, empty_model
 from gptpipe.stored import Stored, is_finite, open_safetensors, open_torch
+from gptpipe.tokenizer import Tokenizer, get_tokenizer, is_own, reference_to, tokenizer_in
+from gptpipe.tokenizer.huggingface import FILES as TOKENIZER_FILES
 from gptpipe.wording import counted
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_HUB = "hf:"
 _TORCH = "pytorch_model.bin"
 _HPARAMS = "hparams.json"
 _STATE_DICTS = ("model_state_dict", "state_dict", "model")  # under which people keep one in a larger dictionary
 _READERS = 2
 _NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_GPT2_TOKENS = 50257
 _PADDED = 128  # a vocabulary is padded to a multiple of at most that
 
 
@@ -59,7 +61,7 @@ class Weights:
     Attributes:
         url: where they were found.
         sha256: digest of the tensors where it is known without reading them; empty otherwise.
-        tokenizer: name of the tokenizer they were trained with.
+        tokenizer: what `get_tokenizer` finds the tokenizer by that they were trained with.
         step: of the training that made them, 0 where that is not known.
     """
 
@@ -139,18 +141,14 @@ def read_weights(weights: str) -> Weights:
     Raises:
         UserError: there are none, or they are not a GPT-2's.
     """
-    if weights.startswith(_HUB):
+    if weights.startswith(HUB):
         return _read_folder(_from_hub(weights), weights)
     url = storage.normalize(weights)
     name = url.split("?")[0].rsplit("/", 1)[-1]
     if storage.is_local_folder(url):
         name = ""  # a folder may be called like a file
     if name.endswith(".safetensors"):
-        tensors = _opened(url, open_safetensors)
-        config = _config_beside(url)
-        if config is not None and "tokenizer" not in ours_in(config, url):
-            hf_tokenizer.check_is_gpt2(storage.parent(url), url)
-        return _weights(url, config, tensors)
+        return _weights(url, _config_beside(url), _opened(url, open_safetensors), folder=storage.parent(url))
     if name.endswith((".pth", ".pt", ".bin")):
         return _read_state_dict(url)
     if name.endswith(".gguf"):
@@ -158,7 +156,8 @@ def read_weights(weights: str) -> Weights:
     if storage.is_local_file(url):
         raise UserError("not a file of weights", where=url, hint=f"give {SUPPORTED}")
     if found := find_checkpoint(url):
-        return _weights(found.url, found.json(CONFIG), found.stored(MODEL), found.model_sha256, found.step)
+        read = (found.json(CONFIG), found.stored(MODEL), found.model_sha256, found.step)
+        return _weights(found.url, *read, folder=found.url)
     if storage.exists(storage.join(url, CONFIG)):
         return _read_folder(url, url)
     if storage.exists(storage.join(url, _HPARAMS)):
@@ -177,24 +176,11 @@ def find_checkpoint(url: str) -> Checkpoint | None:
 
 
 def _from_hub(weights: str) -> str:
-    """A repository of the Hugging Face hub in its cache: fetched with a progress bar, resumed and verified there."""
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    except ImportError:
-        raise UserError("the hub's client is not installed", where=weights, hint=install_hint("hf")) from None
-    name = weights.removeprefix(_HUB).strip("/")
-    wanted = [CONFIG, "*.safetensors", "*.safetensors.index.json", *hf_tokenizer.FILES]
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=wanted))
-        if not list(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[CONFIG, f"{_TORCH[:-4]}*", *hf_tokenizer.FILES]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"cannot be fetched: {reason}", where=weights, hint="see https://huggingface.co for the name, as owner/name"
-        ) from None
-    return str(folder)
+    """The local folder of a repository: its configuration, its tokenizer, and its weights in one format."""
+    folder = from_hub(weights, [CONFIG, "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES])
+    if not list(Path(folder).glob("*.safetensors")):
+        folder = from_hub(weights, [CONFIG, f"{_TORCH[:-4]}*", *TOKENIZER_FILES])
+    return folder
 
 
 def _read_folder(url: str, where: str) -> Weights:
@@ -204,16 +190,14 @@ def _read_folder(url: str, where: str) -> Weights:
     except FileNotFoundError:
         raise UserError(f"no {CONFIG} there", where=where, hint=f"give {SUPPORTED}") from None
     model_config_from_hf(config, where)  # another architecture is named before its tensors are looked for
-    if "tokenizer" not in ours_in(config, where):
-        hf_tokenizer.check_is_gpt2(url, where)
     for name in (MODEL, _TORCH):
         if storage.exists(storage.join(url, name)):
-            return _weights(where, config, _tensors_of(storage.join(url, name)))
+            return _weights(where, config, _tensors_of(storage.join(url, name)), folder=url)
         if storage.exists(index := storage.join(url, f"{name}.index.json")):
             tensors: dict[str, Stored] = {}
             for part in _parts(index):
                 tensors |= _tensors_of(storage.join(url, part))
-            return _weights(where, config, tensors)
+            return _weights(where, config, tensors, folder=url)
     raise UserError(f"the folder has no {MODEL}", where=where, hint=f"give {SUPPORTED}")
 
 
@@ -268,7 +252,7 @@ def _read_state_dict(url: str) -> Weights:
     tensors = standardized(_state_dict(loaded, url), url)
     arguments = loaded.get("model_args")
     config = nanogpt_config(arguments, tensors, url) if isinstance(arguments, dict) else _config_beside(url)
-    return _of_our_names(url, config, tensors)
+    return _of_our_names(url, config, tensors, folder=storage.parent(url))
 
 
 def _config_beside(url: str) -> dict[str, Any] | None:
@@ -279,24 +263,37 @@ def _config_beside(url: str) -> dict[str, Any] | None:
 
 
 def _weights(
-    url: str, config: dict[str, Any] | None, tensors: dict[str, Stored], sha256: str = "", step: int = 0
+    url: str,
+    config: dict[str, Any] | None,
+    tensors: dict[str, Stored],
+    sha256: str = "",
+    step: int = 0,
+    *,
+    folder: str = "",
 ) -> Weights:
     """Held together: names, shapes and configuration.
 
     Args:
         config: as Hugging Face's; None is guessed from the tensors.
         sha256: of the tensors' file in our layout, where that is what they were read from.
+        folder: where a tokenizer may lie that belongs to them.
     """
-    return _of_our_names(url, config, standardized(tensors, url), sha256, step)
+    return _of_our_names(url, config, standardized(tensors, url), sha256, step, folder=folder)
 
 
 def _of_our_names(
-    url: str, config: dict[str, Any] | None, tensors: dict[str, Stored], sha256: str = "", step: int = 0
+    url: str,
+    config: dict[str, Any] | None,
+    tensors: dict[str, Stored],
+    sha256: str = "",
+    step: int = 0,
+    *,
+    folder: str = "",
 ) -> Weights:
+    tokenizer = _tokenizer_of(config, folder, url)
     config = config or guessed_config(tensors, url)
-    tensors = _without_padding(config, tensors, url)
+    tensors = _without_padding(config, tensors, tokenizer, url)
     model = model_config_from_hf(config, url)
-    ours = ours_in(config, url)
     if not model.qkv_bias:
         for name in [name for name in tensors if name.endswith("c_attn.bias")]:
             if tensors.pop(name).read().any():
@@ -313,7 +310,15 @@ def _of_our_names(
     if model.tie_weights:
         tensors.pop("lm_head.weight", None)
     tensors = {name: replace(each, read=partial(_finite, name, each, url)) for name, each in tensors.items()}
-    return Weights(url, model, tensors, sha256, str(ours.get("tokenizer", "gpt2")), step)
+    return Weights(url, model, tensors, sha256, tokenizer, step)
+
+
+def _tokenizer_of(config: dict[str, Any] | None, folder: str, where: str) -> str:
+    """What finds the tokenizer: the one that our configuration names, or whose files lie there, or else GPT-2's."""
+    if config is not None and (name := ours_in(config, where).get("tokenizer")):
+        return reference_to(str(name), folder)
+    found = tokenizer_in(folder, where) if folder and config is not None else None
+    return found.reference if found is not None else "gpt2"
 
 
 def _finite(name: str, stored: Stored, where: str) -> Tensor:
@@ -328,12 +333,18 @@ def _finite(name: str, stored: Stored, where: str) -> Tensor:
     return found
 
 
-def _without_padding(config: dict[str, Any], tensors: dict[str, Stored], where: str) -> dict[str, Stored]:
+def _without_padding(
+    config: dict[str, Any], tensors: dict[str, Stored], tokenizer: str, where: str
+) -> dict[str, Stored]:
     """Rows that only fill the vocabulary up to a round number, as nanoGPT's 50,304, are left out: no token has them."""
-    true, embedding = 50257, tensors.get("wte.weight")
+    embedding = tensors.get("wte.weight")
     have = embedding.shape[0] if embedding is not None and embedding.shape else 0
-    padded = true < have < true + _PADDED and config.get("vocab_size") == have
-    if not padded or ours_in(config, where).get("tokenizer", "gpt2") != "gpt2":
+    true = have
+    if tokenizer == "gpt2":
+        true = _GPT2_TOKENS
+    elif is_own(tokenizer.rpartition("#")[2]):
+        true = get_tokenizer(tokenizer).vocab_size
+    if config.get("vocab_size") != have or not 0 < have - true < _PADDED:
         return tensors
     log.info("%s: %d rows of padding are left out of a vocabulary of %d", where, have - true, have)
     config["vocab_size"] = true
@@ -369,4 +380,22 @@ def check_vocabulary(config: ModelConfig, vocab_size: int, tokenizer: str, where
             f"the weights know {config.vocab_size} tokens, the tokenizer {tokenizer!r} has {vocab_size}",
             where=where,
             hint="use the tokenizer that the weights were trained with",
+        )
+
+
+def check_tokenizer(found: Weights, tokenizer: Tokenizer, where: str) -> None:
+    """Refuse what was made with another tokenizer than the weights: the ids mean other text.
+
+    Args:
+        tokenizer: of what is at `where`, with as many tokens as the weights know.
+
+    Raises:
+        UserError: it is another.
+    """
+    theirs = get_tokenizer(found.tokenizer)
+    if theirs.vocab_size == found.config.vocab_size and theirs.sha256 != tokenizer.sha256:
+        raise UserError(
+            f"made with the tokenizer {tokenizer.name}, the weights {found.url} use {theirs.name}",
+            where=where,
+            hint=f"tokenize again with data.tokenizer={theirs.reference.partition('#')[0]}",
         )

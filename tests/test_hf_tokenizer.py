@@ -1,4 +1,4 @@
-"""A Hugging Face folder whose tokenizer is not GPT-2's is refused: its ids mean other text."""
+"""Tokenizers of Hugging Face folders: the ids of `transformers`, kept from import to export; the rest is refused."""
 
 from __future__ import annotations
 
@@ -7,25 +7,245 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer, PreTrainedTokenizerFast
 
+from gptpipe.adapt import import_weights
+from gptpipe.config import Corpus, DataConfig, EvaluateConfig, SampleConfig
+from gptpipe.data.build import tokenize
+from gptpipe.data.cuts import CELL
+from gptpipe.data.dataset import open_dataset
 from gptpipe.errors import UserError
+from gptpipe.evaluate import evaluate
 from gptpipe.export import export_hf
-from gptpipe.pretrained import read_weights
-from gptpipe.tokenizer import gpt2_files
+from gptpipe.generate import generate
+from gptpipe.pretrained import load, read_weights
+from gptpipe.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer, gpt2_files, tokenizer_in
+
+GERMAN = (
+    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. Die Übung, die Größe und die Straße: "
+    "wir sind hier, und dort waren wir 1999 auch schon; das Donaudampfschiff fährt nicht mehr. "
+)
+TEXTS = (
+    "", " ", "Die Größe der Übung", "  zwei   Räume\n\n\tund\r\nZeilen ", "x1999y", "It's we'll 'tis",
+    "日本語 🙂 é e\u0301", "\x00\x01\xa0",
+    f"vor{END_OF_TEXT[:5]}nach", "<user>hallo<bot> wie geht's<end>", "<user2><user>", "ein <mark von zwei> und",
+)  # fmt: skip
 
 
-def write_model(folder: Path, vocab: int = 50257) -> None:
-    config = GPT2Config(vocab_size=vocab, n_positions=8, n_embd=8, n_layer=1, n_head=1)
+def write_model(folder: Path, vocab: int = 50257, **changes: int) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=vocab, n_positions=16, n_embd=8, n_layer=1, n_head=1, **changes)
     GPT2LMHeadModel(config).save_pretrained(folder)
 
 
-def gpt2(folder: Path) -> GPT2TokenizerFast:
+def gpt2(folder: Path) -> GPT2Tokenizer:
     ids, merges = gpt2_files()
+    folder.mkdir(exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(ids))
     (folder / "merges.txt").write_text(merges)
-    return GPT2TokenizerFast(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    return GPT2Tokenizer.from_pretrained(folder)
+
+
+def german(folder: Path, special: tuple[str, ...] = (END_OF_TEXT,)) -> None:
+    """A byte-level BPE trained as the GPT-2s of other languages were, in the two old files."""
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator([GERMAN] * 50, vocab_size=500, special_tokens=list(special))
+    folder.mkdir(exist_ok=True)
+    trained.save_model(str(folder))
+
+
+def as_whole_file(folder: Path) -> None:
+    """As `transformers` saves it today: tokenizer.json."""
+    german(folder)
+    GPT2Tokenizer.from_pretrained(folder).save_pretrained(folder)
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def with_three_added(folder: Path) -> None:
+    tokenizer = gpt2(folder)
+    tokenizer.add_tokens(["<user>", "<bot>", "<end>"])
+    tokenizer.save_pretrained(folder)
+
+
+def with_marks_and_words(folder: Path) -> None:
+    """Marks that are special, words that are not, one the beginning of another, one with a space inside."""
+    german(folder)
+    tokenizer = GPT2Tokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<user>", "<user2>", "<mark von zwei>"]})
+    tokenizer.add_tokens(["Donaudampf", "Donaudampfschiff", " und", "jag"])
+    tokenizer.save_pretrained(folder)
+
+
+def in_the_old_form(folder: Path) -> None:
+    gpt2(folder)
+    (folder / "added_tokens.json").write_text(json.dumps({"<user>": 50257, "<bot>": 50258}))
+
+
+def with_other_names(folder: Path) -> None:
+    german(folder, ("<s>", "<pad>", "</s>", "<unk>"))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(names))
+    (folder / "tokenizer_config.json").write_text(json.dumps({**names, "tokenizer_class": "GPT2Tokenizer"}))
+
+
+READABLE: dict[str, Callable[[Path], None]] = {
+    "another language": german,
+    "another language as tokenizer.json": as_whole_file,
+    "three tokens added to GPT-2's": with_three_added,
+    "marks and words added": with_marks_and_words,
+    "tokens added in the old form": in_the_old_form,
+    "other names of special tokens": with_other_names,
+}
+
+
+def both(folder: Path, case: str) -> tuple[Tokenizer, PreTrainedTokenizerFast]:
+    write_model(folder, 300)  # transformers looks there for what kind it is
+    READABLE[case](folder)
+    ours = tokenizer_in(str(folder))
+    assert ours is not None
+    return ours, AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("case", READABLE)
+def test_text_gets_the_ids_of_transformers(tmp_path_factory: pytest.TempPathFactory, case: str) -> None:
+    ours, theirs = both(tmp_path_factory.mktemp("model"), case)
+    assert ours.vocab_size == len(theirs)
+    assert ours.end_of_text == theirs.eos_token_id
+    pieces = [*ours.decode(list(range(0, ours.vocab_size, 7))).split(), *TEXTS, *(token.text for token in ours.added)]
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(st.sampled_from(pieces) | st.text(max_size=5), max_size=12).map("".join))
+    def check(text: str) -> None:
+        text = text.replace(ours.separator, "")  # only the pipeline itself writes it
+        ids = theirs(text, add_special_tokens=False)["input_ids"]
+        assert ours.encode(text) == ids
+        assert ours.encode_array(text).tolist() == ids
+        assert ours.decode(ids) == text
+        assert ours.byte_lengths[ids].sum() == len(text.encode())
+
+    check()
+    for text in (*TEXTS, GERMAN, GERMAN * 30):
+        assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
+    both_parts = f"eins{ours.separator}zwei"
+    assert ours.encode(both_parts, special=True) == theirs(both_parts, add_special_tokens=False)["input_ids"]
+    assert ours.end_of_text not in ours.encode(both_parts)
+
+
+@pytest.mark.parametrize("case", ["another language", "marks and words added"])
+def test_it_is_kept_through_import_tokenizing_evaluation_generation_and_export(tmp_path: Path, case: str) -> None:
+    folder = tmp_path / "model"
+    ours, theirs = both(folder, case)
+    write_model(folder, ours.vocab_size, eos_token_id=ours.end_of_text)
+    text = GERMAN + "<user>wir<user2> fahren Donaudampfschiff, <mark von zwei> jagen."
+    checkpoint = import_weights(str(folder), str(tmp_path / "imported"))
+    (tmp_path / "corpus").mkdir()
+    for number in range(30):
+        (tmp_path / "corpus" / f"{number}.txt").write_text(f"{number}: {text}")
+    made = tokenize(
+        DataConfig(corpus=[Corpus(url=f"{tmp_path}/corpus")], tokenizer=str(folder)), str(tmp_path / "data")
+    )
+    again = DataConfig(corpus=[Corpus(url=f"{tmp_path}/corpus")], tokenizer=checkpoint.url)
+    assert tokenize(again, str(tmp_path / "data")).already_done  # what it says counts, not where it lies
+    dataset = open_dataset(made.dataset)
+    assert dataset.load_tokenizer().sha256 == ours.sha256
+    assert AutoTokenizer.from_pretrained(made.dataset)(text)["input_ids"] == theirs(text)["input_ids"]
+
+    reference = GPT2LMHeadModel.from_pretrained(folder)
+    ids = torch.tensor([theirs(text)["input_ids"]])
+    with torch.inference_mode():
+        windows = [ids[:, start : start + 17] for start in range(0, ids.shape[1] - 1, 16)]
+        nats = sum(
+            float(torch.nn.functional.cross_entropy(reference(w[:, :-1]).logits[0], w[0, 1:], reduction="sum"))
+            for w in windows
+        )
+    for weights in (str(folder), checkpoint.url):
+        scored = evaluate(weights, text=text, config=EvaluateConfig(precision="float32"))
+        assert scored.tokens == ids.shape[1] - 1
+        assert scored.cross_entropy == pytest.approx(nats / scored.tokens, rel=1e-4)
+    assert evaluate(checkpoint.url, data=made.dataset).tokens > 0
+    several = EvaluateConfig(precision="float32", nproc=2)
+    assert evaluate(checkpoint.url, text=text, config=several).cross_entropy == pytest.approx(scored.cross_entropy)
+
+    greedy = SampleConfig(temperature=0, max_new_tokens=6, precision="float32")
+    prompt = "wir sind <user>"
+    sample = generate(checkpoint.url, [prompt], greedy)[0]
+    asked = torch.tensor([theirs(prompt)["input_ids"]])
+    expected = reference.generate(asked, max_new_tokens=6, do_sample=False, pad_token_id=ours.end_of_text)
+    assert sample.tokens == [i for i in expected[0, asked.shape[1] :].tolist() if i != ours.end_of_text]
+
+    exported = export_hf(checkpoint.url, str(tmp_path / "exported"))
+    for place in (exported, checkpoint.url):  # a checkpoint is a folder of transformers' as it stands
+        out = AutoTokenizer.from_pretrained(place)
+        assert out(text)["input_ids"] == theirs(text)["input_ids"]
+        assert out.eos_token_id == ours.end_of_text
+        again_read = read_weights(place)
+        assert get_tokenizer(again_read.tokenizer).sha256 == ours.sha256
+        with torch.inference_mode():
+            same = GPT2LMHeadModel.from_pretrained(place)(ids[:, :16]).logits
+        assert torch.equal(same, load(str(folder))(ids[:, :16])) or torch.allclose(
+            same, reference(ids[:, :16]).logits, atol=1e-5
+        )
+
+
+def test_rows_are_padding_only_where_no_token_has_them(tmp_path: Path) -> None:
+    ours, _ = both(tmp_path, "three tokens added to GPT-2's")
+    write_model(tmp_path, 50260)
+    assert read_weights(str(tmp_path)).config.vocab_size == ours.vocab_size == 50260
+    write_model(tmp_path, 50304)
+    assert read_weights(str(tmp_path)).config.vocab_size == 50260
+    for name in ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json"):
+        (tmp_path / name).unlink(missing_ok=True)
+    assert read_weights(str(tmp_path)).config.vocab_size == 50257  # nothing says that it is not GPT-2's
+
+
+def test_a_long_text_is_cut_inside_no_added_token(tmp_path: Path) -> None:
+    ours, theirs = both(tmp_path / "tokenizer", "marks and words added")
+    (tmp_path / "corpus").mkdir()
+    words = "<mark von zwei>" * (2 * CELL // 15)  # at every multiple of CELL the nearest space is inside a token
+    (tmp_path / "corpus" / "a.txt").write_text(words)
+    data = DataConfig(corpus=[Corpus(url=f"{tmp_path}/corpus")], tokenizer=str(tmp_path / "tokenizer"), validation=0)
+    made = tokenize(data, str(tmp_path / "data"))
+    assert made.tokens == len(theirs(words)["input_ids"]) == 2 * CELL // 15
+    assert ours.encode(words) == theirs(words)["input_ids"]
+
+
+def test_weights_and_data_of_two_tokenizers_do_not_meet(tmp_path: Path) -> None:
+    """The same number of tokens, other ids."""
+    ours, _ = both(tmp_path / "model", "another language")
+    write_model(tmp_path / "model", ours.vocab_size)
+    german(tmp_path / "other")
+    ids = json.loads((tmp_path / "other" / "vocab.json").read_text())
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    (tmp_path / "other" / "vocab.json").write_text(json.dumps(ids))
+    (tmp_path / "corpus").mkdir()
+    for number in range(20):
+        (tmp_path / "corpus" / f"{number}.txt").write_text(f"{number}: {GERMAN}")
+    data = DataConfig(corpus=[Corpus(url=f"{tmp_path}/corpus")], tokenizer=str(tmp_path / "other"))
+    made = tokenize(data, str(tmp_path / "data"))
+    with pytest.raises(UserError, match=f"made with the tokenizer bpe-.*use {ours.name}") as caught:
+        evaluate(str(tmp_path / "model"), data=made.dataset)
+    assert f"data.tokenizer={tmp_path}/model" in caught.value.hint
+
+
+def test_a_tokenizer_that_changed_where_it_is_kept_is_named(tmp_path: Path) -> None:
+    both(tmp_path / "model", "another language")
+    write_model(tmp_path / "model", 500)
+    checkpoint = import_weights(str(tmp_path / "model"), str(tmp_path / "imported"))
+    place = Path(checkpoint.url) / "tokenizer.json"
+    whole = json.loads(place.read_text())
+    whole["model"]["vocab"]["a"], whole["model"]["vocab"]["b"] = 200, 100
+    place.write_text(json.dumps(whole))
+    with pytest.raises(UserError, match=r"the tokenizer is bpe-.*, not bpe-|two tokens"):
+        generate(checkpoint.url, ["wir"])
+    place.unlink()
+    Path(checkpoint.url, "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json: the tokenizer's file is missing"):
+        generate(checkpoint.url, ["und"], SampleConfig(max_new_tokens=1))
 
 
 def test_gpt2s_own_tokenizer_is_read_in_either_form(tmp_path: Path) -> None:
@@ -39,68 +259,107 @@ def test_gpt2s_own_tokenizer_is_read_in_either_form(tmp_path: Path) -> None:
     assert read_weights(str(tmp_path / "model")).tokenizer == "gpt2"
     export_hf(str(tmp_path / "model"), str(tmp_path / "out"))
     assert read_weights(str(tmp_path / "out")).tokenizer == "gpt2"
+    assert not list(Path(import_weights(str(tmp_path / "out"), str(tmp_path / "in")).url).glob("tokenizer*"))
+    assert get_tokenizer(str(tmp_path / "in" / "step-00000000")).name == "gpt2"  # its configuration names it
 
 
-def other_language(folder: Path) -> None:
-    trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(["wir sind hier und dort"] * 50, vocab_size=300, special_tokens=["<|endoftext|>"])
-    trained.save_model(str(folder))
+def test_what_is_no_place_of_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    for reference in ("gpt-two", str(tmp_path), f"{tmp_path}/nowhere"):
+        with pytest.raises(UserError) as caught:
+            get_tokenizer(reference)
+        assert "vocab.json" in caught.value.hint
+        assert "\n" not in str(caught.value)
 
 
-def swapped(folder: Path) -> None:
-    gpt2(folder)
-    ids = json.loads((folder / "vocab.json").read_text())
-    ids["a"], ids["b"] = ids["b"], ids["a"]
-    (folder / "vocab.json").write_text(json.dumps(ids))
-
-
-def added(folder: Path) -> None:
-    tokenizer = gpt2(folder)
-    tokenizer.add_tokens(["<user>", "<bot>", "<end>"])
-    tokenizer.save_pretrained(folder)
-
-
-def added_in_the_old_form(folder: Path) -> None:
-    gpt2(folder)
-    (folder / "added_tokens.json").write_text(json.dumps({"<user>": 50257}))
+# ---- what cannot be represented is refused by name
 
 
 def reordered(folder: Path) -> None:
-    gpt2(folder)
+    german(folder)
     lines = (folder / "merges.txt").read_text().split("\n")
-    lines[1], lines[2] = lines[2], lines[1]
+    lines[5], lines[6] = lines[6], lines[5]
     (folder / "merges.txt").write_text("\n".join(lines))
 
 
-def with_a_space_before(folder: Path) -> None:
-    gpt2(folder).save_pretrained(folder)
-    whole = json.loads((folder / "tokenizer.json").read_text())
-    whole["pre_tokenizer"]["add_prefix_space"] = True
-    (folder / "tokenizer.json").write_text(json.dumps(whole))
+def without_a_byte(folder: Path) -> None:
+    german(folder)
+    ids = json.loads((folder / "vocab.json").read_text())
+    ids["zz"] = ids.pop("z")
+    (folder / "vocab.json").write_text(json.dumps(ids))
+
+
+def made_otherwise(folder: Path) -> None:
+    """The last token is made of a pair that the merges before it never leave."""
+    german(folder)
+    lines = (folder / "merges.txt").read_text().rstrip("\n").split("\n")
+    first, last = lines[1].replace(" ", ""), lines[-1].replace(" ", "")
+    ids = json.loads((folder / "vocab.json").read_text())
+    lines[-1] = f"{first[0]} {first[1]}q"
+    ids[f"{first}q"], ids[f"{first[1]}q"] = ids.pop(last), 500
+    (folder / "vocab.json").write_text(json.dumps(ids))
+    (folder / "merges.txt").write_text("\n".join(lines))
+
+
+def changed(path: tuple[str, ...], value: object) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        as_whole_file(folder)
+        whole = json.loads((folder / "tokenizer.json").read_text())
+        place = whole
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        (folder / "tokenizer.json").write_text(json.dumps(whole))
+
+    return write
+
+
+def spaces_eaten(folder: Path) -> None:
+    changed(("added_tokens",), [{"id": 0, "content": END_OF_TEXT}, {"id": 9, "content": "<mask>", "lstrip": True}])(
+        folder
+    )
+
+
+def no_end(folder: Path) -> None:
+    german(folder, ("<begin>",))
 
 
 def damaged(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"model": ')
 
 
-OTHERS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "another language": (other_language, "its tokenizer is not GPT-2's"),
-    "two ids swapped": (swapped, "'a' is"),
-    "tokens added": (added, "has 3 tokens that GPT-2's has not: '<bot>', '<end>', '<user>'"),
-    "a token added in the old form": (added_in_the_old_form, "has 1 token that GPT-2's has not: '<user>'"),
-    "merges in another order": (reordered, "merges in another order"),
-    "a space before the text": (with_a_space_before, "splits text in another way"),
-    "damaged": (damaged, "tokenizer.json: not JSON"),
-}
+def no_merges(folder: Path) -> None:
+    german(folder)
+    (folder / "merges.txt").unlink()
 
 
-@pytest.mark.parametrize("case", OTHERS)
+REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "merges in another order": (reordered, "not in the order of its merges"),
+    "a byte without a token": (without_a_byte, "no token for the byte 0x7a"),
+    "a token that is never reached": (made_otherwise, "of a pair that its bytes are never merged to"),
+    "a space before the text": (changed(("pre_tokenizer", "add_prefix_space"), True), "splits text in another way"),
+    "another way to split": (changed(("pre_tokenizer",), {"type": "Whitespace"}), "splits text in another way"),
+    "text is changed first": (changed(("normalizer",), {"type": "Lowercase"}), "changes or splits text"),
+    "not BPE": (changed(("model", "type"), "WordPiece"), "of the kind WordPiece"),
+    "dropout": (changed(("model", "dropout"), 0.1), "uses dropout"),
+    "spaces eaten": (spaces_eaten, "looks for '<mask>' with lstrip"),
+    "nothing ends a text": (no_end, "names no token that ends a text"),
+    "damaged": (damaged, "tokenizer.json is not JSON"),
+    "without merges": (no_merges, "has no merges"),
+    "an id twice": (changed(("added_tokens",), [{"id": 70, "content": "<a>"}]), "to two tokens"),
+    "two ids": (changed(("added_tokens",), [{"id": 3, "content": END_OF_TEXT}]), "two ids"),
+    "no vocabulary": (changed(("model", "vocab"), [["a", 0.5]]), "no vocabulary of tokens"),
+    "a merge of three": (changed(("model", "merges"), ["a b c"]), "which is no pair"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("how", ["folder", "file"])
-def test_another_tokenizer_is_refused_by_what_is_different(tmp_path: Path, case: str, how: str) -> None:
-    spoil, message = OTHERS[case]
-    write_model(tmp_path, 50260 if case == "tokens added" else 50257)
+def test_what_cannot_be_represented_is_refused_by_name(tmp_path: Path, case: str, how: str) -> None:
+    spoil, message = REFUSED[case]
+    write_model(tmp_path, 500)
     spoil(tmp_path)
     with pytest.raises(UserError) as caught:
         read_weights(str(tmp_path / ("model.safetensors" if how == "file" else "")))
     assert message in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -277,19 +277,23 @@ def test_a_file_that_is_cut_off(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_shape_start_no_training(tmp_path: Path) -> None:
-    from gptpipe.config import TrainConfig
-    from gptpipe.launch import training_id
+    from gptpipe.data.dataset import Dataset
+    from gptpipe.launch import check_start
 
+    dataset = Dataset("here", {"tokenizer": {"name": "gpt2"}})
     model = ours(tied=True, qkv_bias=True)
     url = write(model, tmp_path)
     with pytest.raises(UserError) as caught:
-        training_id(model.config.model_copy(update={"n_layer": 3, "qkv_bias": False}), TrainConfig(), "dataset", url)
+        check_start(url, model.config.model_copy(update={"n_layer": 3, "qkv_bias": False}), dataset)
     assert "n_layer is 2 instead of 3, qkv_bias is True instead of False" in str(caught.value)
     assert "--set model.n_layer=2 --set model.qkv_bias=true" in str(caught.value)
     with_dropout = model.config.model_copy(update={"dropout": 0.5})
-    assert training_id(with_dropout, TrainConfig(), "dataset", url) != training_id(
-        model.config, TrainConfig(), "dataset", url
-    )
+    assert check_start(url, with_dropout, dataset) == check_start(url, model.config, dataset)
+    with pytest.raises(
+        UserError, match="made with the tokenizer bpe-0123, the weights to start from use gpt2"
+    ) as caught:
+        check_start(url, model.config, Dataset("here", {"tokenizer": {"name": "bpe-0123"}}))
+    assert "--tokenizer gpt2, or `gptpipe import` the weights with --tokenizer here" in str(caught.value)
     assert read_weights(url).build(with_dropout).drop.p == 0.5
 
 

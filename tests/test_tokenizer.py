@@ -18,9 +18,9 @@ import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpipe import tokenizer as tokenizer_module
 from gptpipe.errors import UserError
-from gptpipe.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer
+from gptpipe.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer, references
+from gptpipe.tokenizer import gpt2 as gpt2_module
 
 # The pattern as OpenAI published it with GPT-2 (encoder.py).
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -36,9 +36,12 @@ nasty_text = st.lists(
 @pytest.fixture
 def fresh_tokenizers() -> Iterator[None]:
     """Tokenizers are made anew in the test, and what it made is forgotten."""
-    get_tokenizer.cache_clear()
+    caches = (gpt2_module.gpt2, references._of_tiktoken)
+    for each in caches:
+        each.cache_clear()
     yield
-    get_tokenizer.cache_clear()
+    for each in caches:
+        each.cache_clear()
 
 
 @pytest.fixture
@@ -190,14 +193,14 @@ def test_the_digest_tells_tokenizers_apart_and_is_pinned() -> None:
 def test_damaged_ranks_are_refused(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_tokenizers: None
 ) -> None:
-    content = bytearray(resources.files("gptpipe").joinpath("ranks", "gpt2.bpe").read_bytes())
+    content = bytearray(resources.files("gptpipe").joinpath("tokenizer", "gpt2.bpe").read_bytes())
     if damage == "flipped":
         content[len(content) // 2] ^= 1
     else:
         del content[len(content) // 2 if damage == "cut" else 0 :]
-    (tmp_path / "ranks").mkdir()
-    (tmp_path / "ranks" / "gpt2.bpe").write_bytes(content)
-    monkeypatch.setattr(tokenizer_module, "resources", SimpleNamespace(files=lambda _: tmp_path))
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "gpt2.bpe").write_bytes(content)
+    monkeypatch.setattr(gpt2_module, "resources", SimpleNamespace(files=lambda _: tmp_path))
     with pytest.raises(UserError, match="damaged") as caught:
         get_tokenizer()
     assert caught.value.where.endswith("gpt2.bpe")

@@ -116,6 +116,7 @@ def _make(
         if not _remove_damaged(dataset, known):
             _remember(dataset, config, out)
             return _result(dataset, [], None)
+    own = _write_tokenizer(wanted, config)
     try:
         plans = _plan_shards(wanted, config, earlier, engine)
         reports: dict[str, ShardReport] = {}
@@ -127,12 +128,23 @@ def _make(
         raise
     finally:
         remove_copies()
-        storage.remove_if_empty(wanted.url)
+        if set(storage.list_names(wanted.url)) <= own:
+            storage.remove_tree(wanted.url)
     known.remember(_states(dataset).values())
     _remember(dataset, config, out)
     size = sum(source.size for source in wanted.sources)
     speed = size / 1e6 / max(time.perf_counter() - began, 1e-9)
     return _result(dataset, list(reports.values()), speed)
+
+
+def _write_tokenizer(wanted: Wanted, config: DataConfig) -> set[str]:
+    """Write the files of a tokenizer that came in files, before anybody reads them; returns their names."""
+    tokenizer = get_tokenizer(config.tokenizer)
+    if tokenizer.sha256 != wanted.tokenizer["sha256"]:
+        raise UserError("changed while it was read", where=tokenizer.reference, hint="run again when it is at rest")
+    for name, content in tokenizer.files.items():
+        storage.write_bytes(storage.join(wanted.url, name), content)
+    return set(tokenizer.files)
 
 
 def _plan_shards(wanted: Wanted, config: DataConfig, earlier: Dataset | None, engine: Engine) -> list[ShardPlan]:
@@ -149,7 +161,8 @@ def _plan_shards(wanted: Wanted, config: DataConfig, earlier: Dataset | None, en
     if config.drop_duplicates:
         place = earlier.url if earlier is not None and earlier.options == wanted.options else ""
         tasks = [
-            DigestTask(bucket, wanted.url, config.tokenizer, options, known[bucket.hash], place) for bucket in buckets
+            DigestTask(bucket, wanted.url, wanted.tokenizer_reference, options, known[bucket.hash], place)
+            for bucket in buckets
         ]
         documents = sum(report.documents for report in engine.run(write_digests, tasks))
         copies = find_duplicates(buckets, wanted.url, documents)
@@ -185,7 +198,7 @@ def shard_tasks(
             used = tuple(file for shard in sorted(set(known.values())) for file in files[shard])
             taken = {"earlier": earlier.url, "files": used, "unchanged": frozenset(known)}
         look = any(shard_path(split, plan.hash) in there for split in SPLITS)
-        yield ShardTask(plan, wanted.url, config.tokenizer, options, look, **taken)
+        yield ShardTask(plan, wanted.url, wanted.tokenizer_reference, options, look, **taken)
 
 
 def _states(dataset: Dataset) -> dict[str, tuple[State, str]]:
@@ -316,7 +329,9 @@ def _pointer(out: str) -> dict[str, Any]:
 
 def _request(config: DataConfig) -> str:
     """What was asked for, whatever it holds today."""
-    return digest(config.result_fields())
+    fields, tokenizer = config.result_fields(), get_tokenizer(config.tokenizer).name
+    fields.pop("tokenizer", None)  # the same one may lie in several places
+    return digest(fields if tokenizer == "gpt2" else {**fields, "tokenizer": tokenizer})
 
 
 def _earlier(config: DataConfig, out: str) -> Dataset | None:

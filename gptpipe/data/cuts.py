@@ -37,8 +37,16 @@ SAFE_IN_GPT2 = re.compile(_ANY_PATTERN + rb"|" + _NOT_SPACE + rb"(?=[\n\t\r])")
 
 
 def safe_places(tokenizer: Tokenizer) -> re.Pattern[bytes]:
-    """Matches, with no width, where a text may be cut for this tokenizer."""
-    return SAFE_IN_GPT2 if tokenizer.pattern == GPT2_PATTERN else SAFE_ANYWHERE
+    """Matches, with no width, where a text may be cut for this tokenizer: inside no token that text is searched for."""
+    safe = SAFE_IN_GPT2 if tokenizer.pattern == GPT2_PATTERN else SAFE_ANYWHERE
+    whole = [token.text.encode() for token in tokenizer.added]
+    inside = [(text[:place], text[place:]) for text in whole for place in range(1, len(text))]
+    across = [
+        rb"(?<=" + re.escape(left) + rb")" + re.escape(right)
+        for left, right in inside
+        if any(match.start() == len(left) for match in safe.finditer(left + right))
+    ]
+    return re.compile(rb"(?!" + rb"|".join(across) + rb")(?:" + safe.pattern + rb")") if across else safe
 
 
 @dataclass(frozen=True)

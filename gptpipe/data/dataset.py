@@ -14,7 +14,7 @@ from gptpipe import storage
 from gptpipe.data.index import ShardIndex
 from gptpipe.data.plan import FORMAT_VERSION
 from gptpipe.errors import UserError
-from gptpipe.tokenizer import Tokenizer, get_tokenizer
+from gptpipe.tokenizer import Tokenizer, get_tokenizer, reference_to
 
 MANIFEST = "manifest.json"
 INDEX = "shards.parquet"
@@ -89,7 +89,7 @@ class Dataset:
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer that made the dataset; a UserError when the one of that name here is another."""
-        tokenizer = get_tokenizer(self.tokenizer["name"])
+        tokenizer = get_tokenizer(reference_to(self.tokenizer["name"], self.url))
         if tokenizer.sha256 != self.tokenizer["sha256"]:
             raise UserError(
                 f"was made with another tokenizer {self.tokenizer['name']!r} than the one here",

@@ -20,7 +20,7 @@ from gptpipe.data.documents import TextFacts, open_parquet
 from gptpipe.data.fingerprints import Fingerprints, fingerprint
 from gptpipe.data.sources import Source
 from gptpipe.data.split import BY_HASH, BY_POSITION, hash_limit, split_rule
-from gptpipe.tokenizer import Tokenizer, get_tokenizer
+from gptpipe.tokenizer import Tokenizer, get_tokenizer, reference_to
 
 FORMAT_VERSION = 1
 
@@ -92,6 +92,11 @@ class Wanted:
     tokenizer: dict[str, object]
     sources: tuple[Source, ...]
     empty_sources: dict[str, int]  # a corpus's name → files of it that hold nothing
+
+    @property
+    def tokenizer_reference(self) -> str:
+        """What finds the tokenizer wherever the dataset is seen; its files, if it came in files, lie there first."""
+        return reference_to(str(self.tokenizer["name"]), self.url)
 
     @property
     def by_position(self) -> bool:

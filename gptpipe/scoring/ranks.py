@@ -52,7 +52,7 @@ def score_on_ranks(
             weights=weights,
             dataset=stream.dataset.url if stream else "",
             split=config.split,
-            tokenizer=documents.tokenizer.name,
+            tokenizer=documents.tokenizer.reference,
             precision=config.precision,
             device=config.device,
             batch_tokens=batch_tokens,

@@ -77,6 +77,7 @@ class Snapshot:
     model: dict[str, Tensor]
     config: dict[str, Any]
     optimizer: dict[str, Tensor]
+    tokenizer: Tokenizer
 
 
 def snapshot(
@@ -103,6 +104,7 @@ def snapshot(
         {name: copied[f"weights:{name}"] for name in weights},
         hf_config(job.model, tokenizer.name, tokenizer.end_of_text),
         {name: copied[f"moments:{name}"] for name in moments},
+        tokenizer,
     )
 
 
@@ -115,6 +117,7 @@ def write(job: Job, taken: Snapshot, metrics: bytes) -> None:
         config=taken.config,
         optimizer=taken.optimizer,
         state=taken.facts,
+        others=taken.tokenizer.files,
     )
     storage.write_bytes(storage.join(job.training, METRICS), metrics)
     checkpoints.prune(job.training, job.train.keep_checkpoints, taken.state.best_step)

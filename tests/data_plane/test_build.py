@@ -42,7 +42,7 @@ from gptpipe.data.split import split_of
 from gptpipe.data.tokens import TokenStream
 from gptpipe.errors import UserError
 from gptpipe.settings import reload_settings
-from gptpipe.tokenizer import END_OF_TEXT, get_tokenizer
+from gptpipe.tokenizer import END_OF_TEXT, get_tokenizer, references
 
 MILLION = 1_000_000
 GPT2 = get_tokenizer().encoding
@@ -237,7 +237,7 @@ def test_a_larger_vocabulary_is_stored_in_wider_tokens(tmp_path: Path, monkeypat
         stream = TokenStream(open_dataset(result.dataset), "train", TokenCache(tmp_path / "cache", 10**12))
         tokens = stream.read(0, stream.length).tolist()
     finally:
-        get_tokenizer.cache_clear()
+        references._of_tiktoken.cache_clear()
         tiktoken.registry.ENCODINGS.pop("wide", None)
     (entry,) = pq.read_table(f"{result.dataset}/shards.parquet").to_pylist()
     assert pq.read_schema(f"{result.dataset}/{entry['path']}").field("tokens").type.value_type == pa.uint32()

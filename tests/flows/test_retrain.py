@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import GPT2LMHeadModel, pipeline
+from transformers import AutoTokenizer, GPT2LMHeadModel, GPT2Tokenizer, pipeline
 
 from gptpipe import load
 from gptpipe.data.dataset import open_dataset
+from gptpipe.tokenizer import get_tokenizer
+from tests.test_hf_tokenizer import german
 from tests.test_pretrained import reference
 
 GPTPIPE = str(Path(sys.executable).with_name("gptpipe"))
@@ -138,6 +140,26 @@ def test_a_hugging_face_folder_in_and_one_out(corpus: Path, tmp_path: Path) -> N
     refused = start(corpus, "--export", str(tmp_path / "other"))
     assert "the folder holds something else" in json.loads(refused.communicate(timeout=120)[0])["error"]["message"]
     assert refused.returncode == 2
+
+
+@pytest.mark.slow
+def test_a_model_of_another_language_keeps_its_tokenizer_from_night_to_night(corpus: Path, tmp_path: Path) -> None:
+    german(tmp_path / "in")
+    theirs = GPT2Tokenizer.from_pretrained(tmp_path / "in")
+    reference(2, 2, 32, 24, len(theirs)).save_pretrained(tmp_path / "in")
+    more = ["--set", "train.steps=20", "--set", "promote.model_name=deutsch"]
+    first, _ = run(corpus, "--init", str(tmp_path / "in"), *more)
+    (corpus / "neu.txt").write_text("Die Straße ist größer, als die Übung war.\n" * 20)
+    second, _ = run(corpus, "--init", "champion", "--export", str(tmp_path / "out"), *more)
+    tokenizers = {open_dataset(made["dataset"]["dataset"]).tokenizer["name"] for made in (first, second)}
+    assert tokenizers == {get_tokenizer(str(tmp_path / "in")).name}
+    exported = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert exported("Die Straße")["input_ids"] == theirs("Die Straße")["input_ids"]
+    refused = start(corpus, "--set", f"data.tokenizer={tmp_path}/in")
+    error = json.loads(refused.communicate(timeout=120)[0])["error"]
+    assert (refused.returncode, error["hint"]) == (2, f"set model.vocab_size={len(theirs)}")
+    adapted, _ = run(corpus, "--init", str(tmp_path / "in"), "--set", "data.tokenizer=gpt2", *more)
+    assert open_dataset(adapted["dataset"]["dataset"]).tokenizer["name"] == "gpt2"
 
 
 @pytest.mark.slow
