@@ -19,6 +19,7 @@ from gptpipe.gguf import export_gguf
 from gptpipe.hf import hf_config, hf_tensors
 from gptpipe.tokenizer import get_tokenizer
 from tests.test_export import TEXTS
+from tests.test_hf_tokenizer import both, write_model
 from tests.test_pretrained import reference
 
 TOKENS = torch.arange(1000, 1012)[None]
@@ -91,6 +92,16 @@ def test_llama_cpp_splits_texts_as_we_do(tmp_path: Path) -> None:
         tokens = mine.encode(text, special=True)
         assert theirs.ask("tokenize", {"content": text, "parse_special": True}) == {"tokens": tokens}
         assert theirs.ask("detokenize", {"tokens": tokens}) == {"content": text}
+
+
+def test_llama_cpp_splits_texts_by_a_tokenizer_of_another_language(tmp_path: Path) -> None:
+    tokenizer, _ = both(tmp_path / "in", "marks and words added")
+    write_model(tmp_path / "in", tokenizer.vocab_size)
+    file = export_gguf(str(tmp_path / "in"), str(tmp_path / "model.gguf"))
+    theirs = LlamaCpp(file)
+    for text in ("wir sind hier, und dort waren wir 1999", "<user>Größe<user2> die Straße", "日本語 🙂"):
+        asked = {"content": text, "parse_special": True}
+        assert theirs.ask("tokenize", asked) == {"tokens": tokenizer.encode(text)}
 
 
 @pytest.mark.slow  # it reads the vocabulary token by token
