@@ -29,20 +29,20 @@ from prefect.states import Cancelling
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
-from flows import automations
-from flows.automations import TAG
 from flows.evaluate import evaluate
-from flows.hosts import NODE_POOL
+from flows.machines.hosts import NODE_POOL
 from flows.retrain import retrain
+from flows.server import automations
+from flows.server.automations import TAG
 from flows.train_node import train_node
 from flows.watch_corpora import EVENT, watch_corpora
-from gptpipe import __version__
 from gptpipe.config import PipelineConfig, deep_merge, load_config
+from gptpipe.config.form import filled
+from gptpipe.config.settings import settings
+from gptpipe.config.yaml import read_yaml
 from gptpipe.errors import UserError
-from gptpipe.form import filled
-from gptpipe.settings import settings
+from gptpipe.version import __version__
 from gptpipe.wording import duration
-from gptpipe.yaml_config import read_yaml
 
 log = logging.getLogger("gptpipe.flows")
 _COLLISION = {"queue": ConcurrencyLimitStrategy.ENQUEUE, "drop": ConcurrencyLimitStrategy.CANCEL_NEW}

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from prefect import flow
 from pydantic import Field
 
-from flows import endings, report
-from flows.names import last_part, named
+from flows.server import endings, report
+from flows.server.names import last_part, named
 from gptpipe import storage
 from gptpipe.config import EvaluateConfig, parse
-from gptpipe.evaluate import evaluate_against, evaluate_once
-from gptpipe.form import FormSection, form_of
-from gptpipe.settings import settings
+from gptpipe.config.form import FormSection, form_of
+from gptpipe.config.settings import settings
+from gptpipe.evaluation.evaluate import evaluate_against, evaluate_once
 from gptpipe.tracking import resolve_weights
 from gptpipe.wording import side_by_side
 

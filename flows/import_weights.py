@@ -7,13 +7,13 @@ import logging
 from prefect import flow
 from pydantic import Field
 
-from flows import report
-from flows.names import last_part, named
+from flows.server import report
+from flows.server.names import last_part, named
 from gptpipe import storage
-from gptpipe.adapt import import_weights as write_weights
 from gptpipe.config import Section, digest
-from gptpipe.settings import settings
+from gptpipe.config.settings import settings
 from gptpipe.tracking import resolve_weights
+from gptpipe.weights.adapt import import_weights as write_weights
 
 log = logging.getLogger("gptpipe.flows")
 

@@ -10,25 +10,25 @@ from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import CancelledRun, TerminationSignal
 from prefect.states import Completed
 
-from flows import endings, report
 from flows.evaluate import EvaluateOptions, EvaluateParameters, evaluate
 from flows.import_weights import ImportParameters, import_weights
-from flows.names import named
 from flows.sample import SampleParameters, sample
+from flows.server import endings, report
+from flows.server.names import named
 from flows.tokenize import TokenizeParameters, tokenize
 from flows.train import TrainParameters, train
 from gptpipe import storage, tracking
 from gptpipe.config import PipelineConfig, parse
+from gptpipe.config.form import FormSection, pipeline_form, values_of
+from gptpipe.config.names import pipeline_name
+from gptpipe.config.settings import settings
 from gptpipe.errors import Preempted
-from gptpipe.evaluate import Evaluation
-from gptpipe.export import export_hf
-from gptpipe.form import FormSection, pipeline_form, values_of
-from gptpipe.generate import Samples
-from gptpipe.launch import TrainResult
-from gptpipe.naming import pipeline_name
-from gptpipe.preflight import check_pipeline
-from gptpipe.pretrained import read_weights
-from gptpipe.settings import settings
+from gptpipe.evaluation.evaluate import Evaluation
+from gptpipe.export.folder import export_hf
+from gptpipe.generation.generate import Samples
+from gptpipe.launch.training import TrainResult
+from gptpipe.pipeline.checks import check_pipeline
+from gptpipe.weights.find import read_weights
 
 log = logging.getLogger("gptpipe.flows")
 

@@ -9,13 +9,13 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from pydantic import Field
 
-from flows.names import last_part, named
+from flows.server.names import last_part, named
 from gptpipe import storage
-from gptpipe.checkpoint import list_checkpoints
 from gptpipe.config import SampleConfig, Section
-from gptpipe.generate import sample_once
-from gptpipe.settings import settings
+from gptpipe.config.settings import settings
+from gptpipe.generation.generate import sample_once
 from gptpipe.tracking import resolve_weights
+from gptpipe.weights.checkpoint import list_checkpoints
 from gptpipe.wording import counted
 
 log = logging.getLogger("gptpipe.flows")

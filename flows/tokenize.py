@@ -8,16 +8,16 @@ from typing import Any
 from prefect import flow
 from pydantic import Field
 
-from flows import report
-from flows.engines import engine, task_runner
-from flows.names import named
+from flows.server import report
+from flows.server.engines import engine, task_runner
+from flows.server.names import named
 from gptpipe import storage
 from gptpipe.config import DataConfig, Section
-from gptpipe.data.build import tokenize as make_dataset
-from gptpipe.data.inspect import describe, inspect
-from gptpipe.naming import texts
-from gptpipe.plot import length_histogram
-from gptpipe.settings import settings
+from gptpipe.config.names import texts
+from gptpipe.config.settings import settings
+from gptpipe.corpus.build import tokenize as make_dataset
+from gptpipe.dataset.inspect import describe, inspect
+from gptpipe.tracking.plots import length_histogram
 from gptpipe.wording import counted
 
 log = logging.getLogger("gptpipe.flows")

@@ -9,22 +9,22 @@ from typing import Any
 from prefect import flow
 from pydantic import Field
 
-from flows import endings, report
-from flows.hosts import PrefectHosts
-from flows.live import Live
-from flows.names import named
-from flows.report import CancelWatch
+from flows.machines.hosts import PrefectHosts
+from flows.server import endings, report
+from flows.server.live import Live
+from flows.server.names import named
+from flows.server.report import CancelWatch
 from gptpipe import storage
-from gptpipe.adapt import starting_from
 from gptpipe.config import PipelineConfig, Section
+from gptpipe.config.names import pipeline_name
+from gptpipe.config.settings import settings
 from gptpipe.errors import UserError
 from gptpipe.extras import install_hint
-from gptpipe.gang import Hosts
-from gptpipe.lease import Held
-from gptpipe.naming import pipeline_name
-from gptpipe.settings import settings
-from gptpipe.torchrun import Cancelled, Watchers
+from gptpipe.launch.gang import Hosts
+from gptpipe.launch.torchrun import Cancelled, Watchers
+from gptpipe.storage.lease import Held
 from gptpipe.tracking import train_and_track
+from gptpipe.weights.adapt import starting_from
 
 log = logging.getLogger("gptpipe.flows")
 _ASK_SECONDS = 5  # between two looks whether the same training still runs
@@ -46,7 +46,7 @@ def _hosts() -> Hosts:
     if template is None:
         return PrefectHosts()
     try:
-        from flows.jobsets import JobSetHosts
+        from flows.machines.jobsets import JobSetHosts
     except ImportError:
         raise UserError(
             "the Kubernetes client is not installed", where="GPTPIPE_JOBSET", hint=install_hint("kubernetes")

@@ -8,10 +8,10 @@ from typing import Any
 from prefect import flow
 from prefect.states import Cancelled as CancelledState
 
-from flows import endings, report
-from gptpipe import node
-from gptpipe.channel import Invitation
-from gptpipe.torchrun import Cancelled
+from flows.server import endings, report
+from gptpipe.launch import node
+from gptpipe.launch.channel import Invitation
+from gptpipe.launch.torchrun import Cancelled
 
 log = logging.getLogger("gptpipe.flows")
 

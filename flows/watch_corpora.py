@@ -10,14 +10,14 @@ from prefect.events import emit_event
 from prefect.states import Completed
 from pydantic import Field
 
-from flows import endings
-from flows.names import named
+from flows.server import endings
+from flows.server.names import named
 from gptpipe import storage
 from gptpipe.config import DataConfig, parse
-from gptpipe.data.watch import unread_sources
-from gptpipe.form import CORPUS_LINE, FormSection, corpus_of, form_of
-from gptpipe.naming import texts
-from gptpipe.settings import settings
+from gptpipe.config.form import CORPUS_LINE, FormSection, corpus_of, form_of
+from gptpipe.config.names import texts
+from gptpipe.config.settings import settings
+from gptpipe.corpus.watch import unread_sources
 
 log = logging.getLogger("gptpipe.flows")
 EVENT = "gptpipe.corpora.changed"

@@ -16,13 +16,12 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
 from gptpipe.config import SampleConfig
-from gptpipe.devices import pick_device
-from gptpipe.generate import generate
-from gptpipe.pretrained import read_weights
-from gptpipe.scoring.continuations import likelihoods
-from gptpipe.scoring.score import to_precision
-from gptpipe.scoring.windows import apart_windows
+from gptpipe.evaluation.continuations import likelihoods
+from gptpipe.evaluation.windows import apart_windows
+from gptpipe.generation.generate import generate
+from gptpipe.model.precision import pick_device, to_precision
 from gptpipe.tokenizer import get_tokenizer
+from gptpipe.weights.find import read_weights
 
 _NEW_TOKENS = 256  # what the harness takes where a task does not say
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from gptpipe.ports import free_ports
-from gptpipe.seaweedfs import SERVICES, bucket_ailment, find_weed, port_names, weed_command
-from gptpipe.settings import reload_settings
+from gptpipe.config.settings import reload_settings
+from gptpipe.services.ports import free_ports
+from gptpipe.services.seaweedfs import SERVICES, bucket_ailment, find_weed, port_names, weed_command
 
 hypothesis.settings.register_profile("gptpipe", deadline=None)  # the first example builds what the others find
 hypothesis.settings.load_profile("gptpipe")

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from gptpipe.ports import free_ports
+from gptpipe.services.ports import free_ports
 
 GPTPIPE = str(Path(sys.executable).with_name("gptpipe"))
 PORTS = ("PREFECT", "MLFLOW", "S3", "POSTGRES")

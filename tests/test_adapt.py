@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from gptpipe import GPT, UserError, adapt
-from gptpipe.adapt import adapted, import_weights, starting_from
+from gptpipe import GPT, UserError
 from gptpipe.config import PipelineConfig
-from gptpipe.pretrained import read_weights
 from gptpipe.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer
+from gptpipe.weights import adapt
+from gptpipe.weights.adapt import adapted, import_weights, starting_from
+from gptpipe.weights.find import read_weights
 from tests.test_pretrained import reference
 
 CONTEXT = 12

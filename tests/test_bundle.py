@@ -11,8 +11,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptpipe import UserError
-from gptpipe.bundle import read_bundle
-from gptpipe.pretrained import read_weights
+from gptpipe.weights.find import read_weights
+from gptpipe.weights.tensorflow import read_bundle
 from tests.data.openai.make import HPARAMS, tensors
 
 FOLDER = Path(__file__).parent / "data" / "openai"

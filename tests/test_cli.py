@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from gptpipe import GPT, ModelConfig
-from gptpipe.checkpoint import write_checkpoint
 from gptpipe.cli import main
-from gptpipe.hf import hf_config, hf_tensors
+from gptpipe.weights.checkpoint import write_checkpoint
+from gptpipe.weights.huggingface import hf_config, hf_tensors
 
 GPTPIPE = str(Path(sys.executable).with_name("gptpipe"))
 

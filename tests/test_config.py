@@ -28,8 +28,8 @@ from gptpipe.config import (
     preset_values,
     result,
 )
+from gptpipe.config.yaml import read_yaml
 from gptpipe.errors import UserError
-from gptpipe.yaml_config import read_yaml
 
 CONFIGS = Path(__file__).parent / "data" / "configs"
 SECTIONS = [

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from gptpipe.ports import free_ports
+from gptpipe.services.ports import free_ports
 from tests.place import GPTPIPE, stack_in, wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -76,7 +76,7 @@ def one_core() -> Iterator[Path]:
 def test_a_real_quota_counts_and_torch_heeds_it(one_core: Path) -> None:
     if HERE < 2:
         pytest.skip("a machine of one core")
-    program = "from gptpipe.settings import prepare_environment; prepare_environment(); import torch; "
+    program = "from gptpipe.config.settings import prepare_environment; prepare_environment(); import torch; "
     program += "from gptpipe.cores import usable_cores; print(usable_cores(), torch.get_num_threads())"
     command = f'echo $$ > {one_core / "cgroup.procs"} && exec "$0" -c "$1"'
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

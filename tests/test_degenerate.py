@@ -8,8 +8,8 @@ import textwrap
 
 import pytest
 
-from gptpipe.degenerate import degenerate_share, fault_of, repeated_share
-from gptpipe.generate import Sample
+from gptpipe.generation.degenerate import degenerate_share, fault_of, repeated_share
+from gptpipe.generation.generate import Sample
 from gptpipe.tokenizer import get_tokenizer
 
 

@@ -11,10 +11,11 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from gptpipe import GPT, ModelConfig, UserError, evaluate
+from gptpipe import GPT, ModelConfig, UserError
 from gptpipe.config import DataConfig, EvaluateConfig
-from gptpipe.data.build import tokenize
-from gptpipe.evaluate import entropy
+from gptpipe.corpus.build import tokenize
+from gptpipe.evaluation import evaluate
+from gptpipe.evaluation.evaluate import entropy
 from gptpipe.tokenizer import get_tokenizer
 
 TEXT = "The quick brown fox — naïve, 東京 — jumps over the lazy dog.\n" * 9

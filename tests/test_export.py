@@ -15,12 +15,12 @@ import torch
 from transformers import GPT2LMHeadModel, GPT2TokenizerFast
 
 from gptpipe import UserError, load
-from gptpipe.adapt import import_weights
-from gptpipe.checkpoint import write_checkpoint
-from gptpipe.evaluate import Against, Evaluation, compare_tallies, evaluate_whole
-from gptpipe.export import export_hf
-from gptpipe.hf import hf_config, hf_tensors
+from gptpipe.evaluation.evaluate import Against, Evaluation, compare_tallies, evaluate_whole
+from gptpipe.export.folder import export_hf
 from gptpipe.tokenizer import get_tokenizer, gpt2_files
+from gptpipe.weights.adapt import import_weights
+from gptpipe.weights.checkpoint import write_checkpoint
+from gptpipe.weights.huggingface import hf_config, hf_tensors
 from tests.test_pretrained import ours, reference
 
 TEXTS = [

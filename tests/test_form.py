@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from flows.retrain import RetrainParameters
 from gptpipe.config import PRESETS, PipelineConfig, Section, load_config, parse, preset_values
+from gptpipe.config.form import QUICK, filled, values_of
+from gptpipe.config.yaml import read_yaml
 from gptpipe.errors import UserError
-from gptpipe.form import QUICK, filled, values_of
-from gptpipe.yaml_config import read_yaml
 
 
 def configured(**given: Any) -> PipelineConfig:

@@ -17,11 +17,12 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from gptpipe import GPT, ModelConfig, generate, load
-from gptpipe.checkpoint import write_checkpoint
+from gptpipe import GPT, ModelConfig, load
 from gptpipe.config import SampleConfig
-from gptpipe.decode import Decoder, Row
-from gptpipe.generate import (
+from gptpipe.generation import generate
+from gptpipe.generation.cpu import PackedDecoder
+from gptpipe.generation.decoder import Decoder, Row
+from gptpipe.generation.generate import (
     Sample,
     candidates,
     choose,
@@ -31,11 +32,11 @@ from gptpipe.generate import (
     sample_once,
     window_start,
 )
-from gptpipe.graphed import GraphedDecoder
-from gptpipe.hf import hf_config, hf_tensors
-from gptpipe.packed import PackedDecoder
-from gptpipe.scoring.score import to_precision
+from gptpipe.generation.gpu import GraphedDecoder
+from gptpipe.model.precision import to_precision
 from gptpipe.tokenizer import get_tokenizer
+from gptpipe.weights.checkpoint import write_checkpoint
+from gptpipe.weights.huggingface import hf_config, hf_tensors
 
 
 def config(**given: object) -> SampleConfig:

@@ -14,10 +14,10 @@ import xllamacpp
 from transformers import GPT2LMHeadModel
 
 from gptpipe import GPT, ModelConfig, UserError, load, storage
-from gptpipe.checkpoint import write_checkpoint
-from gptpipe.gguf import export_gguf
-from gptpipe.hf import hf_config, hf_tensors
+from gptpipe.export.gguf import export_gguf
 from gptpipe.tokenizer import get_tokenizer
+from gptpipe.weights.checkpoint import write_checkpoint
+from gptpipe.weights.huggingface import hf_config, hf_tensors
 from tests.test_export import TEXTS
 from tests.test_hf_tokenizer import both, write_model
 from tests.test_pretrained import reference

@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer, PreTrainedTokenizerFast
 
-from gptpipe.adapt import import_weights
 from gptpipe.config import Corpus, DataConfig, EvaluateConfig, SampleConfig
-from gptpipe.data.build import tokenize
-from gptpipe.data.cuts import CELL
-from gptpipe.data.dataset import open_dataset
+from gptpipe.corpus.build import tokenize
+from gptpipe.corpus.cuts import CELL
+from gptpipe.dataset.dataset import open_dataset
 from gptpipe.errors import UserError
-from gptpipe.evaluate import evaluate
-from gptpipe.export import export_hf
-from gptpipe.generate import generate
-from gptpipe.pretrained import load, read_weights
+from gptpipe.evaluation.evaluate import evaluate
+from gptpipe.export.folder import export_hf
+from gptpipe.generation.generate import generate
 from gptpipe.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer, gpt2_files, tokenizer_in
+from gptpipe.weights.adapt import import_weights
+from gptpipe.weights.find import load, read_weights
 
 GERMAN = (
     "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. Die Übung, die Größe und die Straße: "

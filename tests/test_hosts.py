@@ -107,7 +107,7 @@ def wanted(place: Place, **train: Any) -> dict[str, Any]:
 def weights(place: Place, training: str, steps: int) -> str:
     """The SHA-256 of a training's final weights and moments, out of the object store."""
     code = (
-        "import sys; from gptpipe import storage; from gptpipe.settings import prepare_environment\n"
+        "import sys; from gptpipe import storage; from gptpipe.config.settings import prepare_environment\n"
         "prepare_environment(); sys.stdout.buffer.write(b''.join(storage.read_bytes(u) for u in sys.argv[1:]))"
     )
     names = [f"{training}/step-{steps:08d}/{name}.safetensors" for name in ("model", "optimizer")]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from gptpipe.pretrained import read_weights
+from gptpipe.weights.find import read_weights
 from tests.data_plane.conftest import serving
 from tests.hub import gptpipe_with_hub, hub_of
 from tests.test_pretrained import reference

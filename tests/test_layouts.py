@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from gptpipe import UserError, load, storage
-from gptpipe.adapt import import_weights
-from gptpipe.fetch import local_copy
-from gptpipe.pretrained import read_weights
-from gptpipe.stored import open_safetensors
+from gptpipe.storage.fetch import local_copy
+from gptpipe.weights.adapt import import_weights
+from gptpipe.weights.find import read_weights
+from gptpipe.weights.tensors import open_safetensors
 from tests.data_plane.conftest import serving
 from tests.test_pretrained import reference
 

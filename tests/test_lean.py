@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptpipe.lean import linear, norm_linear
+from gptpipe.model.lean import linear, norm_linear
 
 Layers = tuple[nn.LayerNorm, nn.Linear]
 WIDTH, OUT = 48, 80

@@ -6,9 +6,9 @@ import json
 import subprocess
 import sys
 
-from gptpipe.lease import lives, this_process
+from gptpipe.storage.lease import lives, this_process
 
-PROGRAM = "import json; from gptpipe.lease import this_process; print(json.dumps(this_process()))"
+PROGRAM = "import json; from gptpipe.storage.lease import this_process; print(json.dumps(this_process()))"
 
 
 def test_a_process_lives_is_gone_or_cannot_be_seen() -> None:

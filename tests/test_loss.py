@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gptpipe import loss as loss_module
-from gptpipe.loss import IGNORED, linear_cross_entropy, token_scores
+from gptpipe.model import loss as loss_module
+from gptpipe.model.loss import IGNORED, linear_cross_entropy, token_scores
 
 
 @pytest.fixture(autouse=True)

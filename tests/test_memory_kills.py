@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gptpipe.memory_kills import memory_figures, memory_kills
+from gptpipe.launch.memory_kills import memory_figures, memory_kills
 
 
 def test_counters_add_up_and_what_is_absent_or_another_line_counts_nothing(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ import torch
 from torch.nn import functional as F
 
 from gptpipe.config import DataConfig, ModelConfig, PipelineConfig
-from gptpipe.data.build import tokenize
-from gptpipe.data.cache import TokenCache
-from gptpipe.data.dataset import open_dataset
-from gptpipe.data.loader import gather
-from gptpipe.data.tokens import TokenStream
-from gptpipe.data.windows import evaluation_windows
-from gptpipe.model import GPT
+from gptpipe.corpus.build import tokenize
+from gptpipe.dataset.cache import TokenCache
+from gptpipe.dataset.dataset import open_dataset
+from gptpipe.dataset.loader import gather
+from gptpipe.dataset.stream import TokenStream
+from gptpipe.dataset.windows import evaluation_windows
+from gptpipe.model.gpt import GPT
 
 INPUTS = torch.tensor([[16833, 3626, 6100], [40, 1107, 588]])
 TARGETS = torch.tensor([[3626, 6100, 345], [1107, 588, 11311]])

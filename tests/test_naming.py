@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gptpipe.config import PRESETS, PipelineConfig, load_config
-from gptpipe.naming import changes, pipeline_name, training_name
+from gptpipe.config.names import changes, pipeline_name, training_name
 
 
 @pytest.mark.parametrize("preset", PRESETS)

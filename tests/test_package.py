@@ -53,7 +53,7 @@ def test_only_the_command_line_calls_flows() -> None:
             assert "from mlflow" not in text, file
 
 
-@pytest.mark.parametrize("module", ["gptpipe.train.loop", "gptpipe.data.build"])
+@pytest.mark.parametrize("module", ["gptpipe.train.loop", "gptpipe.corpus.build"])
 def test_ranks_and_tokenizing_workers_import_neither_prefect_nor_mlflow(module: str) -> None:
     code = f"import sys, {module}; assert not {{'prefect', 'mlflow', 'typer', 's3fs'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptpipe import GPT, ModelConfig, UserError, load
-from gptpipe.adapt import import_weights
-from gptpipe.checkpoint import open_checkpoint, write_checkpoint
-from gptpipe.hf import hf_config, hf_tensors
-from gptpipe.pretrained import read_weights
+from gptpipe.weights.adapt import import_weights
+from gptpipe.weights.checkpoint import open_checkpoint, write_checkpoint
+from gptpipe.weights.find import read_weights
+from gptpipe.weights.huggingface import hf_config, hf_tensors
 
 
 def random_shapes(count: int) -> list[tuple[int, int, int, int, int]]:
@@ -277,8 +277,8 @@ def test_a_file_that_is_cut_off(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_shape_start_no_training(tmp_path: Path) -> None:
-    from gptpipe.data.dataset import Dataset
-    from gptpipe.launch import check_start
+    from gptpipe.dataset.dataset import Dataset
+    from gptpipe.launch.training import check_start
 
     dataset = Dataset("here", {"tokenizer": {"name": "gpt2"}})
     model = ours(tied=True, qkv_bias=True)

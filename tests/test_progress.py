@@ -10,9 +10,9 @@ import torch
 
 from gptpipe import GPT, ModelConfig, progress
 from gptpipe.config import SampleConfig
-from gptpipe.generate import generate_ids
+from gptpipe.evaluation.continuations import likelihoods
+from gptpipe.generation.generate import generate_ids
 from gptpipe.progress import NowAndThen
-from gptpipe.scoring.continuations import likelihoods
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gptpipe.promote import decide
-from gptpipe.scoring.confidence import Comparison, Interval, compare
+from gptpipe.evaluation.confidence import Comparison, Interval, compare
+from gptpipe.tracking.promote import decide
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import pytest
 import requests
 
 from gptpipe import storage
+from gptpipe.config.settings import Settings, prepare_environment, reload_settings, settings
 from gptpipe.errors import UserError
-from gptpipe.ports import free_ports
-from gptpipe.settings import Settings, prepare_environment, reload_settings, settings
+from gptpipe.services.ports import free_ports
 
 EXAMPLE = Path(__file__).parents[1] / ".env.example"
 NAMES = {f"GPTPIPE_{name.upper()}" for name in Settings.model_fields}

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gptpipe.stored import is_finite
+from gptpipe.weights.tensors import is_finite
 
 TYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

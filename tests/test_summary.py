@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from gptpipe.config import DataConfig, PipelineConfig
-from gptpipe.data.build import tokenize
-from gptpipe.data.dataset import Dataset, open_dataset
-from gptpipe.generate import Sample, Samples
-from gptpipe.launch import TrainResult
-from gptpipe.promote import Decision
-from gptpipe.summary import training_summary
+from gptpipe.corpus.build import tokenize
+from gptpipe.dataset.dataset import Dataset, open_dataset
+from gptpipe.generation.generate import Sample, Samples
+from gptpipe.launch.training import TrainResult
+from gptpipe.tracking.promote import Decision
+from gptpipe.tracking.summary import training_summary
 from tests.test_tracking import result_of
 
 LINES = [

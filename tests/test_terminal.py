@@ -63,7 +63,7 @@ class Terminal:
         return psutil.Process(self.pid).children(recursive=True)
 
     def server(self) -> psutil.Process:
-        return next(process for process in self.family() if "gptpipe.prefect_server" in process.cmdline())
+        return next(process for process in self.family() if "gptpipe.services.prefect_server" in process.cmdline())
 
 
 @contextmanager

@@ -22,16 +22,16 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptpipe import tracking
 from gptpipe.config import DataConfig, PipelineConfig, flatten, load_config
-from gptpipe.data.build import tokenize
-from gptpipe.data.dataset import Dataset, open_dataset
-from gptpipe.doctor import examine
+from gptpipe.config.settings import make_home, reload_settings, settings
+from gptpipe.corpus.build import tokenize
+from gptpipe.dataset.dataset import Dataset, open_dataset
 from gptpipe.errors import UserError
-from gptpipe.evaluate import Evaluation
-from gptpipe.generate import Sample, Samples
-from gptpipe.launch import TrainResult
-from gptpipe.ports import free_ports
-from gptpipe.scoring.confidence import Interval
-from gptpipe.settings import make_home, reload_settings, settings
+from gptpipe.evaluation.confidence import Interval
+from gptpipe.evaluation.evaluate import Evaluation
+from gptpipe.generation.generate import Sample, Samples
+from gptpipe.launch.training import TrainResult
+from gptpipe.services.doctor import examine
+from gptpipe.services.ports import free_ports
 from gptpipe.tracking import RunLink, TrainingTracker
 
 

@@ -9,7 +9,7 @@ import tiktoken
 
 from gptpipe import storage
 from gptpipe.errors import UserError
-from gptpipe.hub import HUB, from_hub
+from gptpipe.storage.hub import HUB, from_hub
 from gptpipe.tokenizer.encoding import OWN, Tokenizer
 from gptpipe.tokenizer.gpt2 import gpt2
 from gptpipe.tokenizer.huggingface import FILES, MODEL_SETTINGS, WHOLE, read_files

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from gptpipe.rank import run_rank
-from gptpipe.train.job import Job, Outcome
-from gptpipe.train.stop import StopRequest
+from gptpipe.launch.job import Job, Outcome
+from gptpipe.launch.rank import run_rank
+from gptpipe.launch.stop import StopRequest
 
 
 def prepared(job: Job) -> Callable[[], Outcome]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from gptpipe.config import ModelConfig, TrainConfig
-from gptpipe.loss import chunk_rows
+from gptpipe.model.loss import chunk_rows
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class MemoryBudget:
     def of(
         cls, model: ModelConfig, train: TrainConfig, micro_batch: int, precision: str, device: str, world_size: int
     ) -> MemoryBudget:
-        """The budget of a step that takes `micro_batch` windows at once. Counted from the code (`gptpipe.lean`)."""
+        """The budget of a step that takes `micro_batch` windows at once, counted from the code of `gptpipe.model`."""
         c, layers = model.n_embd, model.n_layer
         table = model.vocab_size * c
         parameters = layers * (12 * c * c + 13 * c)

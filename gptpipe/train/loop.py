@@ -13,30 +13,31 @@ import torch
 from torch import nn
 
 from gptpipe import storage
-from gptpipe.checkpoint import newest_checkpoint, open_checkpoint, step_name
 from gptpipe.config import TrainConfig
-from gptpipe.data.cache import TokenCache
-from gptpipe.data.dataset import open_dataset
-from gptpipe.data.loader import TrainLoader, evaluation_batches
-from gptpipe.data.locate import documents_at
-from gptpipe.data.tokens import TokenStream
-from gptpipe.devices import pick_device
+from gptpipe.config.settings import settings
+from gptpipe.dataset.cache import TokenCache
+from gptpipe.dataset.dataset import open_dataset
+from gptpipe.dataset.loader import TrainLoader, evaluation_batches
+from gptpipe.dataset.locate import documents_at
+from gptpipe.dataset.stream import TokenStream
 from gptpipe.errors import UserError
-from gptpipe.model import GPT
-from gptpipe.settings import settings
+from gptpipe.launch.job import METRICS, Job, Outcome
+from gptpipe.launch.metrics import MetricsFile, memory_megabytes
+from gptpipe.launch.stop import StopRequest
+from gptpipe.model.gpt import GPT
+from gptpipe.model.precision import pick_device
 from gptpipe.tokenizer import Tokenizer
-from gptpipe.train import operation, resume
-from gptpipe.train.batches import DeviceBatches
+from gptpipe.train import checkpointing as resume
+from gptpipe.train import runtime as operation
 from gptpipe.train.budget import MemoryBudget
-from gptpipe.train.job import METRICS, Job, Outcome
-from gptpipe.train.metrics import MetricsFile, memory_megabytes
+from gptpipe.train.distributed import Ranks
+from gptpipe.train.flops import peak_flops
 from gptpipe.train.optimizer import make_optimizers
-from gptpipe.train.peak import peak_flops
-from gptpipe.train.ranks import Ranks
+from gptpipe.train.prefetch import DeviceBatches
 from gptpipe.train.saver import HostCopies, Saver
 from gptpipe.train.state import TrainState
 from gptpipe.train.step import Stepper, StepResult
-from gptpipe.train.stop import StopRequest
+from gptpipe.weights.checkpoint import newest_checkpoint, open_checkpoint, step_name
 from gptpipe.wording import counted
 
 log = logging.getLogger(__name__)

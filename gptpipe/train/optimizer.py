@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from gptpipe.config import TrainConfig
 from gptpipe.errors import UserError
-from gptpipe.model import GPT
+from gptpipe.model.gpt import GPT
 
 _STATES = {"AdamW": ("exp_avg", "exp_avg_sq", "step"), "Muon": ("momentum_buffer",)}
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gptpipe.config import TrainConfig
-from gptpipe.data.loader import TrainBatch
-from gptpipe.devices import Precision
-from gptpipe.model import GPT
-from gptpipe.train.guard import SpikeGuard
-from gptpipe.train.ranks import Ranks, without_sync
+from gptpipe.dataset.loader import TrainBatch
+from gptpipe.model.gpt import GPT
+from gptpipe.model.precision import Precision
+from gptpipe.train.distributed import Ranks, without_sync
 from gptpipe.train.schedule import learning_rate
+from gptpipe.train.spikes import SpikeGuard
 from gptpipe.train.state import TrainState
 
 

@@ -50,16 +50,16 @@ def run(text: Path, seed: int) -> tuple[dict[int, float], dict[int, float]]:
     import torch
 
     from gptpipe.config import DataConfig, PipelineConfig
-    from gptpipe.data.build import tokenize
-    from gptpipe.data.cache import TokenCache
-    from gptpipe.data.dataset import open_dataset
-    from gptpipe.data.loader import TrainLoader, evaluation_batches
-    from gptpipe.data.tokens import TokenStream
-    from gptpipe.devices import Precision
-    from gptpipe.memory import keep_freed_memory
-    from gptpipe.model import GPT
+    from gptpipe.corpus.build import tokenize
+    from gptpipe.dataset.cache import TokenCache
+    from gptpipe.dataset.dataset import open_dataset
+    from gptpipe.dataset.loader import TrainLoader, evaluation_batches
+    from gptpipe.dataset.stream import TokenStream
+    from gptpipe.model.gpt import GPT
+    from gptpipe.model.memory import keep_freed_memory
+    from gptpipe.model.precision import Precision
+    from gptpipe.train.distributed import Ranks
     from gptpipe.train.optimizer import make_optimizers
-    from gptpipe.train.ranks import Ranks
     from gptpipe.train.state import TrainState
     from gptpipe.train.step import Stepper
 

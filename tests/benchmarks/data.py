@@ -98,7 +98,7 @@ def tokenize_once(options: argparse.Namespace, out: Path) -> dict[str, Any]:
     code = (
         "import json, sys, time\n"
         "from gptpipe.config import DataConfig\n"
-        "from gptpipe.data.build import tokenize\n"
+        "from gptpipe.corpus.build import tokenize\n"
         "if __name__ == '__main__':\n"
         "    began = time.perf_counter()\n"
         "    made = tokenize(DataConfig(corpus=[sys.argv[1]], workers=int(sys.argv[3])), sys.argv[2])\n"
@@ -203,7 +203,7 @@ def bench_flow(options: argparse.Namespace) -> None:
 
     from flows.tokenize import TokenizeParameters, tokenize
     from gptpipe.config import DataConfig
-    from gptpipe.data.build import tokenize as make
+    from gptpipe.corpus.build import tokenize as make
 
     config = DataConfig(corpus=[str(corpus(options))], workers=options.workers)  # type: ignore[list-item]
     bare, flow = [], []
@@ -224,8 +224,8 @@ def bench_flow(options: argparse.Namespace) -> None:
 
 
 def bench_disk(options: argparse.Namespace) -> None:
-    from gptpipe.data.dataset import open_dataset
-    from gptpipe.data.rows import ShardReader
+    from gptpipe.dataset.dataset import open_dataset
+    from gptpipe.dataset.rows import ShardReader
 
     dataset = open_dataset(tokenize_once(options, options.work / "out")["dataset"])
     size = sum(file.stat().st_size for file in Path(dataset.url).rglob("*.parquet"))
@@ -248,10 +248,10 @@ def bench_disk(options: argparse.Namespace) -> None:
 
 def loader_of(url: str, cache: Path, **values: Any) -> Any:
     from gptpipe.config import TrainConfig
-    from gptpipe.data.cache import TokenCache
-    from gptpipe.data.dataset import open_dataset
-    from gptpipe.data.loader import TrainLoader
-    from gptpipe.data.tokens import TokenStream
+    from gptpipe.dataset.cache import TokenCache
+    from gptpipe.dataset.dataset import open_dataset
+    from gptpipe.dataset.loader import TrainLoader
+    from gptpipe.dataset.stream import TokenStream
 
     stream = TokenStream(open_dataset(url), "train", TokenCache(cache, 10**12))
     return stream, TrainLoader(stream, context_length=1024, config=TrainConfig(batch_size=8, **values))
@@ -294,7 +294,7 @@ def resident(kind: str) -> float:
 
 def bench_cold(options: argparse.Namespace) -> None:
     from gptpipe import storage
-    from gptpipe.data.dataset import open_dataset
+    from gptpipe.dataset.dataset import open_dataset
 
     url = os.environ["GPTPIPE_STORAGE"]
     made = tokenize_once(options, options.work / "out")
@@ -368,8 +368,8 @@ def bench_open(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from gptpipe import storage
-    from gptpipe.data.dataset import INDEX, MANIFEST, open_dataset
-    from gptpipe.data.index import index_table
+    from gptpipe.dataset.dataset import INDEX, MANIFEST, open_dataset
+    from gptpipe.dataset.index import index_table
 
     root = options.work / "open"
     shutil.rmtree(root, ignore_errors=True)
@@ -396,7 +396,7 @@ def bench_open(options: argparse.Namespace) -> None:
         "import numpy as np\n"
         "from pathlib import Path\n"
         "from data import SHARDS, loader_of, resident\n"
-        "import gptpipe.data.loader\n"
+        "import gptpipe.dataset.loader\n"
         "before = resident('VmHWM')\n"
         "began = time.perf_counter()\n"
         "stream, loader = loader_of(sys.argv[1], Path(sys.argv[2]), shuffle='two-level')\n"

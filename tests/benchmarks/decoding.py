@@ -129,10 +129,10 @@ def ours(folder: Path, precision: str, ids: list[list[int]], new: int, _device: 
     from torch.nn import functional as F
 
     from gptpipe.config import SampleConfig
-    from gptpipe.generate import generate_ids
-    from gptpipe.packed import PackedDecoder
-    from gptpipe.pretrained import read_weights
-    from gptpipe.scoring.score import to_precision
+    from gptpipe.generation.cpu import PackedDecoder
+    from gptpipe.generation.generate import generate_ids
+    from gptpipe.model.precision import to_precision
+    from gptpipe.weights.find import read_weights
 
     model = to_precision(read_weights(str(folder / "hf")).build(), precision).eval()
     plain = [layer.weight.detach() for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
@@ -180,10 +180,10 @@ def on_gpu(folder: Path, precision: str, ids: list[list[int]], new: int, device:
     import torch
 
     from gptpipe.config import SampleConfig
-    from gptpipe.generate import generate_ids
-    from gptpipe.graphed import GraphedDecoder
-    from gptpipe.pretrained import read_weights
-    from gptpipe.scoring.score import to_precision
+    from gptpipe.generation.generate import generate_ids
+    from gptpipe.generation.gpu import GraphedDecoder
+    from gptpipe.model.precision import to_precision
+    from gptpipe.weights.find import read_weights
 
     model = to_precision(read_weights(str(folder / "hf")).build(), precision).to(device).eval()
     made = GraphedDecoder(model, new + 8)

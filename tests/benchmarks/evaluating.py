@@ -92,11 +92,12 @@ def measure(work: str, folder: Path, windows: int, batch: int) -> dict[str, floa
 def ours(folder: Path, precision: str, batch: int):  # type: ignore[no-untyped-def]
     import numpy as np
 
-    from gptpipe.data.windows import evaluation_windows
-    from gptpipe.pretrained import read_weights
-    from gptpipe.scoring.documents import Documents, TextTokens
-    from gptpipe.scoring.score import score, to_precision
+    from gptpipe.dataset.windows import evaluation_windows
+    from gptpipe.evaluation.documents import Documents, TextTokens
+    from gptpipe.evaluation.score import score
+    from gptpipe.model.precision import to_precision
     from gptpipe.tokenizer import get_tokenizer
+    from gptpipe.weights.find import read_weights
 
     model = to_precision(read_weights(str(folder / "hf")).build(), precision)
 

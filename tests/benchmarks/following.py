@@ -38,7 +38,7 @@ def main() -> None:
         print(json.dumps(measure(options)))
         return
     from gptpipe.config import DataConfig
-    from gptpipe.data.build import tokenize
+    from gptpipe.corpus.build import tokenize
 
     found: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, servers(Path(folder)) as environment:
@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     )
     result: Any
     if options.variant == "bare":
-        from gptpipe.launch import train
+        from gptpipe.launch.training import train
 
         result = train(config.model, config.train, data=options.data, out=options.out).as_dict()
     elif options.variant == "mlflow":
@@ -94,8 +94,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 @contextmanager
 def servers(folder: Path) -> Iterator[dict[str, str]]:
     """A Prefect and an MLflow server, and the environment in which they are found."""
-    from gptpipe.ports import free_ports
-    from gptpipe.settings import DEFAULTS
+    from gptpipe.config.settings import DEFAULTS
+    from gptpipe.services.ports import free_ports
 
     prefect, mlflow = free_ports(2)
     environment = {
@@ -133,7 +133,7 @@ def servers(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def wait_for(url: str, log: Path) -> None:
-    from gptpipe.ports import answers
+    from gptpipe.services.ports import answers
 
     until = time.monotonic() + 120
     while answers(url):

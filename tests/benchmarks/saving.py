@@ -20,10 +20,10 @@ import psutil
 import torch
 
 from gptpipe import storage
-from gptpipe.checkpoint import write_checkpoint
 from gptpipe.config import DataConfig, ModelConfig, TrainConfig
-from gptpipe.data.build import tokenize
-from gptpipe.launch import train
+from gptpipe.corpus.build import tokenize
+from gptpipe.launch.training import train
+from gptpipe.weights.checkpoint import write_checkpoint
 
 
 def main() -> None:

@@ -77,7 +77,7 @@ def set_up(options: argparse.Namespace, precision: str) -> tuple[Any, Any, Any, 
     from torch.nn import functional as F
 
     from gptpipe import GPT, ModelConfig
-    from gptpipe.memory import keep_freed_memory
+    from gptpipe.model.memory import keep_freed_memory
 
     torch.manual_seed(0)
     if options.device == "cpu":
@@ -125,7 +125,7 @@ def set_up(options: argparse.Namespace, precision: str) -> tuple[Any, Any, Any, 
 def measure(options: argparse.Namespace, precision: str) -> dict[str, float]:
     import torch
 
-    from gptpipe.train.peak import peak_flops
+    from gptpipe.train.flops import peak_flops
 
     step, ours, device, tokens = set_up(options, precision)
     for _ in range(3 if options.compile else 1):
@@ -162,8 +162,8 @@ def profile(options: argparse.Namespace, precision: str) -> None:
 def ranks(options: argparse.Namespace) -> None:
     """The whole trainer on a real dataset: one rank with two threads and two ranks with one, in turn."""
     from gptpipe.config import DataConfig, ModelConfig, TrainConfig
-    from gptpipe.data.build import tokenize
-    from gptpipe.launch import train
+    from gptpipe.corpus.build import tokenize
+    from gptpipe.launch.training import train
 
     shape = {"n_layer": options.layers, "n_embd": options.width, "n_head": max(1, options.width // 64)}
     model = ModelConfig(context_length=options.context, **shape)

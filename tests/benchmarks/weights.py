@@ -60,11 +60,11 @@ def write(folder: Path, preset: str) -> None:
     """Random weights as transformers would write them."""
     import torch
 
-    from gptpipe.checkpoint import model_file
     from gptpipe.config import load_config
-    from gptpipe.hf import hf_config, hf_stored
-    from gptpipe.model import GPT
-    from gptpipe.stored import Stored
+    from gptpipe.model.gpt import GPT
+    from gptpipe.weights.checkpoint import model_file
+    from gptpipe.weights.huggingface import hf_config, hf_stored
+    from gptpipe.weights.tensors import Stored
 
     config = load_config(preset=preset).model
     (folder / "hf").mkdir()
@@ -83,7 +83,7 @@ def measure(work: str, folder: Path) -> tuple[float, float]:
     import torch  # noqa: F401
 
     from gptpipe import load
-    from gptpipe.adapt import import_weights
+    from gptpipe.weights.adapt import import_weights
 
     if work == "transformers":
         from transformers import GPT2LMHeadModel

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from gptpipe.config import DataConfig
-from gptpipe.data.build import tokenize
-from gptpipe.data.dataset import Dataset, open_dataset
-from gptpipe.data.loader import TrainLoader
-from gptpipe.data.tokens import TokenStream
+from gptpipe.corpus.build import tokenize
+from gptpipe.dataset.dataset import Dataset, open_dataset
+from gptpipe.dataset.loader import TrainLoader
+from gptpipe.dataset.stream import TokenStream
 
 GROUP_TOKENS = 4096
 END = 50_256
@@ -71,7 +71,7 @@ def make_sample(root: Path, sizes: dict[str, int], validation: float = 0.1) -> S
     corpora: Any = [{"url": str(root / name), "name": name} for name in sizes]
     config = DataConfig(corpus=corpora, validation=validation, workers=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gptpipe.data.rows.ROW_GROUP_TOKENS", GROUP_TOKENS)
+        patch.setattr("gptpipe.dataset.rows.ROW_GROUP_TOKENS", GROUP_TOKENS)
         made = tokenize(config, str(root / "out"))
     dataset = open_dataset(made.dataset)
     return Sample(dataset, *stream_of(dataset), config, str(root / "out"))

@@ -30,18 +30,18 @@ from hypothesis import strategies as st
 
 from gptpipe import storage
 from gptpipe.config import DataConfig
-from gptpipe.data import cuts
-from gptpipe.data.build import TokenizeResult, tokenize
-from gptpipe.data.cache import TokenCache
-from gptpipe.data.dataset import open_dataset
-from gptpipe.data.engine import Processes
-from gptpipe.data.fingerprints import Fingerprints
-from gptpipe.data.rows import ShardReader
-from gptpipe.data.shards import split_by_position
-from gptpipe.data.split import split_of
-from gptpipe.data.tokens import TokenStream
+from gptpipe.config.settings import reload_settings
+from gptpipe.corpus import cuts
+from gptpipe.corpus.build import TokenizeResult, tokenize
+from gptpipe.corpus.engine import Processes
+from gptpipe.corpus.fingerprints import Fingerprints
+from gptpipe.corpus.shards import split_by_position
+from gptpipe.corpus.split import split_of
+from gptpipe.dataset.cache import TokenCache
+from gptpipe.dataset.dataset import open_dataset
+from gptpipe.dataset.rows import ShardReader
+from gptpipe.dataset.stream import TokenStream
 from gptpipe.errors import UserError
-from gptpipe.settings import reload_settings
 from gptpipe.tokenizer import END_OF_TEXT, get_tokenizer, references
 
 MILLION = 1_000_000
@@ -805,7 +805,7 @@ import json, os, signal, sys, hashlib
 from pathlib import Path
 import pyarrow.dataset
 from gptpipe.config import DataConfig
-from gptpipe.data.build import tokenize
+from gptpipe.corpus.build import tokenize
 from gptpipe.tokenizer import get_tokenizer
 
 root, corpora = Path(sys.argv[1]), sys.argv[2:]
@@ -943,8 +943,8 @@ def test_nothing_half_written_is_left_behind(kills: list[dict[str, Any]]) -> Non
 STALLS = """
 import sys
 from gptpipe.config import DataConfig
-from gptpipe.data.build import tokenize
-from gptpipe.data.engine import Processes
+from gptpipe.corpus.build import tokenize
+from gptpipe.corpus.engine import Processes
 
 class Stalling(Processes):
     def run(self, work, tasks):

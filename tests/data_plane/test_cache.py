@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptpipe.data import cache as cache_module
-from gptpipe.data.build import tokenize
-from gptpipe.data.cache import Evicted, PartialShard, TokenCache
-from gptpipe.data.dataset import Dataset, open_dataset
-from gptpipe.data.tokens import TokenStream
+from gptpipe.corpus.build import tokenize
+from gptpipe.dataset import cache as cache_module
+from gptpipe.dataset.cache import Evicted, PartialShard, TokenCache
+from gptpipe.dataset.dataset import Dataset, open_dataset
+from gptpipe.dataset.stream import TokenStream
 from gptpipe.errors import UserError
 from tests.data_plane.conftest import Sample, in_threads, read_anywhere
 
@@ -29,9 +29,9 @@ READER = """
 import sys
 from pathlib import Path
 import numpy as np
-from gptpipe.data.cache import TokenCache
-from gptpipe.data.dataset import open_dataset
-from gptpipe.data.tokens import TokenStream
+from gptpipe.dataset.cache import TokenCache
+from gptpipe.dataset.dataset import open_dataset
+from gptpipe.dataset.stream import TokenStream
 
 dataset, cache, limit, how, seed, expected, rounds = sys.argv[1:]
 expected = np.load(expected)

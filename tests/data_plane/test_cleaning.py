@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gptpipe.data import duplicates
-from gptpipe.data.build import TokenizeResult
-from gptpipe.data.dataset import open_dataset
+from gptpipe.corpus import duplicates
+from gptpipe.corpus.build import TokenizeResult
+from gptpipe.dataset.dataset import open_dataset
 from gptpipe.errors import UserError
 from gptpipe.tokenizer import get_tokenizer
 from tests.data_plane.test_build import build, contents, documents_of, refused, rows_of, some_text

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptpipe.config import TrainConfig, parse
-from gptpipe.data.cache import TokenCache
-from gptpipe.data.loader import TrainLoader
-from gptpipe.data.tokens import TokenStream
-from gptpipe.data.windows import DocumentWindows, document_windows
+from gptpipe.dataset.cache import TokenCache
+from gptpipe.dataset.loader import TrainLoader
+from gptpipe.dataset.stream import TokenStream
+from gptpipe.dataset.windows import DocumentWindows, document_windows
 from gptpipe.errors import UserError
-from gptpipe.loss import IGNORED
+from gptpipe.model.loss import IGNORED
 from tests.data_plane.conftest import END, Sample, make_long_document
 from tests.train.conftest import Training, dataset, new_training  # noqa: F401
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from gptpipe.config import DataConfig
-from gptpipe.data import inspect as inspect_module
-from gptpipe.data.build import tokenize
-from gptpipe.data.cache import TokenCache
-from gptpipe.data.dataset import open_dataset
-from gptpipe.data.inspect import Inspection, describe, inspect
-from gptpipe.data.tokens import TokenStream
+from gptpipe.corpus.build import tokenize
+from gptpipe.dataset import inspect as inspect_module
+from gptpipe.dataset.cache import TokenCache
+from gptpipe.dataset.dataset import open_dataset
+from gptpipe.dataset.inspect import Inspection, describe, inspect
+from gptpipe.dataset.stream import TokenStream
 from gptpipe.errors import UserError
 from gptpipe.tokenizer import get_tokenizer
 from tests.data_plane.conftest import Sample, make_long_document

@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from gptpipe import storage
+from gptpipe.config.settings import reload_settings
 from gptpipe.errors import UserError
-from gptpipe.settings import reload_settings
 from tests.data_plane.conftest import serving
 from tests.data_plane.test_build import build, contents, remote_contents, some_text
 
@@ -28,7 +28,7 @@ from tests.data_plane.test_build import build, contents, remote_contents, some_t
 BUILD = """
 import json, sys
 from gptpipe.config import DataConfig
-from gptpipe.data.build import tokenize
+from gptpipe.corpus.build import tokenize
 from gptpipe.errors import UserError
 
 if __name__ == "__main__":

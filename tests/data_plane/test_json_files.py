@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from gptpipe.config import DataConfig
-from gptpipe.data.build import TokenizeResult, tokenize
-from gptpipe.data.dataset import open_dataset
-from gptpipe.data.index import ShardIndex
+from gptpipe.corpus.build import TokenizeResult, tokenize
+from gptpipe.dataset.dataset import open_dataset
+from gptpipe.dataset.index import ShardIndex
 from gptpipe.errors import UserError
 from gptpipe.tokenizer import get_tokenizer
 

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from gptpipe.data.index import ShardIndex, index_table
-from gptpipe.data.rows import ShardFile
+from gptpipe.dataset.index import ShardIndex, index_table
+from gptpipe.dataset.rows import ShardFile
 from tests.data_plane.conftest import in_threads
 
 ROWS = 300_000
@@ -166,8 +166,8 @@ def test_the_file_and_the_memory_are_small(path: Path) -> None:
 import resource, sys
 from pathlib import Path
 import numpy as np
-from gptpipe.data.index import ShardIndex
-import gptpipe.data.tokens
+from gptpipe.dataset.index import ShardIndex
+import gptpipe.dataset.stream
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
 train = ShardIndex.read(Path(sys.argv[1]).read_bytes()).select("train")

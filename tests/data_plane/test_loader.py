@@ -16,17 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptpipe.config import DataConfig, TrainConfig
-from gptpipe.data.build import tokenize
-from gptpipe.data.cache import TokenCache
-from gptpipe.data.dataset import Dataset, open_dataset
-from gptpipe.data.loader import (
-    Batch,
-    TrainLoader,
-    evaluation_batches,
-)
-from gptpipe.data.order import windows_of
-from gptpipe.data.tokens import TokenStream
-from gptpipe.data.windows import evaluation_windows
+from gptpipe.corpus.build import tokenize
+from gptpipe.dataset.cache import TokenCache
+from gptpipe.dataset.dataset import Dataset, open_dataset
+from gptpipe.dataset.loader import Batch, TrainLoader, evaluation_batches
+from gptpipe.dataset.order import windows_of
+from gptpipe.dataset.stream import TokenStream
+from gptpipe.dataset.windows import evaluation_windows
 from gptpipe.errors import UserError
 from gptpipe.tokenizer import get_tokenizer
 

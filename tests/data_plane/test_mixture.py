@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptpipe.config import PipelineConfig, TrainConfig, load_config, parse
-from gptpipe.data.build import tokenize
-from gptpipe.data.cache import TokenCache
-from gptpipe.data.dataset import open_dataset
-from gptpipe.data.loader import TrainBatch, TrainLoader
-from gptpipe.data.order import Mixture
-from gptpipe.data.tokens import TokenStream
+from gptpipe.corpus.build import tokenize
+from gptpipe.dataset.cache import TokenCache
+from gptpipe.dataset.dataset import open_dataset
+from gptpipe.dataset.loader import TrainBatch, TrainLoader
+from gptpipe.dataset.order import Mixture
+from gptpipe.dataset.stream import TokenStream
 from gptpipe.errors import UserError
 from tests.data_plane.conftest import Sample, make_sample
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptpipe.data.order import ROUNDS, epoch_keys, permute, windows_of
+from gptpipe.dataset.order import ROUNDS, epoch_keys, permute, windows_of
 
 SIZES = sorted({*range(1, 70), *(2**k + d for k in range(7, 16) for d in (-1, 0, 1)), 1000, 99_991})
 U64 = (1 << 64) - 1

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gptpipe.data import documents
-from gptpipe.data.dataset import open_dataset
+from gptpipe.corpus import documents
+from gptpipe.dataset.dataset import open_dataset
 from gptpipe.errors import UserError
 from gptpipe.tokenizer import get_tokenizer
 from tests.data_plane.conftest import serving

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptpipe.data import rows
-from gptpipe.data.pages import column_pages
-from gptpipe.data.rows import Note, Row, ShardReader, ShardWriter
+from gptpipe.dataset import rows
+from gptpipe.dataset.pages import column_pages
+from gptpipe.dataset.rows import Note, Row, ShardReader, ShardWriter
 from gptpipe.tokenizer import get_tokenizer
 
 SEPARATOR = 50_256

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gptpipe.data.build import TokenizeResult, tokenize
-from gptpipe.data.cache import TokenCache
-from gptpipe.data.cuts import CELL
-from gptpipe.data.dataset import open_dataset
-from gptpipe.data.engine import Processes
-from gptpipe.data.tokens import TokenStream
+from gptpipe.corpus.build import TokenizeResult, tokenize
+from gptpipe.corpus.cuts import CELL
+from gptpipe.corpus.engine import Processes
+from gptpipe.dataset.cache import TokenCache
+from gptpipe.dataset.dataset import open_dataset
+from gptpipe.dataset.stream import TokenStream
 from gptpipe.errors import UserError
 from gptpipe.tokenizer import get_tokenizer
 from tests.data_plane.test_build import build, config, contents, refused, rows_of

@@ -12,9 +12,9 @@ import pytest
 
 from gptpipe import storage
 from gptpipe.config import DataConfig
-from gptpipe.data import cuts
-from gptpipe.data.documents import ReadOptions, read_text
-from gptpipe.data.sources import Source, list_sources
+from gptpipe.corpus import cuts
+from gptpipe.corpus.documents import ReadOptions, read_text
+from gptpipe.corpus.sources import Source, list_sources
 from gptpipe.errors import UserError
 from tests.data_plane.conftest import serving
 

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptpipe.config import TrainConfig
-from gptpipe.data.cache import TokenCache
-from gptpipe.data.loader import TrainLoader
-from gptpipe.data.order import TwoLevels, epoch_keys, permute
-from gptpipe.data.tokens import TokenStream
+from gptpipe.dataset.cache import TokenCache
+from gptpipe.dataset.loader import TrainLoader
+from gptpipe.dataset.order import TwoLevels, epoch_keys, permute
+from gptpipe.dataset.stream import TokenStream
 from tests.data_plane.conftest import GROUP_TOKENS, Sample, in_threads, read_anywhere
 
 GOLDEN = [
@@ -227,7 +227,7 @@ def test_windows_of_a_pool_are_as_mixed_as_a_random_permutation() -> None:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptpipe.data.loader.ROW_GROUP_TOKENS", GROUP_TOKENS)
+    monkeypatch.setattr("gptpipe.dataset.loader.ROW_GROUP_TOKENS", GROUP_TOKENS)
 
 
 def loader(sample: Sample, cache: Path, closing: list[TrainLoader], limit: int = 10**12, **options: int) -> TrainLoader:
@@ -377,7 +377,7 @@ def test_two_threads_that_let_go_of_removed_shards_do_not_meet(
     sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loader's two threads read one stream; with a small cache both find the same shard gone."""
-    monkeypatch.setattr("gptpipe.data.tokens._OPEN", 3)  # as if there were more shards than may be mapped
+    monkeypatch.setattr("gptpipe.dataset.stream._OPEN", 3)  # as if there were more shards than may be mapped
     stream = TokenStream(sample.dataset, "train", TokenCache(tmp_path, 20_000))
     until = time.monotonic() + 4
     assert in_threads(*(partial(read_anywhere, stream, sample.tokens, 40, until, seed) for seed in (0, 1))) == []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gptpipe.ports import free_ports
+from gptpipe.services.ports import free_ports
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from gptpipe.ports import free_ports
+from gptpipe.services.ports import free_ports
 from tests.place import Place, stack_in, wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(900)]

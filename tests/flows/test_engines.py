@@ -19,7 +19,7 @@ SCRIPT = """
 import json
 import sys
 
-from gptpipe.settings import make_home, prepare_environment
+from gptpipe.config.settings import make_home, prepare_environment
 
 if __name__ == "__main__":
     make_home()

@@ -23,13 +23,13 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
-from flows.jobsets import JobSetHosts, filled, read_template
-from gptpipe.channel import Invitation
+from flows.machines.jobsets import JobSetHosts, filled, read_template
 from gptpipe.config import ModelConfig, TrainConfig
+from gptpipe.config.settings import reload_settings
 from gptpipe.errors import UserError
-from gptpipe.launch import TrainResult, train
-from gptpipe.settings import reload_settings
-from gptpipe.torchrun import Cancelled, Watchers
+from gptpipe.launch.channel import Invitation
+from gptpipe.launch.torchrun import Cancelled, Watchers
+from gptpipe.launch.training import TrainResult, train
 from tests.place import wait_until
 from tests.train.conftest import MODEL, TRAIN, dataset
 

@@ -16,7 +16,7 @@ import pytest
 from transformers import AutoTokenizer, GPT2LMHeadModel, GPT2Tokenizer, pipeline
 
 from gptpipe import load
-from gptpipe.data.dataset import open_dataset
+from gptpipe.dataset.dataset import open_dataset
 from gptpipe.tokenizer import get_tokenizer
 from tests.test_hf_tokenizer import german
 from tests.test_pretrained import reference

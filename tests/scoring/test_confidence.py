@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gptpipe.scoring.confidence import FEWEST, compare, mean_interval
+from gptpipe.evaluation.confidence import FEWEST, compare, mean_interval
 
 
 def documents(draws: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:

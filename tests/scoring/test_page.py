@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gptpipe import GPT, ModelConfig
-from gptpipe.evaluate import Scored, evaluate_whole
+from gptpipe.evaluation.evaluate import Scored, evaluate_whole
 from gptpipe.tokenizer import get_tokenizer
 
 TEXT = 'if a < b and "c" > \'d\':\n\tprint("</script><b>naïve 東京 &amp; 🙂</b>")\n' * 4
@@ -81,7 +81,7 @@ def test_the_text_stands_in_the_page_with_every_tokens_numbers(scored: Scored) -
 
 
 def test_every_mark_is_read_on_its_ground_and_differs_without_colour() -> None:
-    css = resources.files("gptpipe.scoring").joinpath("page.css").read_text("utf-8")
+    css = resources.files("gptpipe.evaluation").joinpath("page.css").read_text("utf-8")
     schemes = re.findall(r":root \{(.*?)\}", css, re.DOTALL)
     assert len(schemes) == 3  # light, dark, print
     for scheme in schemes:

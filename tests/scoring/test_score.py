@@ -11,19 +11,21 @@ import torch
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gptpipe import GPT, ModelConfig, UserError, evaluate, load
+from gptpipe import GPT, ModelConfig, UserError, load
 from gptpipe.config import DataConfig, EvaluateConfig
-from gptpipe.data.build import tokenize
-from gptpipe.data.windows import evaluation_windows
-from gptpipe.evaluate import evaluate_whole, in_one_window
-from gptpipe.pretrained import read_weights
-from gptpipe.scoring.documents import count_words, documents_of_text
-from gptpipe.scoring.look import look
-from gptpipe.scoring.parts import calibration
-from gptpipe.scoring.score import score, to_precision
-from gptpipe.scoring.tally import BINS, Tally
-from gptpipe.settings import settings
+from gptpipe.config.settings import settings
+from gptpipe.corpus.build import tokenize
+from gptpipe.dataset.windows import evaluation_windows
+from gptpipe.evaluation import evaluate
+from gptpipe.evaluation.breakdown import calibration
+from gptpipe.evaluation.documents import count_words, documents_of_text
+from gptpipe.evaluation.evaluate import evaluate_whole, in_one_window
+from gptpipe.evaluation.excerpts import look
+from gptpipe.evaluation.score import score
+from gptpipe.evaluation.tally import BINS, Tally
+from gptpipe.model.precision import to_precision
 from gptpipe.tokenizer import get_tokenizer
+from gptpipe.weights.find import read_weights
 from tests.test_pretrained import reference
 
 CONTEXT = 24

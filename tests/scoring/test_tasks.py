@@ -13,11 +13,11 @@ import torch
 
 from gptpipe import GPT, UserError, load
 from gptpipe.config import DataConfig, EvaluateConfig
-from gptpipe.data.build import tokenize
-from gptpipe.evaluate import evaluate, evaluate_once
-from gptpipe.export import export_hf
-from gptpipe.scoring.continuations import encode_pair, likelihoods
-from gptpipe.scoring.tasks import score_task
+from gptpipe.corpus.build import tokenize
+from gptpipe.evaluation.continuations import encode_pair, likelihoods
+from gptpipe.evaluation.evaluate import evaluate, evaluate_once
+from gptpipe.evaluation.tasks import score_task
+from gptpipe.export.folder import export_hf
 from gptpipe.tokenizer import get_tokenizer
 from tests.test_pretrained import reference
 

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpipe.data.windows import evaluation_windows
-from gptpipe.scoring.windows import apart_windows, spread
+from gptpipe.dataset.windows import evaluation_windows
+from gptpipe.evaluation.windows import apart_windows, spread
 
 
 def targets_of(windows: np.ndarray) -> list[tuple[int, int]]:

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from gptpipe.config import DataConfig
-from gptpipe.data.build import tokenize
+from gptpipe.corpus.build import tokenize
 
 DRIVER = Path(__file__).with_name("driver.py")
 MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "context_length": 16, "dropout": 0.1}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from gptpipe.config import ModelConfig, TrainConfig
 from gptpipe.errors import Preempted, UserError
-from gptpipe.launch import TrainingFailed, train
-from gptpipe.torchrun import Cancelled
+from gptpipe.launch.torchrun import Cancelled
+from gptpipe.launch.training import TrainingFailed, train
 
 sys.path.insert(0, str(Path(__file__).parent))
 from neighbours import Neighbours

@@ -1,4 +1,4 @@
-"""`gptpipe.gang.Hosts` whose nodes are processes of this machine."""
+"""`gptpipe.launch.gang.Hosts` whose nodes are processes of this machine."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from gptpipe.channel import Invitation
-from gptpipe.settings import settings
-from gptpipe.train.job import Outcome
+from gptpipe.config.settings import settings
+from gptpipe.launch.channel import Invitation
+from gptpipe.launch.job import Outcome
 
 
 class Neighbours:

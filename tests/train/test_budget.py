@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gptpipe.config import ModelConfig
-from gptpipe.model import GPT
+from gptpipe.model.gpt import GPT
 from gptpipe.train.budget import MemoryBudget
 from tests.train.conftest import NewTraining
 

@@ -13,13 +13,15 @@ from typing import Any
 import psutil
 import pytest
 
-from gptpipe import __version__, gang, launch, node, storage
-from gptpipe.channel import SILENCE_SECONDS, Channel, Invitation, Refused
+from gptpipe import __version__, storage
 from gptpipe.config import DataConfig, ModelConfig, TrainConfig
-from gptpipe.data.build import tokenize
+from gptpipe.config.settings import reload_settings
+from gptpipe.corpus.build import tokenize
 from gptpipe.errors import UserError
-from gptpipe.settings import reload_settings
-from gptpipe.train.job import Job
+from gptpipe.launch import gang, node
+from gptpipe.launch import training as launch
+from gptpipe.launch.channel import SILENCE_SECONDS, Channel, Invitation, Refused
+from gptpipe.launch.job import Job
 from tests.place import wait_until
 from tests.train.conftest import MODEL, TRAIN, NewTraining, Training, kill, text_of
 from tests.train.neighbours import Neighbours

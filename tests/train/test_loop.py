@@ -14,23 +14,23 @@ import psutil
 import pytest
 import torch
 
-from gptpipe.checkpoint import newest_checkpoint
 from gptpipe.config import ModelConfig, TrainConfig
-from gptpipe.data.cache import TokenCache
-from gptpipe.data.dataset import open_dataset
-from gptpipe.data.locate import documents_at
-from gptpipe.data.tokens import TokenStream
+from gptpipe.dataset.cache import TokenCache
+from gptpipe.dataset.dataset import open_dataset
+from gptpipe.dataset.locate import documents_at
+from gptpipe.dataset.stream import TokenStream
 from gptpipe.errors import UserError
+from gptpipe.launch.job import Job, Outcome
+from gptpipe.launch.stop import StopRequest
 from gptpipe.tokenizer import get_tokenizer
 from gptpipe.train import loop
 from gptpipe.train.budget import MemoryBudget
-from gptpipe.train.guard import SpikeGuard
-from gptpipe.train.job import Job, Outcome
-from gptpipe.train.operation import check_memory, choose_micro_batch
-from gptpipe.train.ranks import Ranks
+from gptpipe.train.distributed import Ranks
+from gptpipe.train.runtime import check_memory, choose_micro_batch
+from gptpipe.train.spikes import SpikeGuard
 from gptpipe.train.state import TrainState
 from gptpipe.train.step import Stepper
-from gptpipe.train.stop import StopRequest
+from gptpipe.weights.checkpoint import newest_checkpoint
 from tests.train.conftest import MODEL, TRAIN, text_of
 
 Run = Callable[..., Outcome]
@@ -157,7 +157,8 @@ def test_another_value_that_decides_the_result_is_refused_by_name(run: Run, tmp_
 def test_an_upload_that_fails_does_not_stop_training_but_the_last_must_be_saved(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from gptpipe.train import resume, saver
+    from gptpipe.train import checkpointing as resume
+    from gptpipe.train import saver
 
     monkeypatch.setattr(saver.Saver.__init__, "__defaults__", (1, 0.0))
     real, steps = resume.write, []

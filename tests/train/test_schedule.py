@@ -9,8 +9,8 @@ import pytest
 
 from gptpipe.config import TrainConfig, parse
 from gptpipe.errors import UserError
-from gptpipe.train.guard import SpikeGuard
 from gptpipe.train.schedule import learning_rate
+from gptpipe.train.spikes import SpikeGuard
 
 
 def rates(**train: object) -> list[float]:

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptpipe import loss as loss_module
 from gptpipe.config import ModelConfig, TrainConfig
-from gptpipe.data.loader import TrainBatch
-from gptpipe.devices import Precision
-from gptpipe.loss import IGNORED
-from gptpipe.model import GPT
-from gptpipe.train.operation import compile_blocks
+from gptpipe.dataset.loader import TrainBatch
+from gptpipe.model import loss as loss_module
+from gptpipe.model.gpt import GPT
+from gptpipe.model.loss import IGNORED
+from gptpipe.model.precision import Precision
+from gptpipe.train.distributed import Ranks
 from gptpipe.train.optimizer import load_optimizers, make_optimizers, optimizer_tensors
-from gptpipe.train.ranks import Ranks
+from gptpipe.train.runtime import compile_blocks
 from gptpipe.train.state import TrainState
 from gptpipe.train.step import Stepper
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gptpipe.checkpoint import newest_checkpoint
-from gptpipe.torchrun import _last_words
+from gptpipe.launch.torchrun import _last_words
+from gptpipe.weights.checkpoint import newest_checkpoint
 from tests.train.conftest import NewTraining, Training, kill
 
 LONG = {"steps": 100_000, "checkpoint_every": 100_000, "validate_every": 0}

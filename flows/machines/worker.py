@@ -1,0 +1,70 @@
+"""A Prefect process worker that reports a crash once and takes no more runs from SIGUSR1 on.
+
+`gptpipe.services.worker` starts and stops it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from contextlib import suppress
+from typing import Any
+
+from prefect.client.schemas.objects import FlowRun
+from prefect.utilities.processutils import setup_signal_handlers_worker
+from prefect.workers.process import ProcessWorker, ProcessWorkerResult
+
+
+class SavingWorker(ProcessWorker):
+    """Prefect's own worker would take up again the very run that has just been saved because this machine goes away."""
+
+    takes_more = True
+
+    @classmethod
+    def __dispatch_key__(cls) -> str:  # under Prefect's own name it would warn of two
+        return "gptpipe-process"
+
+    async def run(self, flow_run: FlowRun, configuration: Any, task_status: Any = None) -> ProcessWorkerResult:
+        """Run a flow run to its end.
+
+        The runner inside has reported by then how the process ended. The worker would report it again, seconds later,
+        and make a crash of the attempt that goes on meanwhile: so it is told that all went well.
+        """
+        result = await super().run(flow_run, configuration, task_status)
+        return result.model_copy(update={"status_code": 0})
+
+    async def get_and_submit_flow_runs(self) -> list[FlowRun]:
+        return await super().get_and_submit_flow_runs() if self.takes_more else []
+
+
+def command(pool: str, name: str, limit: int | None, with_healthcheck: bool) -> list[str]:
+    """What starts one, at most `limit` runs at a time."""
+    # -P: a folder called flows where it is started is another's
+    words = [sys.executable, "-P", "-m", "flows.machines.worker", "--pool", pool, "--name", name]
+    words += ["--limit", str(limit)] if limit else []
+    return [*words, "--with-healthcheck"] if with_healthcheck else words
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="flows.machines.worker")
+    parser.add_argument("--pool", required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--with-healthcheck", action="store_true")
+    given = parser.parse_args()
+    worker = SavingWorker(work_pool_name=given.pool, name=given.name, limit=given.limit, create_pool_if_not_found=False)
+
+    def take_no_more(*_: Any) -> None:
+        worker.takes_more = False
+
+    signal.signal(signal.SIGUSR1, take_no_more)
+    setup_signal_handlers_worker(os.getpid(), "the worker", print)
+    with suppress(asyncio.CancelledError, KeyboardInterrupt):
+        asyncio.run(worker.start(with_healthcheck=given.with_healthcheck))
+
+
+if __name__ == "__main__":
+    main()

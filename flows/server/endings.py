@@ -1,0 +1,80 @@
+"""How a flow run ends early, and begins again: cancelled, preempted, crashed with its machine."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
+from uuid import UUID
+
+from prefect import Flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.events import emit_event
+from prefect.exceptions import Abort, TerminationSignal
+from prefect.runtime import deployment, flow_run
+from prefect.states import Cancelled, Scheduled
+
+from flows.server import report
+from flows.server.automations import CRASHED_ONCE_MORE, TAG
+from gptpipe.errors import Preempted, UserError
+
+_PAUSE = timedelta(seconds=5)
+_MOST_CRASHES = 3
+
+
+def cancelled(reason: BaseException) -> Any:
+    """What a flow returns that was cancelled; whoever called it gets a `CancelledRun`."""
+    return Cancelled(message=str(reason))
+
+
+def go_on_later(stopped: Preempted | TerminationSignal) -> NoReturn:
+    """Schedule this flow run again, so that another worker, or this one, goes on from what was saved.
+
+    Args:
+        stopped: in mid-training, or a SIGTERM in another stage, which had nothing to save.
+
+    Raises:
+        Preempted, TerminationSignal: the run was cancelled, or no worker would take it up as it was started by hand.
+        Abort: it is scheduled; this process has nothing more to say about it.
+    """
+    if not deployment.id or not flow_run.id or report.is_cancelling():
+        raise stopped
+    message = str(stopped) if isinstance(stopped, Preempted) else "SIGTERM; nothing that was done is done again"
+    again: State[Any] = Scheduled(name="Preempted", message=message, scheduled_time=datetime.now(UTC) + _PAUSE)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(UUID(str(flow_run.id)), again, force=True)
+    _say_last_word(str(flow_run.id))
+    raise Abort(message) from stopped
+
+
+def last_word(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """A hook for a run's end: say that no heartbeat follows.
+
+    A heartbeat may reach the server after the run's last state, and silence after it would look like a crash. Events of
+    one process arrive in their order: after this one none of its heartbeats does.
+    """
+    _say_last_word(str(flow_run.id))
+
+
+def _say_last_word(run: str) -> None:
+    resource = {"prefect.resource.id": f"prefect.flow-run.{run}"}
+    tag = {"prefect.resource.id": f"prefect.tag.{TAG}", "prefect.resource.role": "tag"}
+    emit_event("prefect.flow-run.ended", resource=resource, related=[tag])
+
+
+def refuse_after_crashes() -> None:
+    """A run that takes its machine down every time would do so for ever.
+
+    Raises:
+        UserError: it has crashed three times.
+    """
+    if not deployment.id or not flow_run.id:
+        return
+    with get_client(sync_client=True) as client:
+        crashes = [s for s in client.read_flow_run_states(UUID(str(flow_run.id))) if s.name == CRASHED_ONCE_MORE]
+    if len(crashes) >= _MOST_CRASHES:
+        raise UserError(
+            f"crashed {len(crashes)} times: its process was killed, or its machine went away",
+            where=str(flow_run.name),
+            hint="if memory ran out, lower train.micro_batch or data.workers; then start it again",
+        )

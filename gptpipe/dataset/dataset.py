@@ -1,0 +1,140 @@
+"""A token dataset that exists: its manifest, its index of shards, and what it promises."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gptpipe import storage
+from gptpipe.dataset.index import ShardIndex
+from gptpipe.errors import UserError
+from gptpipe.tokenizer import Tokenizer, get_tokenizer, reference_to
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+INDEX = "shards.parquet"
+SOURCES = "sources.parquet"
+LATEST = "latest.json"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A committed dataset: `manifest` as written, at `url`."""
+
+    url: str
+    manifest: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        return str(self.manifest["id"])
+
+    @property
+    def tokenizer(self) -> dict[str, Any]:
+        return dict(self.manifest["tokenizer"])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.manifest["options"])
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Documents left out, by reason, over all corpora."""
+        counts: dict[str, int] = {}
+        for corpus in self.manifest["corpora"].values():
+            for reason, count in corpus["dropped"].items():
+                counts[reason] = counts.get(reason, 0) + count
+        return counts
+
+    def total(self, what: str, split: str | None = None) -> int:
+        """Sum of documents, tokens, bytes or shards over corpora, in one split or in all."""
+        return sum(
+            values[what]
+            for corpus in self.manifest["corpora"].values()
+            for name, values in corpus["splits"].items()
+            if split in (None, name)
+        )
+
+    @cached_property
+    def _index(self) -> ShardIndex:
+        return ShardIndex.read(self._read_verified(INDEX, "index_sha256"))
+
+    def index(self, split: str | None = None) -> ShardIndex:
+        """The shards' files in their order, of one split or of all."""
+        return self._index if split is None else self._index.select(split)
+
+    def sources(self) -> dict[tuple[str, str, str, str], str]:
+        """(corpus, path, SHA-256, treatment of errors) of every source → the hash of the shard that holds it."""
+        content = self._read_verified(SOURCES, "sources_sha256")
+        rows = pq.read_table(pa.BufferReader(content)).to_pylist()
+        return {(row["corpus"], row["path"], row["sha256"], row["errors"]): row["hash"] for row in rows}
+
+    def _read_verified(self, name: str, digest_key: str) -> bytes:
+        url = storage.join(self.url, name)
+        try:
+            content = storage.read_bytes(url)
+        except FileNotFoundError:
+            raise UserError("missing from the dataset", where=url, hint="tokenize again") from None
+        if hashlib.sha256(content).hexdigest() != self.manifest[digest_key]:
+            raise UserError(
+                "its SHA-256 is not the one in the manifest",
+                where=url,
+                hint="the file is damaged: remove the dataset's folder and tokenize again",
+            )
+        return content
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the dataset; a UserError when the one of that name here is another."""
+        tokenizer = get_tokenizer(reference_to(self.tokenizer["name"], self.url))
+        if tokenizer.sha256 != self.tokenizer["sha256"]:
+            raise UserError(
+                f"was made with another tokenizer {self.tokenizer['name']!r} than the one here",
+                where=self.url,
+                hint="tokenize again",
+            )
+        return tokenizer
+
+
+def open_dataset(url: str) -> Dataset:
+    """The dataset in a folder, or the one that was made last below it.
+
+    Raises:
+        UserError: there is none, or it was written by a newer version.
+    """
+    url = storage.normalize(url)
+    manifest = _read_manifest(url)
+    if manifest is None:
+        try:
+            pointer = storage.read_json(storage.join(url, LATEST))
+        except FileNotFoundError:
+            unfinished = (
+                "its manifest is missing, so it was never finished" if storage.list_files(url) else "nothing there"
+            )
+            raise UserError(f"no dataset: {unfinished}", where=url, hint="make one with `gptpipe tokenize`") from None
+        url = storage.join(url, pointer["id"])
+        manifest = _read_manifest(url)
+        if manifest is None:
+            raise UserError(
+                "no dataset: its manifest is missing", where=url, hint="make it again with `gptpipe tokenize`"
+            )
+    if manifest.get("format") != FORMAT_VERSION:
+        raise UserError(
+            f"dataset format {manifest.get('format')}, this gptpipe reads {FORMAT_VERSION}",
+            where=url,
+            hint="use the gptpipe that wrote it, or tokenize again",
+        )
+    return Dataset(url, manifest)
+
+
+def _read_manifest(url: str) -> dict[str, Any] | None:
+    try:
+        manifest = storage.read_json(storage.join(url, MANIFEST))
+    except FileNotFoundError:
+        return None
+    if not isinstance(manifest, dict) or "tokenizer" not in manifest:
+        raise UserError("not a dataset's manifest", where=storage.join(url, MANIFEST), hint="give a dataset's folder")
+    return manifest

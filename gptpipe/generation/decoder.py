@@ -1,0 +1,210 @@
+"""The logits after each row's last token, with keys and values kept, so that a step computes one token a row.
+
+Rows are not padded: each has a slot of the cache, is read into it on its own, and attends to its own tokens. How a step
+is computed is for the device: `packed.py` on CPUs, `graphed.py` on others.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gptpipe.model.gpt import GPT, Block
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row that is continued: its number, which of its tokens is read first, and all of them."""
+
+    number: int
+    start: int
+    tokens: list[int]
+
+
+class Linear(Protocol):
+    """A linear layer as a decoder has it."""
+
+    def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
+        """(N, in) → (N, out), in the type of its matrix."""
+        ...
+
+    def added(self, x: Tensor, to: Tensor) -> Tensor:
+        """The same on top of `to`, (N, out), float32."""
+        ...
+
+
+Norm = tuple[list[int], Tensor, Tensor, float]
+
+
+@dataclass(frozen=True)
+class _Block:
+    ln_1: Norm
+    c_attn: Linear
+    c_proj: Linear
+    ln_2: Norm
+    c_fc: Linear
+    c_out: Linear
+
+
+class Decoder(ABC):
+    """Rows of any lengths and their cache.
+
+    Args:
+        model: whose matrices are read; its type is that of the cache.
+        new_tokens: that a row is continued with at most.
+        linear: makes its layers; the second argument says whether the model's own matrix is needed no more.
+        consume: whether the model's matrices may go.
+    """
+
+    columns: int  # the cache is as long as a multiple of this
+    least: int  # rows that go through the layers at least
+    exact = False  # whether the cache is to be as long as its longest row, rounded up, at every step
+
+    def __init__(
+        self, model: GPT, new_tokens: int, linear: Callable[[nn.Linear, bool], Linear], *, consume: bool
+    ) -> None:
+        config = model.config
+        self._model, self._new = model, new_tokens
+        self._device = model.wpe.weight.device
+        self._heads, self._size = config.n_head, config.n_embd // config.n_head
+        # a tied matrix is the embedding's too, and stays
+        self._head = linear(model.lm_head, consume and not config.tie_weights)
+        self._blocks = [
+            _Block(
+                norm_of(block.ln_1),
+                linear(block.attn.c_attn, consume),
+                linear(block.attn.c_proj, consume),
+                norm_of(block.ln_2),
+                linear(block.mlp.c_fc, consume),
+                linear(block.mlp.c_proj, consume),
+            )
+            for block in cast(list[Block], model.h)
+        ]
+        self._slot_count = self._capacity = 0
+        nothing = [torch.empty(0, dtype=model.lm_head.weight.dtype, device=self._device)] * len(self._blocks)
+        self._keys, self._values = list(nothing), list(nothing)  # of each layer, (slots, H, capacity, D)
+        self._key_memory, self._value_memory = list(nothing), list(nothing)  # in which these lie, with room to grow
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all rows: others with their numbers follow."""
+        self._slots: list[int] = []  # the number of the row that each slot of the cache holds
+        self._starts: dict[int, int] = {}
+        self._lengths: dict[int, int] = {}  # tokens of a row that the cache holds
+
+    def logits(self, rows: Sequence[Row]) -> Tensor:
+        """After the last token of each row, (len(rows), V), float32 on the CPU.
+
+        A row that is not among them has ended. One that begins where it did the last time is gone on with.
+        """
+        known = [row for row in rows if self._goes_on(row)]
+        self._keep([row.number for row in known])
+        lengths = {row.number: len(row.tokens) - row.start for row in rows}
+        fresh = [length + self._new for number, length in lengths.items() if number not in self._slots]
+        self._make_room(len(rows), max(lengths.values()), max(fresh, default=0))
+        hidden: dict[int, Tensor] = {}
+        if known:
+            known.sort(key=lambda row: self._slots.index(row.number))
+            hidden = dict(zip([row.number for row in known], self._step(known), strict=True))
+            for row in known:
+                self._lengths[row.number] += 1
+        for row in rows:
+            if row.number not in hidden:
+                hidden[row.number] = self._read(row)
+        stacked = torch.stack([hidden[row.number] for row in rows])
+        found = self._head(self._enough(torch.layer_norm(stacked, *norm_of(self._model.ln_f))))
+        return found[: len(rows)].float().cpu()
+
+    @abstractmethod
+    def _step(self, rows: list[Row]) -> Tensor:
+        """One token each of the rows in the cache's slots, in their order; (len(rows), C)."""
+
+    def _moved(self) -> None:  # noqa: B027, for those that keep views of the cache
+        """The cache lies elsewhere now."""
+
+    def _enough(self, x: Tensor) -> Tensor:
+        """At least as many rows as go through the layers."""
+        return torch.cat([x] * self.least) if len(x) < self.least else x
+
+    def _goes_on(self, row: Row) -> bool:
+        have = self._lengths.get(row.number, 0)
+        return self._starts.get(row.number) == row.start and have == len(row.tokens) - row.start - 1
+
+    def _keep(self, numbers: list[int]) -> None:
+        """Only these rows; the last slots move to where others were."""
+        while gone := [slot for slot, number in enumerate(self._slots) if number not in numbers]:
+            last = len(self._slots) - 1
+            if gone[0] != last:
+                for held in (*self._keys, *self._values):
+                    held[gone[0]] = held[last]
+            self._slots[gone[0]] = self._slots[last]
+            self._slots.pop()
+
+    def _embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        return self._model.wte.weight[tokens].float() + self._model.wpe.weight[positions].float()
+
+    def _layers(self, x: Tensor, attend: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Through all blocks; x (N, C), float32.
+
+        Args:
+            attend: from a block's number and its queries, keys and values (N, 3, H, D) to what was attended to, (N, C).
+        """
+        for number, block in enumerate(self._blocks):
+            qkv = block.c_attn(torch.layer_norm(x, *block.ln_1)).view(len(x), 3, self._heads, self._size)
+            x = block.c_proj.added(attend(number, qkv), to=x)
+            x = block.c_out.added(block.c_fc(torch.layer_norm(x, *block.ln_2), gelu=True), to=x)
+        return x
+
+    def _read(self, row: Row) -> Tensor:
+        """A row from its beginning: what the output layer's norm sees of its last token, (C,)."""
+        tokens = row.tokens[row.start :]
+        count, slot = len(tokens), len(self._slots)
+
+        def attend(number: int, qkv: Tensor) -> Tensor:
+            query, key, value = qkv[:count].permute(1, 2, 0, 3)  # each (H, T, D)
+            self._keys[number][slot, :, :count] = key
+            self._values[number][slot, :, :count] = value
+            out = F.scaled_dot_product_attention(query[None], key[None], value[None], is_causal=True)
+            return self._enough(out[0].transpose(0, 1).reshape(count, -1))
+
+        given = torch.tensor([tokens, list(range(count))], device=self._device)
+        x = self._layers(self._enough(self._embedded(given[0], given[1])), attend)
+        self._slots.append(row.number)
+        self._starts[row.number], self._lengths[row.number] = row.start, count
+        return x[count - 1]
+
+    def _make_room(self, rows: int, tokens: int, later: int) -> None:
+        """For so many rows of at most so many tokens, and of so many later."""
+        most = max(self._rounded(max(tokens, later)), self._capacity)
+        wanted = self._rounded(tokens) if self.exact else most
+        if rows <= self._slot_count and wanted == self._capacity:
+            return
+        slots = max(rows, self._slot_count)
+        used, kept = len(self._slots), min(wanted, self._capacity)
+        for held, memory in ((self._keys, self._key_memory), (self._values, self._value_memory)):
+            for layer, before in enumerate(held):
+                written = before[:used, :, :kept].clone() if used else None
+                size = self._heads * self._size * slots
+                if len(memory[layer]) < size * wanted:
+                    memory[layer] = memory[layer].new_empty(size * most)
+                now = memory[layer][: size * wanted].view(slots, self._heads, wanted, self._size)
+                now.zero_()  # what is not written yet is multiplied by zero, and must be a number
+                if written is not None:
+                    now[:used, :, :kept] = written
+                held[layer] = now
+        self._slot_count, self._capacity = slots, wanted
+        self._moved()
+
+    def _rounded(self, tokens: int) -> int:
+        return -(-min(self._model.config.context_length, tokens) // self.columns) * self.columns
+
+
+def norm_of(norm: nn.LayerNorm) -> Norm:
+    """What torch.layer_norm takes beside its input."""
+    return list(norm.normalized_shape), norm.weight, norm.bias, norm.eps

@@ -1,0 +1,356 @@
+"""Sampling with a KV cache: how tokens are drawn, stop texts, batches of prompts of different lengths.
+
+The draws of a row depend on (seed, row, position) alone, so that a prompt's text does not depend on which other
+rows end early. Past the context the window slides: by one token, and all is computed anew for every token, as the book
+does, or by half a context, and all is computed anew once every half context.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import tokenize as python_tokenize
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptpipe import storage
+from gptpipe.config import SampleConfig, digest
+from gptpipe.generation.cpu import PackedDecoder
+from gptpipe.generation.decoder import Decoder, Row
+from gptpipe.generation.gpu import GraphedDecoder
+from gptpipe.model.gpt import GPT
+from gptpipe.model.precision import pick_device, to_precision
+from gptpipe.progress import NowAndThen
+from gptpipe.tokenizer import Tokenizer, get_tokenizer
+from gptpipe.weights.find import read_weights
+from gptpipe.weights.weights import Weights, check_vocabulary
+from gptpipe.wording import counted
+
+log = logging.getLogger(__name__)
+
+STAGE_VERSION = 2
+
+
+Ended = Literal["length", "end_of_text", "stop"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and how it was continued.
+
+    Attributes:
+        text: the whole, prompt and continuation.
+        tokens: the ids that were generated, `<|endoftext|>` and what reaches into a stop text left out.
+        ended: why it ended: at its greatest length, at the end of the text, or before a stop text.
+        logprobs: natural logarithms of the probabilities that the model itself gave to `tokens`, where asked for.
+    """
+
+    prompt: str
+    text: str
+    tokens: list[int]
+    ended: Ended = "length"
+    logprobs: list[float] | None = None
+
+    @property
+    def continuation(self) -> str:
+        return self.text[len(self.prompt) :]
+
+
+def generate(
+    weights: str | Weights | GPT,
+    prompts: Sequence[str],
+    config: SampleConfig | None = None,
+    *,
+    tokenizer: str = "gpt2",
+    logprobs: bool = False,
+    on_token: Callable[[int, bytes], None] | None = None,
+) -> list[Sample]:
+    """Continue prompts. One that is longer than the context is read from its end.
+
+    Args:
+        weights: any WEIGHTS, what was read of them, or a model, which stays where and as it is.
+        prompts: texts; `<|endoftext|>` in them is the special token.
+        config: lengths, how tokens are drawn, stop texts and seed; its own prompts are not used.
+        tokenizer: of a model that is given as such, as `get_tokenizer` finds it.
+        logprobs: whether the samples hold those of their tokens.
+        on_token: called with a prompt's number and the bytes of each token that is generated for it.
+
+    Raises:
+        UserError: weights that cannot be used, or a prompt without a token.
+    """
+    config = config or SampleConfig()
+    if isinstance(weights, GPT):
+        model, url = weights, "a model in memory"
+    else:
+        read = read_weights(weights) if isinstance(weights, str) else weights
+        model = to_precision(read.build(), config.precision).to(pick_device("auto")).eval()
+        url, tokenizer = read.url, read.tokenizer
+    encoding: Tokenizer = get_tokenizer(tokenizer)
+    check_vocabulary(model.config, encoding.vocab_size, encoding.name, url)
+    # an empty prompt begins a document
+    encoded = [encoding.encode(prompt, special=True) or [encoding.end_of_text] for prompt in prompts]
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if len(ids) > model.config.context_length:
+            log.warning(
+                "the prompt %r… has %d tokens, the model's context is %d: it is read from its end",
+                prompt[:40],
+                len(ids),
+                model.config.context_length,
+            )
+    scores: list[list[float]] | None = [[] for _ in prompts] if logprobs else None
+    longest = max((len(text.encode()) for text in config.stop), default=0)
+
+    def ended(row: int, ids: list[int]) -> bool:
+        """Whether a stop text is there: every token is a byte at least, so that the last ones tell."""
+        if on_token is not None:
+            on_token(row, encoding.encoding.decode_single_token_bytes(ids[-1]))
+        tail = encoding.decode(ids[-longest:]) if longest else ""
+        return any(text in tail for text in config.stop)
+
+    made = generate_ids(
+        model,
+        encoded,
+        config,
+        end_of_text=encoding.end_of_text,
+        ended=ended,
+        logprobs=scores,
+        decoder=decoder_of(model, config.max_new_tokens, consume=not isinstance(weights, GPT)),
+    )
+    return [
+        _sample(prompt, ids, encoding, config, scores[row] if scores is not None else None)
+        for row, (prompt, ids) in enumerate(zip(prompts, made, strict=True))
+    ]
+
+
+def _sample(
+    prompt: str, ids: list[int], encoding: Tokenizer, config: SampleConfig, scores: list[float] | None
+) -> Sample:
+    text = encoding.decode(ids)
+    why: Ended = "length" if len(ids) == config.max_new_tokens else "end_of_text"
+    found = [place for stop in config.stop if (place := text.find(stop)) >= 0]
+    if found:
+        why, text = "stop", text[: min(found)]
+        while ids and len(encoding.decode(ids)) > len(text):
+            ids = ids[:-1]
+    return Sample(prompt, prompt + text, ids, why, scores[: len(ids)] if scores is not None else None)
+
+
+@torch.inference_mode()
+def generate_ids(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    config: SampleConfig,
+    *,
+    end_of_text: int | None = None,
+    ended: Callable[[int, list[int]], bool] | None = None,
+    logprobs: list[list[float]] | None = None,
+    decoder: Decoder | None = None,
+) -> list[list[int]]:
+    """Continue prompts of token ids; returns the new ids of each, `end_of_text` not included.
+
+    A row ends at `end_of_text`, after `config.max_new_tokens`, or when `ended` says so. So many as
+    `config.batch_size` says are continued at once, and where one ends the next begins, so that the cache does not
+    grow with the prompts. A prompt longer than the context is read from its end.
+
+    Args:
+        ended: called with a row's number and its new ids after each.
+        logprobs: takes those of each row's new ids.
+        decoder: made of the model before; by default one is made.
+    """
+    if not prompts:
+        return []
+    training = model.training
+    model.eval()
+    context = model.config.context_length
+    decoder = decoder or decoder_of(model, config.max_new_tokens)
+    decoder.forget()
+    rows = [list(prompt) for prompt in prompts]
+    new: list[list[int]] = [[] for _ in prompts]
+    waiting = list(range(len(rows)))[::-1]  # the first at the end
+    active: list[int] = []
+    say = NowAndThen()
+
+    def how_far(seconds: float) -> str:
+        done, tokens = len(rows) - len(waiting) - len(active), sum(map(len, new))
+        at_most = len(rows) * config.max_new_tokens
+        return (
+            f"continued {done:,} of {counted(len(rows), 'prompt')}  {tokens:,} of at most {at_most:,} tokens  "
+            f"{tokens / seconds:,.0f} tokens/s"
+        )
+
+    while waiting or active:
+        while waiting and len(active) < config.batch_size:
+            active.append(waiting.pop())
+        logits = decoder.logits([Row(i, window_start(len(rows[i]), context, config.slide), rows[i]) for i in active])
+        positions = [len(rows[i]) for i in active]
+        chosen = choose(logits, config, rows=active, positions=positions, seen=[rows[i] for i in active])
+        scores = torch.log_softmax(logits.double(), dim=-1) if logprobs is not None else None
+        for place, (i, token) in enumerate(zip(list(active), chosen, strict=True)):
+            rows[i].append(token)
+            if token == end_of_text:
+                active.remove(i)
+                continue
+            new[i].append(token)
+            if logprobs is not None and scores is not None:
+                logprobs[i].append(float(scores[place, token]))
+            stopped = ended is not None and ended(i, new[i])
+            if stopped or len(new[i]) == config.max_new_tokens:
+                active.remove(i)
+        if len(rows) > 1:  # a single one is shown as it comes
+            say(how_far)
+    model.train(training)
+    return new
+
+
+def decoder_of(model: GPT, new_tokens: int, *, consume: bool = False) -> Decoder:
+    """The decoder for where the model is.
+
+    Args:
+        new_tokens: that a row is continued with at most.
+        consume: whether the model's matrices may be dropped once they are laid out anew: they are not held twice.
+    """
+    if model.wpe.weight.device.type == "cpu" and _has_onednn():
+        return PackedDecoder(model, new_tokens, consume=consume)
+    return GraphedDecoder(model, new_tokens)
+
+
+def _has_onednn() -> bool:
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
+def window_start(length: int, context: int, slide: str) -> int:
+    """The first token of a row that is read to predict the next; depends on the row's own length alone."""
+    over = length - context
+    if over <= 0 or slide == "one":
+        return max(0, over)
+    half = max(1, context // 2)
+    return half * -(-over // half)
+
+
+def choose(
+    logits: Tensor,
+    config: SampleConfig,
+    *,
+    rows: Sequence[int],
+    positions: Sequence[int],
+    seen: Sequence[Sequence[int]] = (),
+) -> list[int]:
+    """The next token of each row of logits (B, V), float32 on the CPU.
+
+    Temperature 0 takes the likeliest. Otherwise one is drawn by a uniform number of (seed, row, position) from what
+    `candidates` leaves.
+
+    Args:
+        seen: the tokens of each row so far, for the repetition penalty.
+    """
+    if config.repetition_penalty != 1:
+        logits = penalized(logits, seen, config.repetition_penalty)
+    if config.temperature == 0:
+        return [int(i) for i in logits.numpy().argmax(axis=-1)]  # torch's takes three times as long
+    probabilities, indices = candidates(logits, config)
+    cumulative = probabilities.cumsum(dim=-1)
+    chosen = []
+    for line, index, row, position in zip(cumulative, indices, rows, positions, strict=True):
+        draw = np.random.Generator(np.random.Philox(np.random.SeedSequence([config.seed, row, position]))).random()
+        place = int(torch.searchsorted(line, draw * float(line[-1]), right=True))
+        chosen.append(int(index[min(place, len(line) - 1)]))
+    return chosen
+
+
+def penalized(logits: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> Tensor:
+    """Logits of tokens that a row holds already divided by the penalty, or multiplied where negative (Keskar 2019)."""
+    changed = logits.clone()
+    for line, ids in zip(changed, seen, strict=True):
+        there = torch.tensor(sorted(set(ids)))
+        line[there] = torch.where(line[there] > 0, line[there] / penalty, line[there] * penalty)
+    return changed
+
+
+def candidates(logits: Tensor, config: SampleConfig) -> tuple[Tensor, Tensor]:
+    """Probabilities (B, n), float64 and not normalised, and their tokens (B, n), likeliest first.
+
+    Logits are divided by the temperature, cut to the `top_k` likeliest, to the fewest that reach `top_p` (nucleus
+    sampling, Holtzman et al. 2020), and to those at least `min_p` times as likely as the likeliest (Nguyen et al.
+    2024).
+    """
+    wide = logits.double()
+    if 0 < config.top_k < wide.shape[-1]:
+        ordered, indices = torch.topk(wide, config.top_k, dim=-1)
+    else:
+        ordered, indices = torch.sort(wide, dim=-1, descending=True, stable=True)
+    # the greatest is taken off first: by a tiny temperature it would come to infinity
+    ordered = (ordered - ordered[:, :1]) / config.temperature
+    probabilities = torch.softmax(ordered, dim=-1)
+    if config.top_p < 1:
+        before = probabilities.cumsum(dim=-1) - probabilities
+        probabilities = torch.where(before < config.top_p, probabilities, 0.0)
+    if config.min_p > 0:
+        probabilities = torch.where(probabilities >= config.min_p * probabilities[:, :1], probabilities, 0.0)
+    return probabilities, indices
+
+
+def python_line_share(samples: Sequence[Sample]) -> float | None:
+    """Share of the generated lines that Python's `tokenize` accepts, last lines left out as cut off.
+
+    A line is given on its own, without its indentation. Lines without a letter or digit do not count: a full stop is no
+    Python, and no fault either. None if no line is left.
+    """
+    accepted = lines = 0
+    for sample in samples:
+        start = sample.prompt.rfind("\n") + 1  # the prompt's last line is continued
+        for line in sample.text[start:].split("\n")[:-1]:
+            if any(character.isalnum() for character in line):
+                lines += 1
+                accepted += _tokenizes(line.strip())
+    return accepted / lines if lines else None
+
+
+def _tokenizes(line: str) -> bool:
+    try:
+        for token in python_tokenize.generate_tokens(io.StringIO(line + "\n").readline):
+            if token.type == python_tokenize.ERRORTOKEN:
+                return False
+    except (python_tokenize.TokenError, SyntaxError) as error:
+        # a bracket or triple quote that a later line closes is no fault of this line
+        return "EOF in multi-line" in str(error)
+    return True
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of one model, and the share of their lines that are Python."""
+
+    samples: list[Sample]
+    python_lines: float | None
+    weights: str
+    step: int
+    already_done: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Samples:
+        """From what `as_dict` gave."""
+        return cls(**{**values, "samples": [Sample(**each) for each in values["samples"]]})
+
+
+def sample_once(weights: str, config: SampleConfig, *, out: str) -> Samples:
+    """Samples of the configured prompts, kept as `<out>/<id>.json` and read from there the next time."""
+    read = read_weights(weights)
+    identity = digest({"stage": STAGE_VERSION, "weights": read.identity, "config": config.result_fields()})
+    place = storage.join(storage.normalize(out), f"{identity}.json")
+    try:
+        # the same weights may lie elsewhere too
+        return replace(Samples.of(storage.read_json(place)), weights=read.url, step=read.step, already_done=True)
+    except FileNotFoundError:
+        pass
+    made = generate(read, config.prompts, config)
+    found = Samples(made, python_line_share(made), read.url, read.step)
+    storage.write_json(place, found.as_dict())
+    return found

@@ -1,0 +1,478 @@
+"""The parent of a gang: gathers nodes for one training, owns their rendezvous, and sees all of them end together.
+
+Nodes are other processes (`gptpipe.node`), on other machines. Each attempt has a token and a number, so that a
+node which comes back from an old one is refused; what one attempt has saved, the next goes on from.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Protocol
+
+from gptpipe import storage
+from gptpipe.config.settings import settings
+from gptpipe.errors import UserError
+from gptpipe.launch.channel import Channel, Invitation, Refused
+from gptpipe.launch.clocks import check_clock
+from gptpipe.launch.job import METRICS, Job, Outcome
+from gptpipe.launch.metrics import keep_until
+from gptpipe.launch.torchrun import Cancelled, StopSignals, Watchers
+from gptpipe.version import __version__
+from gptpipe.wording import counted
+
+log = logging.getLogger(__name__)
+
+TRIES = 3  # attempts without a new checkpoint after which a failing training has failed
+_POLL = 0.1
+_LATE_SECONDS = 30.0  # after which `min_nodes` are enough, and missing ones are named
+_SETTLE_SECONDS = 2.0  # in which the other nodes tell what they saw of a failure
+_TOLD_SECONDS = 3.0  # in which whoever started a node may tell why it is gone
+_CONNECTION = re.compile(r"connection (closed|reset|refused)|gloo|nccl|ProcessGroup|DistBackend|Broken pipe", re.I)
+
+
+class Hosts(Protocol):
+    """Who has the machines: Prefect's work pools and limits, in `flows/hosts.py`."""
+
+    def this_machine(self) -> AbstractContextManager[None]:
+        """Hold this machine for a training in place; waits for its turn."""
+
+    def nodes(self, wanted: int, least: int, poll: Callable[[], None]) -> AbstractContextManager[int]:
+        """Hold so many nodes, all at once; waits for its turn and calls `poll` meanwhile.
+
+        Returns:
+            How many there are, from `least` to `wanted`.
+        """
+
+    def start(self, invitation: Invitation, nodes: int) -> None:
+        """Have so many nodes call `node.join`."""
+
+    def ailment(self) -> Outcome | None:
+        """How a node ended that has not said so itself; raises Cancelled when somebody cancelled one."""
+
+    def cause(self) -> str:
+        """Why a node has gone without a word; empty if that is not known, or not yet."""
+
+    def missing(self) -> str:
+        """Why nodes may not have come, and what to do."""
+
+    def end(self) -> None:
+        """Nothing of what was started is wanted any more."""
+
+
+@dataclass
+class Tries:
+    """Attempts that have failed since the last new checkpoint."""
+
+    failures: int = 0
+    reached: str = ""
+
+    def are_spent(self, newest: str, *, failed: bool = True) -> bool:
+        """Count an attempt that has ended; whether there may be no other.
+
+        Args:
+            newest: the checkpoint that another would go on from.
+        """
+        self.failures = self.failures + 1 if newest == self.reached and failed else 1
+        self.reached = newest
+        return self.failures >= TRIES
+
+
+def place_of(checkpoint: str) -> str:
+    """Where an attempt goes on, in a person's words."""
+    return f"step {step_of(checkpoint):,}" if checkpoint else "the beginning"
+
+
+def train_on_nodes(next_job: Callable[[], Job], hosts: Hosts, watchers: Watchers) -> Outcome:
+    """Attempts, each from the newest checkpoint, until one finishes or the user has to do something.
+
+    Args:
+        next_job: what to train from now on.
+
+    Raises:
+        Cancelled: nothing was saved; no rank is left anywhere.
+    """
+    signals = StopSignals()
+    tries, attempt = Tries(), 0
+
+    def poll() -> None:
+        _heed(signals, watchers)
+        if signals.count:
+            raise _Preempted(signals.first)
+
+    with signals.caught():
+        while True:
+            attempt += 1
+            config = next_job().train
+            try:
+                with hosts.nodes(config.nodes, config.min_nodes or config.nodes, poll) as nodes:
+                    gang = Gang(next_job(), nodes, min(nodes, config.min_nodes or nodes), attempt, hosts, watchers)
+                    outcome = gang.run(signals)
+            except _Preempted as stopped:
+                return Outcome(status="preempted", reason=str(stopped), step=step_of(next_job().resume))
+            # a node that goes away by itself is replaced; a stop of the whole training is the caller's
+            whole = gang.stopped or outcome.reason.startswith("train.max_hours")
+            if outcome.status in ("finished", "user_error") or (outcome.status == "preempted" and whole):
+                return outcome
+            newest = next_job().resume
+            if tries.are_spent(newest, failed=outcome.status == "failed"):
+                return outcome
+            log.warning(
+                "attempt %d ended: %s; once more from %s",
+                attempt,
+                outcome.reason,
+                place_of(newest),
+            )
+
+
+class _Preempted(Exception):
+    """Asked to stop while it waited for nodes."""
+
+
+def _heed(signals: StopSignals, watchers: Watchers) -> None:
+    """A second signal cancels; so does the first when the run was cancelled."""
+    if signals.count > 1 or watchers.was_cancelled() or (signals.count and watchers.is_cancelled()):
+        raise Cancelled("cancelled; the last committed checkpoint stands")
+
+
+def step_of(checkpoint: str) -> int:
+    return int(checkpoint.rsplit("-", 1)[-1]) if checkpoint else 0
+
+
+def metrics_before(job: Job) -> bytes:
+    """The lines of metrics.jsonl up to the step that a job goes on from."""
+    if not job.resume:
+        return b""
+    try:
+        return keep_until(storage.read_bytes(storage.join(job.training, METRICS)), step_of(job.resume))
+    except FileNotFoundError:
+        log.warning("no metrics.jsonl in %s: the curve begins at step %d", job.training, step_of(job.resume))
+        return b""
+
+
+@dataclass
+class _Member:
+    """A node that has joined."""
+
+    channel: Channel
+    about: dict[str, Any]
+    ready: bool = False
+    outcome: Outcome | None = None
+    has_first_rank: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.about['name']} ({self.about['address']})"
+
+
+@dataclass
+class Gang:
+    """One attempt: so many nodes, one rendezvous.
+
+    Attributes:
+        least: how many are enough when the others do not come.
+        stopped: whether the parent itself was asked to stop.
+    """
+
+    job: Job
+    nodes: int
+    least: int
+    attempt: int
+    hosts: Hosts
+    watchers: Watchers
+    stopped: str = ""
+    members: list[_Member] = field(default_factory=list)
+
+    def run(self, signals: StopSignals) -> Outcome:
+        """Gather the nodes, start them together, and stay until all have ended.
+
+        Raises:
+            Cancelled: no rank is left.
+        """
+        self._signals, self._started = signals, False
+        self._joining: list[_Member] = []
+        self._invitation_token = secrets.token_hex(16)
+        address = settings().gang_address or route_to(settings().prefect_host or "127.0.0.1")
+        door, store_socket = listen(address), listen(address)
+        store_port = store_socket.getsockname()[1]
+        store = _store(address, store_socket)
+        self._rendezvous = {"endpoint": f"{address}:{store_port}", "run_id": ""}
+        threading.Thread(target=self._let_in, args=(door,), name="gang-door", daemon=True).start()
+        invitation = Invitation(
+            host=address,
+            port=door.getsockname()[1],
+            attempt=self.attempt,
+            token=self._invitation_token,
+            training=self.job.training,
+        )
+        reason, vanished = "this attempt is over", False
+        try:
+            self.hosts.start(invitation, self.nodes)
+            outcome = self._gather() or self._follow()
+            reason = outcome.reason or reason
+            vanished = any(m.channel.lost and m.outcome is None for m in self.members)
+        except Cancelled:
+            reason = "the training was cancelled"
+            raise
+        finally:
+            with suppress(OSError):
+                door.shutdown(socket.SHUT_RDWR)
+            door.close()
+            for member in self.members:
+                if member.outcome is None:
+                    member.channel.send({"kill": reason})
+            self._wait_until_closed()
+            if vanished and (cause := self._cause()):
+                outcome.reason += f": {cause}"
+            self.hosts.end()
+            for member in [*self.members, *self._joining]:
+                member.channel.close()
+            del store
+        return outcome
+
+    def _gather(self) -> Outcome | None:
+        """Until all are ready, or enough; an outcome if it comes to nothing."""
+        begun = named = time.monotonic()
+        while True:
+            self._hear()
+            if self._signals.count:
+                self.stopped = self._signals.first
+                return Outcome(status="preempted", reason=self.stopped, step=step_of(self.job.resume))
+            if bad := next((m.outcome for m in self.members if m.outcome), None):
+                return bad
+            if gone := [m for m in self.members if m.channel.lost]:
+                return Outcome(status="failed", reason=f"node {gone[0].name} is {gone[0].channel.lost}")
+            ready = [m for m in self.members if m.ready]
+            late = time.monotonic() - begun > _LATE_SECONDS
+            if len(ready) == self.nodes or (late and len(ready) >= self.least and len(ready) == len(self.members)):
+                break
+            if (ended := self.hosts.ailment()) is not None:
+                return ended
+            if time.monotonic() - named > _LATE_SECONDS:
+                named = time.monotonic()
+                names = ", ".join(m.name for m in self.members) or "none"
+                log.warning("waiting for nodes: %d of %d (%s); %s", len(ready), self.nodes, names, self.hosts.missing())
+            time.sleep(_POLL)
+        if len(ready) < self.nodes:
+            log.warning("going on with %s of %d", counted(len(ready), "node"), self.nodes)
+        self.members.sort(key=lambda m: (m.about["name"], m.about["address"]))
+        log.info("training on %s: %s", counted(len(ready), "node"), ", ".join(m.name for m in self.members))
+        self._started = True
+        self.watchers.on_start(self.job)
+        if before := metrics_before(self.job):
+            self.watchers.on_metrics(_records(before))
+        run_id = f"{self.job.id[:12]}-{self.attempt}-{self._invitation_token}"
+        for member in self.members:
+            address = member.about["address"]
+            member.channel.send(
+                {
+                    "rendezvous": {
+                        **self._rendezvous,
+                        "run_id": run_id,
+                        "nodes": len(self.members),
+                        "address": address,
+                        "interface": member.about["interface"],
+                    }
+                }
+            )
+        return None
+
+    def _follow(self) -> Outcome:
+        """Until every node has told how it ended, or one is lost."""
+        settled: float | None = None
+        told = False
+        while True:
+            self._hear()
+            if self._signals.count and not told:
+                told, self.stopped = True, self._signals.first
+                log.warning("%s: finishing the step and saving; once more to stop without saving", self.stopped)
+                for member in self.members:
+                    member.channel.send({"stop": self.stopped})
+            lost = [m for m in self.members if m.channel.lost and m.outcome is None]
+            failed = [m for m in self.members if m.outcome and m.outcome.status in ("failed", "user_error")]
+            if lost and not failed:
+                return Outcome(status="failed", reason=f"node {lost[0].name} is {lost[0].channel.lost}")
+            ended = all(m.outcome or m.channel.lost for m in self.members)
+            if failed and settled is None:
+                settled = time.monotonic() + _SETTLE_SECONDS
+            if ended or (settled and time.monotonic() > settled):
+                return self._merged()
+            time.sleep(_POLL)
+
+    def _cause(self) -> str:
+        until = time.monotonic() + _TOLD_SECONDS
+        while not (cause := self.hosts.cause()) and time.monotonic() < until:
+            time.sleep(5 * _POLL)
+        return cause
+
+    def _merged(self) -> Outcome:
+        """What rank 0 says when all went well, else the first cause: lost connections are only its echo."""
+        bad = [m.outcome for m in self.members if m.outcome and m.outcome.status in ("failed", "user_error")]
+        if bad:
+            bad.sort(key=lambda o: (o.status != "user_error", bool(_CONNECTION.search(o.reason + o.traceback[-2000:]))))
+            return bad[0]
+        first = [m.outcome for m in self.members if m.outcome and m.has_first_rank]
+        return first[0] if first else Outcome(status="failed", reason="rank 0 ended without a word")
+
+    def _hear(self) -> None:
+        """Take in new nodes and what all have said; raise when the run was cancelled."""
+        asked = self._signals.count and not self.stopped
+        if self._signals.count > 1 or self.watchers.was_cancelled() or (asked and self.watchers.is_cancelled()):
+            raise Cancelled(self.job.cancelled())
+        while self._joining:
+            self._take(self._joining.pop(0))
+        for member in self.members:
+            while not member.channel.received.empty():
+                self._handle(member, member.channel.received.get())
+
+    def _handle(self, member: _Member, message: dict[str, Any]) -> None:
+        if "line" in message:
+            self.watchers.on_line(message["line"])
+        elif "metrics" in message:
+            self.watchers.on_metrics(message["metrics"])
+        elif "ready" in message:
+            member.ready = True
+        elif "outcome" in message:
+            member.outcome = Outcome.model_validate(message["outcome"])
+            member.has_first_rank = bool(message.get("first"))
+        elif "cancelled" in message:
+            raise Cancelled(f"node {member.name} was cancelled; the last committed checkpoint stands")
+
+    def _take(self, member: _Member) -> None:
+        """Give a node its job, or say why it cannot have it."""
+        if self._started or len(self.members) == self.nodes:
+            member.channel.send({"refused": {"message": "all nodes are here", "where": "", "hint": "nothing to do"}})
+            return
+        self.members.append(member)
+        try:
+            check_member(member.about, [m.about for m in self.members[:-1]], self.job)
+        except UserError as error:
+            member.channel.send({"refused": error.as_dict()})
+            member.outcome = Outcome(status="user_error", reason=str(error), error=error.as_dict())
+            return
+        log.info("node %s has joined: %d of %d", member.name, len(self.members), self.nodes)
+        member.channel.send({"job": self.job.model_dump(mode="json")})
+
+    def _let_in(self, door: socket.socket) -> None:
+        """Greet whoever calls, each in a thread of its own: one that says nothing keeps nobody waiting."""
+        while True:
+            try:
+                connection, _ = door.accept()
+            except OSError:
+                return  # closed
+            threading.Thread(target=self._greet, args=(connection,), name="gang-greeting", daemon=True).start()
+
+    def _greet(self, connection: socket.socket) -> None:
+        try:
+            channel = Channel(connection)
+            about = channel.invite(self._invitation_token)
+            about["skew"] = float(about["clock"]) - time.time()
+            channel.start()
+            self._joining.append(_Member(channel, about))
+        except Refused as error:
+            log.warning("refused: %s", error)
+            connection.close()
+        except (OSError, ValueError, KeyError, TypeError):
+            connection.close()
+
+    def _wait_until_closed(self) -> None:
+        """Nodes close the link when their last rank is gone."""
+        until = time.monotonic() + 5
+        while time.monotonic() < until and any(not m.channel.lost for m in self.members):
+            time.sleep(0.02)
+
+
+def check_member(about: dict[str, Any], others: list[dict[str, Any]], job: Job) -> None:
+    """Refuse a node that would fail or spoil the result.
+
+    Raises:
+        UserError: it has another version, no GPU where the others have, or a clock of its own.
+    """
+    import torch
+
+    name = about["name"]
+    for what, theirs, ours in (
+        ("gptpipe", about["version"], __version__),
+        ("torch", about["torch"], torch.__version__.split("+")[0]),
+    ):
+        if theirs != ours:
+            raise UserError(
+                f"node {name} has {what} {theirs}, the training's parent {ours}",
+                where=name,
+                hint=f"install {what} {ours} there and start its worker again",
+            )
+    wants_gpu = job.train.device == "cuda" or (job.train.device == "auto" and any(o["gpus"] for o in others))
+    if wants_gpu and about["gpus"] < job.train.nproc:
+        raise UserError(
+            f"node {name} has {counted(about['gpus'], 'GPU')} for {counted(job.train.nproc, 'rank')}",
+            where=name,
+            hint="stop its worker, or lower train.nproc, or set train.device=cpu",
+        )
+    if job.train.device == "auto" and about["gpus"] and others and not others[0]["gpus"]:
+        raise UserError(
+            f"node {name} has GPUs, node {others[0]['name']} has none", where="train.device", hint="set it to cpu"
+        )
+    check_clock(about["skew"], f"node {name}")
+
+
+def route_to(host: str) -> str:
+    """This machine's address on the way to a host."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 9))  # a datagram socket sends nothing to connect
+        except OSError:
+            return "127.0.0.1"
+        address: str = probe.getsockname()[0]
+        return address
+
+
+def listen(address: str) -> socket.socket:
+    """A listening socket on a free port of GPTPIPE_GANG_PORTS.
+
+    Raises:
+        UserError: none is free, or the address is not one of this machine.
+    """
+    first, last = settings().gang_port_range
+    for port in range(first, last + 1):
+        found = socket.socket()
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            found.bind((address, port))
+        except OSError as error:
+            found.close()
+            if "assign" in str(error):
+                raise UserError(
+                    "not an address of this machine", where=f"GPTPIPE_GANG_ADDRESS={address}", hint="see `ip address`"
+                ) from None
+            continue
+        found.listen(128)
+        return found
+    raise UserError("no port is free", where=f"GPTPIPE_GANG_PORTS={first}-{last}", hint="give a wider range")
+
+
+def _store(address: str, listening: socket.socket) -> Any:
+    """The rendezvous' store, in this process, on a socket that listens already."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    port = listening.getsockname()[1]
+    return TCPStore(
+        address,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=60),
+        master_listen_fd=listening.detach(),
+    )
+
+
+def _records(content: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in content.splitlines()]

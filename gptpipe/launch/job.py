@@ -1,0 +1,114 @@
+"""What the launcher hands to the ranks, and what they hand back: two small JSON files in the job's folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from gptpipe import storage
+from gptpipe.config import ModelConfig, TrainConfig
+from gptpipe.weights.checkpoint import newest_checkpoint
+
+JOB, METRICS, OUTCOME = "job.json", "metrics.jsonl", "outcome.json"
+RANK_LINE = "\x1e"  # begins every line that a rank says to whoever watches; torchrun shares its stdout
+
+
+class JobFile(BaseModel):
+    """What ranks are told, as a file in the job's folder."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    folder: Path
+    launcher: int
+
+    def write(self) -> Path:
+        path = self.folder / JOB
+        storage.write_bytes(str(path), self.model_dump_json(indent=2).encode())
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        return cls.model_validate_json(path.read_text("utf-8"))
+
+
+class Job(JobFile):
+    """One start of one training.
+
+    Attributes:
+        training: URL of the training's folder, where checkpoints go.
+        dataset: URL of the dataset.
+        folder: the job's local folder: this file, metrics.jsonl, outcome.json, the ranks' pids.
+        cache: local folder for decoded tokens.
+        init: checkpoint whose weights training starts from; empty is random weights.
+        resume: checkpoint that training goes on from; empty is from the beginning.
+        launcher: process id of the launcher; ranks end when it is gone.
+    """
+
+    id: str
+    model: ModelConfig
+    train: TrainConfig
+    training: str
+    dataset: str
+    cache: Path
+    init: str = ""
+    resume: str = ""
+
+    module: ClassVar[str] = "gptpipe.train"  # what a rank runs
+
+    @property
+    def nproc(self) -> int:
+        return self.train.nproc
+
+    @property
+    def threads(self) -> int:
+        return self.train.threads
+
+    @property
+    def save_timeout(self) -> float:
+        return self.train.save_timeout
+
+    def cancelled(self) -> str:
+        """What is said of one that was cancelled."""
+        return f"cancelled; the last committed checkpoint in {self.training} stands; run it again to go on from there"
+
+    def unsaved(self, reason: str) -> Outcome:
+        """The outcome of one that was asked to stop, and ended without one of its own."""
+        newest = newest_checkpoint(self.training)
+        reason = f"{reason}, and not saved within train.save_timeout"
+        return Outcome(status="preempted", reason=reason, step=newest.step if newest else 0)
+
+
+class Outcome(BaseModel):
+    """How a training ended.
+
+    `finished`: all steps done. `preempted`: stopped early, the newest checkpoint goes on. `user_error`: what was
+    given cannot be trained. `failed`: anything else, with the reason.
+    """
+
+    status: Literal["finished", "preempted", "failed", "user_error"]
+    reason: str = ""
+    error: dict[str, str] | None = None  # of a user error: message, where, hint
+    traceback: str = ""
+    killed: bool = False  # by a signal that nobody here sent: the same again may well go well
+    step: int = 0
+    tokens: int = 0
+    checkpoint: str = ""
+    best_step: int | None = None
+    train_loss: float | None = None
+    validation_loss: float | None = None
+    tokens_per_second: float | None = None
+
+    def write(self, url: str) -> None:
+        storage.write_bytes(url, (json.dumps(self.model_dump(mode="json"), indent=2) + "\n").encode())
+
+    @classmethod
+    def read(cls, url: str) -> Outcome | None:
+        """The outcome at a URL, or None when nothing ended there."""
+        try:
+            values: Any = storage.read_json(url)
+        except FileNotFoundError:
+            return None
+        return cls.model_validate(values)

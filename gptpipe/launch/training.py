@@ -1,0 +1,299 @@
+"""One training, from its configuration to its outcome: what is checked, prepared and locked before ranks start."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gptpipe import storage
+from gptpipe.config import ModelConfig, TrainConfig, digest
+from gptpipe.config.settings import settings
+from gptpipe.dataset.cache import TokenCache
+from gptpipe.dataset.dataset import Dataset, open_dataset
+from gptpipe.dataset.loader import SampleOrder, check_ranks
+from gptpipe.dataset.rows import ROW_GROUP_TOKENS
+from gptpipe.dataset.stream import TokenStream
+from gptpipe.errors import Preempted, UserError
+from gptpipe.launch.gang import Hosts, Tries, metrics_before, place_of, step_of, train_on_nodes
+from gptpipe.launch.job import METRICS, OUTCOME, Job, Outcome
+from gptpipe.launch.torchrun import StopSignals, Torchrun, Watchers
+from gptpipe.storage.lease import Lease
+from gptpipe.tokenizer import is_own
+from gptpipe.weights.checkpoint import CONFIG, newest_checkpoint, open_checkpoint
+from gptpipe.weights.huggingface import model_config_from_hf, ours_in
+from gptpipe.weights.weights import check_same_shape
+from gptpipe.wording import counted
+
+log = logging.getLogger(__name__)
+
+STAGE_VERSION = 2  # changes when the same configuration would come to another result
+
+
+class TrainingFailed(Exception):
+    """A rank failed; the message is its reason, `details` its traceback or the ranks' last lines."""
+
+    def __init__(self, reason: str, details: str = "") -> None:
+        super().__init__(reason)
+        self.details = details
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training came to. Losses in nats a token. `already_done`: it was finished before."""
+
+    id: str
+    training: str
+    checkpoint: str
+    best_checkpoint: str
+    dataset: str
+    steps: int
+    tokens: int
+    train_loss: float | None
+    validation_loss: float | None
+    tokens_per_second: float | None
+    already_done: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def train(
+    model: ModelConfig,
+    config: TrainConfig,
+    *,
+    data: str,
+    out: str,
+    init: str = "",
+    resume: bool = True,
+    force: bool = False,
+    watchers: Watchers | None = None,
+    hosts: Hosts | None = None,
+) -> TrainResult:
+    """Train in `<out>/<id>/`, going on from its newest checkpoint, unless it is finished.
+
+    Args:
+        data: URL of a dataset.
+        init: checkpoint whose weights to start from; empty is random weights.
+        resume: False starts from the beginning if there is an unfinished training.
+        force: make a new attempt, `<out>/<id>-2/` and so on, even if this one is finished.
+        hosts: who reserves this machine, and starts other ones where `config.nodes` wants several.
+
+    Raises:
+        UserError: something given cannot be trained; found before a rank is started where that can be.
+        Preempted: stopped early with everything saved.
+        Cancelled: stopped without saving.
+        TrainingFailed: a rank failed.
+    """
+    watchers = watchers or Watchers()
+    dataset = open_dataset(data)
+    check_fits(model, config, dataset)
+    start = check_start(init, model, dataset) if init else ""
+    identity = training_id(model, config, dataset.id, start)
+    training = attempt_folder(storage.join(storage.normalize(out), identity), force)
+    ended = Outcome.read(storage.join(training, OUTCOME))
+    if ended is not None and ended.status == "finished" and open_checkpoint(ended.checkpoint):
+        return _result(identity, training, dataset, ended, already_done=True)
+    if config.nodes > 1 and hosts is None:
+        raise UserError(
+            "several nodes want a Prefect server",
+            where=f"train.nodes={config.nodes}",
+            hint="set PREFECT_API_URL, or start a server with `gptpipe up`; `gptpipe run` then starts them",
+        )
+    if config.nodes == 1:
+        check_devices(config)
+        prepare_tokens(model, config, dataset, settings().home_path / "cache")
+    with Lease(training):
+        if not resume:
+            for name in storage.list_folders(training):
+                storage.remove_tree(storage.join(training, name))
+
+        def next_job() -> Job:
+            newest = newest_checkpoint(training)
+            return Job(
+                id=identity,
+                model=model,
+                train=config,
+                training=training,
+                dataset=dataset.url,
+                cache=settings().home_path / "cache",
+                init=init,
+                folder=settings().home_path / "jobs" / f"{identity[:12]}-{digest(training)[:12]}",
+                resume=newest.url if newest else "",
+                launcher=os.getpid(),
+            )
+
+        if hosts is not None and config.nodes > 1:
+            outcome = train_on_nodes(next_job, hosts, watchers)
+        else:
+            with hosts.this_machine() if hosts else nullcontext():
+                outcome = train_here(next_job, watchers)
+        outcome.write(storage.join(training, OUTCOME))
+    if outcome.status == "user_error":
+        error = outcome.error or {"message": outcome.reason}
+        raise UserError(error["message"], where=error.get("where", ""), hint=error.get("hint", ""))
+    if outcome.status == "failed":
+        raise TrainingFailed(outcome.reason, outcome.traceback)
+    if outcome.status == "preempted":
+        raise Preempted(f"{outcome.reason}; saved at step {outcome.step} of {config.steps}, run again to go on")
+    return _result(identity, training, dataset, outcome, already_done=False)
+
+
+def train_here(next_job: Callable[[], Job], watchers: Watchers) -> Outcome:
+    """Train on this machine. Where a rank is killed, go on from the newest checkpoint, as often as a crash may.
+
+    Args:
+        next_job: what to train from now on.
+
+    Raises:
+        Cancelled: stopped without saving.
+    """
+    tries, signals = Tries(), StopSignals()
+    with signals.caught():  # those that come between two attempts
+        while True:
+            job = next_job()
+            prepare_folder(job)
+            watchers.on_start(job)
+            outcome = Torchrun(job, watchers).run()
+            if not outcome.killed or tries.are_spent(newest := next_job().resume):
+                return outcome
+            if signals.count:
+                return Outcome(status="preempted", reason=signals.first, step=step_of(newest))
+            log.warning("%s; once more from %s", outcome.reason, place_of(newest))
+
+
+def training_id(model: ModelConfig, config: TrainConfig, dataset_id: str, start: str) -> str:
+    """A hash of everything that decides the result, default values left out.
+
+    Args:
+        start: digest of the weights that it starts from, empty where they are random.
+    """
+    return digest(
+        {
+            "stage": STAGE_VERSION,
+            "dataset": dataset_id,
+            "model": model.result_fields(),
+            "train": config.result_fields(),
+            "init": start,
+        }
+    )
+
+
+def check_start(init: str, model: ModelConfig, dataset: Dataset) -> str:
+    """Hold the weights to start from against model and dataset; returns their digest.
+
+    Raises:
+        UserError: `init` is no checkpoint, or one of another shape, or of another tokenizer than the dataset's.
+    """
+    found = open_checkpoint(init)
+    if found is None:
+        raise UserError("not a checkpoint", where=init, hint="make one with `gptpipe import`")
+    config = found.json(CONFIG)
+    check_same_shape(model, model_config_from_hf(config, init), init)
+    theirs, have = str(ours_in(config, init).get("tokenizer", "gpt2")), str(dataset.tokenizer["name"])
+    if theirs != have:
+        raise UserError(
+            f"the dataset was made with the tokenizer {have}, the weights to start from use {theirs}",
+            where=init,
+            hint=f"tokenize again with --tokenizer {init if is_own(theirs) else theirs}, "
+            f"or `gptpipe import` the weights with --tokenizer {dataset.url if is_own(have) else have}",
+        )
+    return found.model_sha256
+
+
+def attempt_folder(base: str, force: bool) -> str:
+    """The newest attempt's folder, or with `force` the next one after a finished attempt."""
+    number, folder = 1, base
+    while storage.exists(storage.join(f"{base}-{number + 1}", OUTCOME)) or _has_checkpoint(f"{base}-{number + 1}"):
+        number += 1
+        folder = f"{base}-{number}"
+    ended = Outcome.read(storage.join(folder, OUTCOME))
+    return f"{base}-{number + 1}" if force and ended is not None and ended.status == "finished" else folder
+
+
+def _has_checkpoint(folder: str) -> bool:
+    return newest_checkpoint(folder) is not None
+
+
+def check_fits(model: ModelConfig, config: TrainConfig, dataset: Dataset) -> None:
+    """A UserError when model, ranks, device and dataset do not fit together."""
+    check_ranks(config.batch_size, config.nproc * config.nodes)
+    check_vocabulary(model, dataset.tokenizer["vocab_size"], dataset.tokenizer["name"])
+
+
+def check_vocabulary(model: ModelConfig, tokens: int, name: str) -> None:
+    """A UserError when the model has not as many tokens as the tokenizer that the data is, or will be, made with."""
+    if model.vocab_size != tokens:
+        raise UserError(
+            f"the model has {model.vocab_size} tokens, the dataset's tokenizer {name!r} has {tokens}",
+            where="model.vocab_size",
+            hint=f"set model.vocab_size={tokens}",
+        )
+
+
+def check_devices(config: TrainConfig) -> None:
+    """A UserError when this machine has fewer GPUs than ranks that want one."""
+    if config.device == "cuda":
+        import torch
+
+        have = torch.cuda.device_count()
+        if have < config.nproc:
+            raise UserError(
+                f"{counted(config.nproc, 'rank')} on CUDA, a GPU each; torch sees {have}",
+                where="train.nproc" if have else "train.device",
+                hint="use fewer ranks" if have else "set train.device=cpu or auto, or install torch's CUDA build",
+            )
+
+
+def prepare_tokens(model: ModelConfig, config: TrainConfig, dataset: Dataset, cache: Path) -> None:
+    """Decode the dataset into the local cache, unless it is shuffled in two levels and decoded on the way.
+
+    Raises:
+        UserError: a split is shorter than one window, does not fit into the cache, or has no such corpus.
+    """
+    limit = settings().cache_bytes
+    tokens = TokenCache(cache, limit)
+    if dataset.total("shards", "validation"):
+        TokenStream(dataset, "validation", tokens).prepare()
+    stream = TokenStream(dataset, "train", tokens)
+    if config.shuffle == "global":
+        stream.prepare()
+    # a pool is read while the next is fetched, and a block lies in up to two row groups
+    elif (wanted := 4 * config.shuffle_blocks * ROW_GROUP_TOKENS * stream.dtype.itemsize) > limit:
+        raise UserError(
+            f"two pools of {config.shuffle_blocks} blocks want {wanted / 1e9:.1f} GB of cache, "
+            f"there are {limit / 1e9:.1f}",
+            where="train.shuffle_blocks",
+            hint="lower it, or raise GPTPIPE_CACHE_GIGABYTES",
+        )
+    SampleOrder(stream, model.context_length, config)
+
+
+def prepare_folder(job: Job) -> None:
+    """A fresh job folder that holds the metrics up to the step training goes on from."""
+    shutil.rmtree(job.folder, ignore_errors=True)
+    job.folder.mkdir(parents=True)
+    (job.folder / METRICS).write_bytes(metrics_before(job))
+    job.write()
+
+
+def _result(identity: str, training: str, dataset: Dataset, outcome: Outcome, *, already_done: bool) -> TrainResult:
+    best = storage.join(training, f"step-{outcome.best_step:08d}") if outcome.best_step else outcome.checkpoint
+    return TrainResult(
+        id=identity,
+        training=training,
+        checkpoint=outcome.checkpoint,
+        best_checkpoint=best,
+        dataset=dataset.url,
+        steps=outcome.step,
+        tokens=outcome.tokens,
+        train_loss=outcome.train_loss,
+        validation_loss=outcome.validation_loss,
+        tokens_per_second=outcome.tokens_per_second,
+        already_done=already_done,
+    )

@@ -1,0 +1,114 @@
+"""Prefect's server for one command: started with it, started again when it goes away, gone when the command ends.
+
+Prefect starts such a server by itself, but in the terminal's process group, where Ctrl-C ends it before the flow can
+say how it ended, and where nothing starts it again. This file is also the server's process: see `main`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+
+from gptpipe.errors import UserError
+from gptpipe.progress import NowAndThen
+
+log = logging.getLogger(__name__)
+_START_SECONDS = 180  # 14 s on two cores that did nothing else, ten times as long on a busy machine
+_MOST_STARTS = 5  # before it has answered once
+_LONGEST_PAUSE = 10  # seconds between two starts
+_POLL = 0.1
+_SERVER_VARIABLES = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+_APP = "prefect.server.api.server:create_app"
+
+
+class PrefectServer:
+    """A server on a free port of this machine, with its database in PREFECT_HOME, for this process and its children.
+
+    It is in a session of its own: the signals of a terminal do not reach it. It ends when this process does.
+    """
+
+    def __init__(self) -> None:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            self._port = found.getsockname()[1]
+        self.starts = 0
+        self._ending = threading.Event()
+        self._process = self._start()
+        threading.Thread(target=self._watch, name="prefect-server", daemon=True).start()
+        atexit.register(self.stop)  # registered before Prefect's own, and so called after them: they still talk to it
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/api"
+
+    def wait(self) -> None:
+        """Until it answers.
+
+        Raises:
+            UserError: it does not within three minutes.
+        """
+        until, say = time.monotonic() + _START_SECONDS, NowAndThen()
+        while not self._answers():
+            if time.monotonic() > until or self.starts >= _MOST_STARTS:
+                raise UserError(
+                    "Prefect's server did not start", where=self.url, hint="GPTPIPE_LOG_LEVEL=DEBUG shows what it says"
+                )
+            say(lambda seconds: f"waiting for Prefect's server, {seconds:.0f} s")
+            time.sleep(_POLL)
+
+    def stop(self) -> None:
+        """End it now. Its database needs no farewell, and it would wait for open connections."""
+        self._ending.set()
+        self._process.kill()
+        self._process.wait()
+
+    def _answers(self) -> bool:
+        with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{self.url}/health", timeout=5):
+            return True
+        return False
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self.starts += 1
+        # what it says is for its makers: nobody can act on it
+        quiet = None if log.isEnabledFor(logging.DEBUG) else subprocess.DEVNULL
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__, str(self._port), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=quiet and subprocess.DEVNULL,
+            stderr=quiet,
+            env=os.environ
+            | {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+            start_new_session=True,
+        )
+
+    def _watch(self) -> None:
+        """Start it again at the same address: Prefect's client asks again for a minute."""
+        while not self._ending.wait(_POLL):
+            if self._process.poll() is None:
+                continue
+            log.warning("Prefect's server went away (%s); starting it again", self._process.returncode)
+            if not self._ending.wait(min(self.starts - 1, _LONGEST_PAUSE)):
+                self._process = self._start()
+
+
+def main(port: int, launcher: int) -> None:
+    """Serve until the process with the pid `launcher` is gone."""
+    import uvicorn
+
+    from gptpipe.launch.stop import end_with
+
+    end_with(launcher)
+    uvicorn.run(_APP, factory=True, host="127.0.0.1", port=port, log_level="error", lifespan="on")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

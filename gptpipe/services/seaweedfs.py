@@ -1,0 +1,117 @@
+"""SeaweedFS, the object store of the local stack and of the tests: its binary and its command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from gptpipe.extras import install_hint
+
+SERVICES = ("master", "filer", "volume", "s3")  # each listens on a port for HTTP and one for gRPC
+_START_SECONDS = 90
+
+
+def find_weed() -> str | None:
+    """The server's binary, beside this Python or on the path; None if it is not installed."""
+    beside = Path(sys.executable).with_name("weed")
+    return str(beside) if beside.is_file() else shutil.which("weed")
+
+
+def weed_command(
+    weed: str, data: Path, *, logs: Path, host: str, ports: dict[str, int], sockets: Path | None = None
+) -> list[str]:
+    """One process with all services. The environment gives the keys, as for AWS.
+
+    `weed server`, not `weed mini`: the latter's maintenance worker looks for an administration server that is not
+    started here, and writes into the log every five seconds that nobody answers.
+
+    Args:
+        ports: of each service, and of `<service>.grpc`.
+        sockets: where its UNIX sockets go, whose paths must be short; by default the folder for temporary files.
+    """
+    reached = "127.0.0.1" if host == "0.0.0.0" else host  # its services talk to one another under this address
+    command = [
+        weed, f"-logdir={logs}", "server", f"-dir={data}", f"-ip={reached}", f"-ip.bind={host}",
+        "-master.telemetry=false", "-master.volumeSizeLimitMB=128", "-volume.max=0", "-volume.preStopSeconds=0",
+        "-filer", "-s3", "-s3.iam=false", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
+    ]  # fmt: skip
+    if sockets:
+        command += [f"-filer.localSocket={sockets / 'filer'}", f"-s3.localSocket={sockets / 's3'}"]
+    for name in SERVICES:
+        command += [f"-{name}.port={ports[name]}", f"-{name}.port.grpc={ports[f'{name}.grpc']}"]
+    return command
+
+
+def bucket_ailment(endpoint: str, access_key: str, secret_key: str, bucket: str) -> str:
+    """What keeps a bucket, made here if it is not there, from taking an object; empty if nothing does."""
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    client: Any = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+        region_name="us-east-1",
+        config=Config(connect_timeout=1, read_timeout=10, retries={"max_attempts": 1}, proxies={}),
+    )
+    try:
+        try:
+            client.head_bucket(Bucket=bucket)
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+                raise
+            client.create_bucket(Bucket=bucket)
+        client.put_object(Bucket=bucket, Key=".ready", Body=b"ready")  # its port opens before it can write
+    except (BotoCoreError, ClientError) as error:
+        return (str(error) or type(error).__name__).splitlines()[0]
+    return ""
+
+
+def port_names() -> list[str]:
+    """What `weed_command` wants a port for."""
+    return [*SERVICES, *(f"{name}.grpc" for name in SERVICES)]
+
+
+def main() -> None:
+    """`python -m gptpipe.services.seaweedfs`: the server and its bucket (S3_BUCKET), for a container of its own."""
+    parser = argparse.ArgumentParser(prog="gptpipe.services.seaweedfs")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--s3-port", type=int, default=8333)
+    parser.add_argument("--inner-ports", type=int, default=18080, help="the first of the inner services' ports")
+    given = parser.parse_args()
+    ports = {name: given.inner_ports + number for number, name in enumerate(port_names())} | {"s3": given.s3_port}
+    logs = given.data / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    weed = find_weed()
+    if weed is None:
+        sys.exit(f"gptpipe.services.seaweedfs: not installed: {install_hint('servers')}")
+    server = subprocess.Popen(weed_command(weed, given.data, logs=logs, host=given.host, ports=ports))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: server.send_signal(number))
+    address = "127.0.0.1" if given.host == "0.0.0.0" else given.host
+    keys = os.environ.get("AWS_ACCESS_KEY_ID", ""), os.environ.get("AWS_SECRET_ACCESS_KEY", "")
+    until = time.monotonic() + _START_SECONDS
+    while server.poll() is None:
+        ailment = bucket_ailment(f"http://{address}:{given.s3_port}", *keys, os.environ["S3_BUCKET"])
+        if not ailment:
+            break
+        if time.monotonic() > until:
+            server.terminate()
+            server.wait()
+            sys.exit(f"gptpipe.services.seaweedfs: no bucket: {ailment}")
+        time.sleep(0.2)
+    sys.exit(server.wait())
+
+
+if __name__ == "__main__":
+    main()

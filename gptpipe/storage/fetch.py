@@ -1,0 +1,114 @@
+"""Files as local ones: what lies elsewhere is fetched, with progress, resumed where it broke off, and verified."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from gptpipe import storage
+from gptpipe.config import digest
+from gptpipe.config.settings import settings
+from gptpipe.errors import UserError
+
+log = logging.getLogger("gptpipe.progress")
+_BLOCK = 8 << 20
+_TRIES = 5
+
+
+@contextmanager
+def local_copy(url: str, sha256: str = "", hint: str = "fetch or write it again") -> Iterator[Path]:
+    """A file as a local one, while the block runs; what has been opened in it can be read on.
+
+    What `https://` names is kept in `<home>/cache/downloads` for the next time. Of `s3://` nothing is kept.
+
+    Args:
+        sha256: what it must be; empty is not known.
+        hint: what to do about one that is damaged.
+
+    Raises:
+        UserError: it is not there, cannot be fetched, or is damaged.
+    """
+    if storage.is_local(url):
+        path = storage.local_path(url)
+        if sha256 and _sha256_of(path, url) != sha256:
+            raise _damaged(url, hint)
+        yield path
+    elif url.startswith(("https://", "http://")):
+        yield _downloaded(url, sha256, hint)
+    else:
+        cache = settings().home_path / "cache"
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cache, prefix=".fetch-") as file:
+            state = hashlib.sha256()
+            _fetch(url, file, storage.describe(url).size, state)
+            file.flush()
+            if sha256 and state.hexdigest() != sha256:
+                raise _damaged(url, hint)
+            yield Path(file.name)
+
+
+def _downloaded(url: str, sha256: str, hint: str) -> Path:
+    """A file of the cache, fetched by one process while others wait for it."""
+    found = storage.describe(url)
+    folder = settings().home_path / "cache" / "downloads" / digest([url, found.version, found.size])[:32]
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / url.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.exists():
+            partial = folder / ".partial"
+            with partial.open("ab") as file:
+                _fetch(url, file, found.size)
+            if sha256 and _sha256_of(partial, url) != sha256:
+                partial.unlink()
+                raise _damaged(url, hint)
+            partial.rename(place)
+    return place
+
+
+def _fetch(url: str, file: IO[bytes], size: int, state: Any = None) -> None:
+    """Append what a file does not have yet. A connection that breaks is made again where it broke."""
+    fs, path = storage.filesystem(url)
+    name, began, said, tries = url.rsplit("/", 1)[-1], time.monotonic(), time.monotonic(), 0
+    while file.tell() < size:
+        try:
+            with storage.explained(url), fs.open(path, "rb", block_size=_BLOCK, cache_type="readahead") as source:
+                source.seek(file.tell())
+                while block := source.read(_BLOCK):
+                    file.write(block)
+                    if state is not None:
+                        state.update(block)
+                    tries = 0
+                    if time.monotonic() - said > 1:
+                        said = time.monotonic()
+                        rate = file.tell() / 1e6 / (said - began)
+                        done = f"{file.tell() / 1e6:,.0f} of {size / 1e6:,.0f} MB"
+                        log.info("fetching %s: %s, %.0f MB/s", name, done, rate, extra={"progress": True})
+            if file.tell() < size:
+                raise UserError("ended before its end", where=url, hint="try again")
+        except UserError:
+            tries += 1
+            if tries == _TRIES:
+                raise
+            time.sleep(tries)
+    if file.tell() > size:
+        raise _damaged(url, "try again")
+
+
+def _sha256_of(path: Path, url: str) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise UserError("no such file", where=url, hint="give the path of one that is there") from None
+
+
+def _damaged(url: str, hint: str) -> UserError:
+    return UserError("damaged: its size or SHA-256 is not what it should be", where=url, hint=hint)

@@ -1,0 +1,76 @@
+"""Pictures: the losses of a training beside what guessing by token frequency costs, and the lengths of documents."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+_TRAIN, _VALIDATION, _BASELINE, _INK = "#2f6fb3", "#c8501e", "#6b6b6b", "#222222"
+
+
+def length_histogram(rows: list[tuple[int, int, int]], title: str = "") -> bytes:
+    """A PNG of how many documents are how long.
+
+    Args:
+        rows: (fewest tokens, most tokens, documents), as `gptpipe.dataset.inspect` gives them.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.5), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.bar(range(len(rows)), [count for _, _, count in rows], color=_TRAIN, width=0.9)
+    axes.set_xticks(range(len(rows)), [f"{low:,}" for low, _, _ in rows], rotation=45, ha="right", fontsize=8)
+    axes.set_xlabel("tokens a document, from")
+    axes.set_ylabel("documents")
+    axes.set_title(title, color=_INK, fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
+def loss_curve(
+    lines: list[dict[str, Any]], *, unigram: float | None = None, title: str = "", ended: bool = True
+) -> bytes:
+    """A PNG of training and validation loss (nats a token) over tokens.
+
+    Args:
+        lines: of metrics.jsonl.
+        ended: whether the last of them is the training's last.
+        unigram: cross-entropy of the text's own token frequencies, drawn as a line.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    for key, label, color, style in (
+        ("train/loss", "training", _TRAIN, {"linewidth": 1.2}),
+        ("validation/loss", "validation", _VALIDATION, {"linewidth": 1.8, "marker": "o", "markersize": 4}),
+    ):
+        points = [(line["tokens"], line[key]) for line in lines if key in line]
+        if points:
+            xs, ys = zip(*points, strict=True)
+            axes.plot(xs, ys, color=color, label=f"{label} ({ys[-1]:.2f} {'at the end' if ended else 'now'})", **style)
+    if unigram is not None:
+        axes.axhline(
+            unigram,
+            color=_BASELINE,
+            linestyle="--",
+            linewidth=1,
+            label=f"token frequencies alone ({unigram:.2f})",
+        )
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("loss (nats a token)")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k" if x else "0")
+    axes.set_title(title, color=_INK, fontsize=11)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    out = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(out)  # type: ignore[no-untyped-call]
+    return out.getvalue()

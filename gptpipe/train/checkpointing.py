@@ -1,0 +1,123 @@
+"""A training's state into a checkpoint and out of it again, so that a resumed run ends with the same bits."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gptpipe import storage
+from gptpipe.config import ModelConfig, TrainConfig, field_roles
+from gptpipe.errors import UserError
+from gptpipe.launch.job import METRICS, Job
+from gptpipe.model.gpt import GPT
+from gptpipe.tokenizer import Tokenizer
+from gptpipe.train.optimizer import load_optimizers, optimizer_tensors
+from gptpipe.train.saver import HostCopies
+from gptpipe.train.state import TrainState
+from gptpipe.weights import checkpoint as checkpoints
+from gptpipe.weights.checkpoint import OPTIMIZER, STATE, Checkpoint
+from gptpipe.weights.find import read_weights
+from gptpipe.weights.huggingface import hf_config, hf_tensors
+
+
+def read_state(checkpoint: Checkpoint) -> TrainState:
+    known = TrainState.__dataclass_fields__
+    return TrainState(**{key: value for key, value in checkpoint.json(STATE).items() if key in known})
+
+
+def initial_model(job: Job) -> GPT:
+    """The model a training starts with: a checkpoint's weights, given ones, or random ones after the seed."""
+    if job.resume or job.init:
+        return read_weights(job.resume or job.init).build(job.model)
+    torch.manual_seed(job.train.seed)
+    return GPT(job.model)
+
+
+def restore_optimizers(job: Job, url: str, model: nn.Module, optimizers: list[Optimizer]) -> None:
+    found = checkpoints.open_checkpoint(url)
+    assert found is not None  # the launcher found it
+    load_optimizers(model, optimizers, found.tensors(OPTIMIZER), found.url)
+
+
+def roll_back(job: Job, url: str, model: GPT, optimizers: list[Optimizer]) -> None:
+    """Weights and moments of an earlier checkpoint of this training; where it is in its samples stays."""
+    mine = model.state_dict()
+    for name, value in read_weights(url).build(job.model).state_dict().items():
+        mine[name].copy_(value)
+    restore_optimizers(job, url, model, optimizers)
+
+
+def check_same_result(job: Job, checkpoint: Checkpoint) -> None:
+    """A UserError that names the fields in which a checkpoint's training differs from this one in its result."""
+    saved = checkpoint.json(STATE).get("configuration", {})
+    changed = []
+    for section, kind in (("model", ModelConfig), ("train", TrainConfig)):
+        mine, defaults = (config.model_dump(mode="json") for config in (getattr(job, section), kind()))
+        decide = sorted(name for name, role in field_roles(kind).items() if role == "result")
+        theirs = {**defaults, **saved.get(section, {})}  # a field that was not there then has its default
+        changed += [f"{section}.{name}" for name in decide if mine[name] != theirs[name]]
+    if changed:
+        raise UserError(
+            f"the checkpoint was made with other values of {', '.join(changed)}",
+            where=checkpoint.url,
+            hint="set them as they were, or start a new training elsewhere",
+        )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint's content in host memory, which training does not touch any more."""
+
+    state: TrainState
+    facts: dict[str, Any]
+    model: dict[str, Tensor]
+    config: dict[str, Any]
+    optimizer: dict[str, Tensor]
+    tokenizer: Tokenizer
+
+
+def snapshot(
+    job: Job, model: GPT, optimizers: list[Optimizer], state: TrainState, tokenizer: Tokenizer, copies: HostCopies
+) -> Snapshot:
+    """Copy what a checkpoint of this step holds."""
+    facts: dict[str, Any] = {
+        **asdict(state),
+        "id": job.id,
+        "dataset": job.dataset.rsplit("/", 1)[-1],
+        "schedule": {"kind": job.train.schedule, "steps": job.train.steps, "warmup_steps": job.train.warmup_steps},
+        "configuration": {
+            "model": job.model.model_dump(mode="json"),
+            "train": job.train.model_dump(mode="json"),
+        },
+        "torch": torch.__version__,
+    }
+    weights, moments = hf_tensors(model), optimizer_tensors(model, optimizers)
+    named = {f"weights:{name}": value for name, value in weights.items()}
+    copied = copies.take({**named, **{f"moments:{name}": value for name, value in moments.items()}})
+    return Snapshot(
+        replace(state, spike_window=list(state.spike_window)),
+        facts,
+        {name: copied[f"weights:{name}"] for name in weights},
+        hf_config(job.model, tokenizer.name, tokenizer.end_of_text),
+        {name: copied[f"moments:{name}"] for name in moments},
+        tokenizer,
+    )
+
+
+def write(job: Job, taken: Snapshot, metrics: bytes) -> None:
+    """Write a snapshot as the checkpoint of its step, and remove those that are no longer kept."""
+    checkpoints.write_checkpoint(
+        job.training,
+        taken.state.step,
+        model=taken.model,
+        config=taken.config,
+        optimizer=taken.optimizer,
+        state=taken.facts,
+        others=taken.tokenizer.files,
+    )
+    storage.write_bytes(storage.join(job.training, METRICS), metrics)
+    checkpoints.prune(job.training, job.train.keep_checkpoints, taken.state.best_step)

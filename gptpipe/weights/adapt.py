@@ -1,0 +1,131 @@
+"""Weights as a checkpoint to start from, made to fit what comes next: another context, another vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptpipe import storage
+from gptpipe.config import ModelConfig, PipelineConfig, parse
+from gptpipe.errors import UserError
+from gptpipe.tokenizer import Tokenizer, get_tokenizer
+from gptpipe.weights import checkpoint as checkpoints
+from gptpipe.weights.checkpoint import Checkpoint
+from gptpipe.weights.find import read_weights
+from gptpipe.weights.huggingface import hf_config, hf_stored
+from gptpipe.weights.tensors import Stored
+from gptpipe.weights.weights import Weights, check_vocabulary
+
+
+def adapted(found: Weights, *, context_length: int = 0, tokenizer: str = "") -> Weights:
+    """The same weights with another context or vocabulary; unchanged where both are as they were.
+
+    A shorter context drops the last position embeddings, a longer one repeats them from the first on (as Longformer
+    starts, Beltagy et al. 2020). A token that both vocabularies have keeps its embedding, another starts as the mean of
+    the tokens that the old vocabulary writes it with.
+
+    Args:
+        context_length: tokens; 0 is the weights' own.
+        tokenizer: what `get_tokenizer` finds the new one by; empty is the weights' own.
+    """
+    config, tensors = found.config, dict(found.tensors)
+    if context_length and context_length != config.context_length:
+        resized: ModelConfig = parse(ModelConfig, {**config.model_dump(), "context_length": context_length})
+        index = torch.arange(context_length) % config.context_length
+        tensors["wpe.weight"] = _rows(tensors["wpe.weight"], index)
+        config = resized
+    old = new = get_tokenizer(found.tokenizer)
+    if tokenizer:
+        new = get_tokenizer(tokenizer)
+    if new.sha256 != old.sha256:
+        check_vocabulary(config, old.vocab_size, old.name, found.url)
+        pieces = _pieces(old, new)
+        for name in ("wte.weight", "lm_head.weight"):
+            if name in tensors:
+                tensors[name] = _means(tensors[name], pieces)
+        config = config.model_copy(update={"vocab_size": new.vocab_size})
+    if config == found.config and new.sha256 == old.sha256:
+        return found
+    return replace(found, config=config, tensors=tensors, sha256="", tokenizer=new.reference)
+
+
+def import_weights(weights: str, out: str, *, context_length: int = 0, tokenizer: str = "") -> Checkpoint:
+    """Write WEIGHTS as a checkpoint, `<out>/step-<step>/`, unless the same weights are there already.
+
+    Holds one tensor at a time.
+
+    Args:
+        context_length, tokenizer: what they are adapted to.
+
+    Raises:
+        UserError: they cannot be read, or other weights are there.
+    """
+    found = adapted(read_weights(weights), context_length=context_length, tokenizer=tokenizer)
+    encoding = get_tokenizer(found.tokenizer)
+    check_vocabulary(found.config, encoding.vocab_size, encoding.name, found.url)
+    out = storage.normalize(out)
+    there = checkpoints.open_checkpoint(storage.join(out, checkpoints.step_name(found.step)))
+    if there is not None:
+        if read_weights(there.url).identity == found.identity:
+            return there
+        raise UserError("other weights are there already", where=there.url, hint="choose another --out")
+    storage.check_writable(out)
+    storage.sweep_temporaries(out)
+    storage.remove_if_empty(out)
+    state = {"imported_from": Path(found.url).name, "step": found.step}
+    config = hf_config(found.config, encoding.name, encoding.end_of_text)
+    tensors = hf_stored(found.config, found.tensors)
+    return checkpoints.write_checkpoint(
+        out, found.step, model=tensors, config=config, state=state, others=encoding.files
+    )
+
+
+def _rows(tensor: Stored, index: Tensor) -> Stored:
+    return Stored((len(index), *tensor.shape[1:]), tensor.dtype, lambda: tensor.read()[index])
+
+
+def _pieces(old: Tokenizer, new: Tokenizer) -> list[list[int]]:
+    """Of each token of the new vocabulary the old tokens that write it; all of them for one that stands for nothing."""
+    everything: list[int] = []
+    found = [everything] * new.vocab_size
+    for token, number in new.encoding._mergeable_ranks.items():
+        found[number] = old.encoding._encode_bytes(token) if token else everything
+    special = old.encoding._special_tokens
+    for text, number in new.encoding._special_tokens.items():
+        if text in special:
+            found[number] = [special[text]]
+        elif any(token.text == text and not token.special for token in new.added):
+            found[number] = old.encode(text)
+        else:
+            found[number] = everything
+    found[new.end_of_text] = [old.end_of_text]
+    return found
+
+
+def _means(tensor: Stored, pieces: list[list[int]]) -> Stored:
+    def read() -> Tensor:
+        rows = tensor.read().float()
+        counts = torch.tensor([len(ids) for ids in pieces])
+        flat = torch.from_numpy(np.fromiter((i for ids in pieces for i in ids), dtype=np.int64))
+        sums = torch.zeros(len(pieces), rows.shape[1])
+        sums.index_add_(0, torch.repeat_interleave(counts), rows[flat])
+        sums[counts == 0] = rows.mean(0)
+        return sums / counts.clamp(min=1).unsqueeze(1)
+
+    return Stored((len(pieces), *tensor.shape[1:]), torch.float32, read)
+
+
+def starting_from(config: PipelineConfig, checkpoint: str) -> PipelineConfig:
+    """The configuration of a training that starts from a checkpoint: the model has its shape, and its own dropout.
+
+    Raises:
+        UserError: it is no checkpoint.
+    """
+    if not checkpoint:
+        return config
+    kept = {"dropout": config.model.dropout, "init": config.model.init}
+    return config.model_copy(update={"model": read_weights(checkpoint).config.model_copy(update=kept)})

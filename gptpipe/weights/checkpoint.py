@@ -1,0 +1,228 @@
+"""The checkpoint folder: write, verify, find, prune. A folder without its manifest does not exist.
+
+`step-00000500/` holds `config.json` and `model.safetensors` as Hugging Face's GPT-2 has them, and beside them
+`optimizer.safetensors`, `state.json` and, written last, `manifest.json` with every file's size and SHA-256.
+No pickle anywhere: what is loaded can run nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptpipe import storage
+from gptpipe.errors import UserError
+from gptpipe.storage.fetch import local_copy
+from gptpipe.weights.tensors import Stored, open_safetensors
+
+FORMAT_VERSION = 1
+MODEL, CONFIG, OPTIMIZER, STATE, MANIFEST = (
+    "model.safetensors",
+    "config.json",
+    "optimizer.safetensors",
+    "state.json",
+    "manifest.json",
+)
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.uint8: "U8"}
+_BLOCK = 8 << 20
+_STEP = re.compile(r"^step-(\d{8,})$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint: its step, its folder, and its manifest."""
+
+    step: int
+    url: str
+    manifest: dict[str, Any]
+
+    @property
+    def model_sha256(self) -> str:
+        """Digest of the weights: the identity of what was loaded."""
+        return str(self.manifest["files"][MODEL]["sha256"])
+
+    def read(self, name: str) -> bytes:
+        """A file of the checkpoint, held against the manifest.
+
+        Raises:
+            UserError: it is missing, or a byte of it is not what was written.
+        """
+        with self._verified(name) as path:
+            return path.read_bytes()
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """All tensors of a file, in memory."""
+        return {key: each.read() for key, each in self.stored(name).items()}
+
+    def stored(self, name: str) -> dict[str, Stored]:
+        """The tensors of a file, held against the manifest, to be read one by one. Raises as `read` does."""
+        with self._verified(name) as path:
+            return open_safetensors(path, storage.join(self.url, name))
+
+    @contextmanager
+    def _verified(self, name: str) -> Iterator[Path]:
+        promised = self.manifest["files"].get(name)
+        url, hint = storage.join(self.url, name), "remove this folder to use the checkpoint before it, or give another"
+        if promised is None:
+            raise UserError(f"the checkpoint has no {name}", where=self.url, hint=hint)
+        try:
+            with local_copy(url, promised["sha256"], hint) as path:
+                yield path
+        except FileNotFoundError:
+            raise UserError("missing from the checkpoint", where=url, hint=hint) from None
+
+    def json(self, name: str) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads(self.read(name))
+        return values
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def write_checkpoint(
+    training: str,
+    step: int,
+    *,
+    model: Mapping[str, Tensor | Stored],
+    config: dict[str, Any],
+    optimizer: dict[str, Tensor] | None = None,
+    state: dict[str, Any] | None = None,
+    others: Mapping[str, bytes] | None = None,
+) -> Checkpoint:
+    """Write `<training>/step-<step>/`, the manifest last. What is there already is replaced file by file.
+
+    Args:
+        others: further files by name: those of a tokenizer that came in files.
+    """
+    url = storage.join(training, step_name(step))
+    contents: dict[str, Iterable[bytes | memoryview]] = {
+        MODEL: model_file(model),  # the first: tensors that cannot be read leave nothing behind
+        CONFIG: [_json_bytes(config)],
+        **{name: [content] for name, content in (others or {}).items()},
+    }
+    if optimizer is not None:
+        contents[OPTIMIZER] = _safetensors(optimizer)
+    if state is not None:
+        contents[STATE] = [_json_bytes(state)]
+    storage.remove(storage.join(url, MANIFEST))
+    files = {name: _write(storage.join(url, name), blocks) for name, blocks in contents.items()}
+    manifest = {"format": FORMAT_VERSION, "step": step, "files": files}
+    storage.write_json(storage.join(url, MANIFEST), manifest)
+    return Checkpoint(step, url, manifest)
+
+
+def _write(url: str, blocks: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    """Write a file block by block; its entry in the manifest."""
+    state, size = hashlib.sha256(), 0
+    with storage.open_write(url) as out:
+        for block in blocks:
+            out.write(block)
+            state.update(block)
+            size += len(block)
+    return {"size": size, "sha256": state.hexdigest()}
+
+
+def model_file(tensors: Mapping[str, Tensor | Stored]) -> Iterator[bytes | memoryview]:
+    """The bytes of model.safetensors; the same tensors have the same."""
+    return _safetensors(tensors, {"format": "pt"})  # transformers asks for the format entry
+
+
+def _safetensors(
+    tensors: Mapping[str, Tensor | Stored], metadata: dict[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
+    """The bytes of a safetensors file, without a copy of what it holds: its header, then blocks of each tensor.
+
+    The format: the header's length in eight bytes, JSON of every tensor's type, shape and place, then the tensors
+    (https://github.com/huggingface/safetensors). The library can only build it whole in memory, or in a local file.
+    Tensors that have not been read are read one at a time.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    place = 0
+    # the library's own order: wide types first, so that all are aligned, then by name, so that equal content has
+    # equal bytes
+    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
+    for name, tensor in ordered.items():
+        size = math.prod(tensor.shape) * tensor.dtype.itemsize
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [place, place + size],
+        }
+        place += size
+    content = json.dumps(header, separators=(",", ":")).encode()
+    content += b" " * (-len(content) % 8)
+    yield len(content).to_bytes(8, "little") + content
+    for tensor in ordered.values():
+        content_of = tensor.read() if isinstance(tensor, Stored) else tensor
+        data = content_of.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        for start in range(0, len(data), _BLOCK):
+            yield data[start : start + _BLOCK]
+
+
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def open_checkpoint(url: str) -> Checkpoint | None:
+    """The checkpoint in a folder, or None when there is no complete one."""
+    url = storage.normalize(url)
+    if storage.is_local_file(url):
+        return None
+    try:
+        manifest = storage.read_json(storage.join(url, MANIFEST))
+    except FileNotFoundError:
+        return None
+    files, step = manifest.get("files", {}), manifest.get("step", 0)
+    if not isinstance(files, dict) or not isinstance(step, int):
+        raise UserError(f"its {MANIFEST} is damaged", where=url, hint="take another checkpoint, or make it again")
+    if MODEL not in files:
+        return None
+    if manifest.get("format") != FORMAT_VERSION:
+        raise UserError(
+            f"checkpoint format {manifest.get('format')}, this gptpipe reads {FORMAT_VERSION}",
+            where=url,
+            hint="use the gptpipe that wrote it",
+        )
+    return Checkpoint(step, url, manifest)
+
+
+def list_checkpoints(training: str) -> list[Checkpoint]:
+    """The complete checkpoints of a training folder, oldest first."""
+    names = [name for name in storage.list_folders(training) if _STEP.match(name)]
+    found = (open_checkpoint(storage.join(training, name)) for name in names)
+    return sorted((checkpoint for checkpoint in found if checkpoint), key=lambda checkpoint: checkpoint.step)
+
+
+def newest_checkpoint(training: str) -> Checkpoint | None:
+    """The newest complete checkpoint of a training folder, or None. Reads one manifest, not all."""
+    names = [name for name in storage.list_folders(training) if _STEP.match(name)]
+    for name in sorted(names, key=lambda name: int(name.removeprefix("step-")), reverse=True):
+        if checkpoint := open_checkpoint(storage.join(training, name)):
+            return checkpoint
+    return None
+
+
+def prune(training: str, keep: int, best_step: int | None) -> list[int]:
+    """Remove all but the last `keep` checkpoints and the best. Returns the steps removed.
+
+    The manifest goes first, so that a folder half removed is not taken for a checkpoint.
+    """
+    checkpoints = list_checkpoints(training)
+    removed = []
+    for checkpoint in checkpoints[:-keep]:
+        if checkpoint.step != best_step:
+            storage.remove(storage.join(checkpoint.url, MANIFEST))
+            storage.remove_tree(checkpoint.url)
+            removed.append(checkpoint.step)
+    return removed

@@ -1,0 +1,247 @@
+"""WEIGHTS: any of the layouts that people have, found, read as lean as it can be, and written as a checkpoint.
+
+Inside, names are GPT-2's without prefix (`h.0.attn.c_attn.weight`) and linear layers are (out, in).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptpipe.config import ModelConfig, digest
+from gptpipe.errors import UserError
+from gptpipe.model.gpt import GPT, empty_model
+from gptpipe.tokenizer import Tokenizer, get_tokenizer, is_own, reference_to, tokenizer_in
+from gptpipe.weights import checkpoint as checkpoints
+from gptpipe.weights.huggingface import hf_stored, model_config_from_hf, ours_in
+from gptpipe.weights.layouts import (
+    guessed_config,
+    is_tied,
+    standardized,
+)
+from gptpipe.weights.tensors import Stored, is_finite
+from gptpipe.wording import counted
+
+log = logging.getLogger(__name__)
+
+_READERS = 2
+_NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_GPT2_TOKENS = 50257
+_PADDED = 128  # a vocabulary is padded to a multiple of at most that
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that were found: a model configuration, and tensors in our layout, which are read when they are wanted.
+
+    Attributes:
+        url: where they were found.
+        sha256: digest of the tensors where it is known without reading them; empty otherwise.
+        tokenizer: what `get_tokenizer` finds the tokenizer by that they were trained with.
+        step: of the training that made them, 0 where that is not known.
+    """
+
+    url: str
+    config: ModelConfig
+    tensors: dict[str, Stored]
+    sha256: str = ""
+    tokenizer: str = "gpt2"
+    step: int = 0
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of tensors and shape, whatever the layout they came in; a part of the id of what is made from them."""
+        # the number of heads, for one, does not show in the tensors
+        shape = self.config.model_dump(mode="json", exclude={"dropout", "init"})
+        return digest({"tensors": self.sha256 or self._digest(), "model": shape})
+
+    def _digest(self) -> str:
+        """What the checkpoint's file would have, were they written as one."""
+        state = hashlib.sha256()
+        for block in checkpoints.model_file(hf_stored(self.config, self.tensors)):
+            state.update(block)
+        return state.hexdigest()
+
+    def build(self, config: ModelConfig | None = None) -> GPT:
+        """A model with these weights, in float32. Holds the model and two tensors at a time.
+
+        Args:
+            config: of the same shape; its dropout is taken. By default the weights' own.
+        """
+        config = config or self.config
+        model = empty_model(config)
+        with ThreadPoolExecutor(_READERS) as pool:  # what one copies, another waits for
+            tensors = dict(zip(self.tensors, pool.map(_own, self.tensors.values()), strict=True))
+        if config.tie_weights:
+            tensors["lm_head.weight"] = tensors["wte.weight"]
+        model.load_state_dict(tensors, assign=True)
+        if config.tie_weights:
+            model.lm_head.weight = model.wte.weight
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        return model
+
+
+def _own(stored: Stored) -> Tensor:
+    """In float32 and in one piece."""
+    found = stored.read()
+    if found.dtype == torch.float32 and found.is_contiguous():
+        return found
+    own = torch.empty(stored.shape, dtype=torch.float32)
+    return own.copy_(found)
+
+
+def check_same_shape(wanted: ModelConfig, have: ModelConfig, where: str) -> None:
+    """A UserError when weights cannot start a model of the wanted shape; every field that differs is named."""
+    fields = [name for name in ModelConfig.model_fields if name not in ("dropout", "init")]
+    different = [name for name in fields if getattr(wanted, name) != getattr(have, name)]
+    if different:
+        listed = ", ".join(f"{name} is {getattr(have, name)} instead of {getattr(wanted, name)}" for name in different)
+        settings = " ".join(f"--set model.{name}={str(getattr(have, name)).lower()}" for name in different)
+        raise UserError(f"the weights have another shape: {listed}", where=where, hint=f"give {settings}")
+
+
+def from_tensors(
+    url: str,
+    config: dict[str, Any] | None,
+    tensors: dict[str, Stored],
+    sha256: str = "",
+    step: int = 0,
+    *,
+    folder: str = "",
+) -> Weights:
+    """Held together: names, shapes and configuration.
+
+    Args:
+        config: as Hugging Face's; None is guessed from the tensors.
+        sha256: of the tensors' file in our layout, where that is what they were read from.
+        folder: where a tokenizer may lie that belongs to them.
+    """
+    return from_our_tensors(url, config, standardized(tensors, url), sha256, step, folder=folder)
+
+
+def from_our_tensors(
+    url: str,
+    config: dict[str, Any] | None,
+    tensors: dict[str, Stored],
+    sha256: str = "",
+    step: int = 0,
+    *,
+    folder: str = "",
+) -> Weights:
+    tokenizer = _tokenizer_of(config, folder, url)
+    config = config or guessed_config(tensors, url)
+    tensors = _without_padding(config, tensors, tokenizer, url)
+    model = model_config_from_hf(config, url)
+    if not model.qkv_bias:
+        for name in [name for name in tensors if name.endswith("c_attn.bias")]:
+            if tensors.pop(name).read().any():
+                raise UserError(
+                    f"{name} is not zero, but the config says that there is no QKV bias",
+                    where=url,
+                    hint="set gptpipe.qkv_bias to true in config.json",
+                )
+    check_tensors(model, tensors, url)
+    if model.tie_weights and not is_tied(tensors):  # as transformers does
+        log.warning("%s: lm_head.weight is not the embedding, as its config says: it is kept apart", url)
+        model = model.model_copy(update={"tie_weights": False})
+        check_tensors(model, tensors, url)
+    if model.tie_weights:
+        tensors.pop("lm_head.weight", None)
+    tensors = {name: replace(each, read=partial(_finite, name, each, url)) for name, each in tensors.items()}
+    return Weights(url, model, tensors, sha256, tokenizer, step)
+
+
+def _tokenizer_of(config: dict[str, Any] | None, folder: str, where: str) -> str:
+    """What finds the tokenizer: the one that our configuration names, or whose files lie there, or else GPT-2's."""
+    if config is not None and (name := ours_in(config, where).get("tokenizer")):
+        return reference_to(str(name), folder)
+    found = tokenizer_in(folder, where) if folder and config is not None else None
+    return found.reference if found is not None else "gpt2"
+
+
+def _finite(name: str, stored: Stored, where: str) -> Tensor:
+    """The tensor, once it is known to be finite: what is computed from it does not tell which one was not."""
+    found = stored.read()
+    if not is_finite(found):
+        raise UserError(
+            f"{name} holds numbers that are not finite",
+            where=where,
+            hint="take an earlier checkpoint of the training that made it",
+        )
+    return found
+
+
+def _without_padding(
+    config: dict[str, Any], tensors: dict[str, Stored], tokenizer: str, where: str
+) -> dict[str, Stored]:
+    """Rows that only fill the vocabulary up to a round number, as nanoGPT's 50,304, are left out: no token has them."""
+    embedding = tensors.get("wte.weight")
+    have = embedding.shape[0] if embedding is not None and embedding.shape else 0
+    true = have
+    if tokenizer == "gpt2":
+        true = _GPT2_TOKENS
+    elif is_own(tokenizer.rpartition("#")[2]):
+        true = get_tokenizer(tokenizer).vocab_size
+    if config.get("vocab_size") != have or not 0 < have - true < _PADDED:
+        return tensors
+    log.info("%s: %d rows of padding are left out of a vocabulary of %d", where, have - true, have)
+    config["vocab_size"] = true
+    cut = {name: tensors[name].rows(true) for name in ("wte.weight", "lm_head.weight") if name in tensors}
+    return tensors | cut
+
+
+def check_tensors(config: ModelConfig, tensors: dict[str, Stored], where: str) -> None:
+    """Hold names and shapes against the configuration; every tensor that does not fit is named at once."""
+    expected = {name: tuple(value.shape) for name, value in empty_model(config).state_dict().items()}
+    if config.tie_weights:
+        expected.pop("lm_head.weight")
+    problems = [f"{name} is missing" for name in expected if name not in tensors]
+    problems += [f"{name} is not part of it" for name in tensors if name not in expected and name != "lm_head.weight"]
+    problems += [
+        f"{name} is {tensors[name].shape} instead of {shape}"
+        for name, shape in expected.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    problems += [f"{name} is {t.dtype}" for name, t in tensors.items() if t.dtype not in _NUMBERS]
+    if problems:
+        raise UserError(
+            f"the configuration does not fit {counted(len(problems), 'tensor')}: {'; '.join(problems)}",
+            where=where,
+            hint="give the config.json that belongs to these weights",
+        )
+
+
+def check_vocabulary(config: ModelConfig, vocab_size: int, tokenizer: str, where: str) -> None:
+    """A UserError when weights and tokenizer do not have the same vocabulary."""
+    if config.vocab_size != vocab_size:
+        raise UserError(
+            f"the weights know {config.vocab_size} tokens, the tokenizer {tokenizer!r} has {vocab_size}",
+            where=where,
+            hint="use the tokenizer that the weights were trained with",
+        )
+
+
+def check_tokenizer(found: Weights, tokenizer: Tokenizer, where: str) -> None:
+    """Refuse what was made with another tokenizer than the weights: the ids mean other text.
+
+    Args:
+        tokenizer: of what is at `where`, with as many tokens as the weights know.
+
+    Raises:
+        UserError: it is another.
+    """
+    theirs = get_tokenizer(found.tokenizer)
+    if theirs.vocab_size == found.config.vocab_size and theirs.sha256 != tokenizer.sha256:
+        raise UserError(
+            f"made with the tokenizer {tokenizer.name}, the weights {found.url} use {theirs.name}",
+            where=where,
+            hint=f"tokenize again with data.tokenizer={theirs.reference.partition('#')[0]}",
+        )
