@@ -39,7 +39,7 @@ from flows.watch_corpora import EVENT, watch_corpora
 from gptpipe.config import PipelineConfig, deep_merge, load_config
 from gptpipe.config.form import filled
 from gptpipe.config.settings import settings
-from gptpipe.config.yaml import read_yaml
+from gptpipe.config.text import read_yaml
 from gptpipe.errors import UserError
 from gptpipe.version import __version__
 from gptpipe.wording import duration

@@ -14,8 +14,8 @@ from gptpipe import storage
 from gptpipe.config import EvaluateConfig, parse
 from gptpipe.config.form import FormSection, form_of
 from gptpipe.config.settings import settings
-from gptpipe.evaluation.evaluate import evaluate_against, evaluate_once
-from gptpipe.tracking import resolve_weights
+from gptpipe.evaluation.once import evaluate_against, evaluate_once
+from gptpipe.tracking.registry import resolve_weights
 from gptpipe.wording import side_by_side
 
 log = logging.getLogger("gptpipe.flows")

@@ -12,7 +12,7 @@ from flows.server.names import last_part, named
 from gptpipe import storage
 from gptpipe.config import Section, digest
 from gptpipe.config.settings import settings
-from gptpipe.tracking import resolve_weights
+from gptpipe.tracking.registry import resolve_weights
 from gptpipe.weights.adapt import import_weights as write_weights
 
 log = logging.getLogger("gptpipe.flows")

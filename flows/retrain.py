@@ -17,17 +17,20 @@ from flows.server import endings, report
 from flows.server.names import named
 from flows.tokenize import TokenizeParameters, tokenize
 from flows.train import TrainParameters, train
-from gptpipe import storage, tracking
+from gptpipe import storage
 from gptpipe.config import PipelineConfig, parse
 from gptpipe.config.form import FormSection, pipeline_form, values_of
 from gptpipe.config.names import pipeline_name
 from gptpipe.config.settings import settings
 from gptpipe.errors import Preempted
-from gptpipe.evaluation.evaluate import Evaluation
+from gptpipe.evaluation.result import Evaluation
 from gptpipe.export.folder import export_hf
 from gptpipe.generation.generate import Samples
 from gptpipe.launch.training import TrainResult
 from gptpipe.pipeline.checks import check_pipeline
+from gptpipe.tracking.client import RunLink
+from gptpipe.tracking.registry import register, resolve_weights
+from gptpipe.tracking.results import describe, log_results
 from gptpipe.weights.find import read_weights
 
 log = logging.getLogger("gptpipe.flows")
@@ -76,7 +79,7 @@ def _stages(config: PipelineConfig) -> dict[str, Any]:
     check_pipeline(config)
     init, data = "", config.data
     if config.init != "scratch":
-        weights = tracking.resolve_weights(config.init, config)
+        weights = resolve_weights(config.init, config)
         init = import_weights(
             ImportParameters(weights=weights, context_length=config.init_context_length, tokenizer=data.tokenizer)
         )
@@ -113,22 +116,22 @@ def publish(
     config: PipelineConfig, training: dict[str, Any], evaluation: dict[str, Any], samples: dict[str, Any]
 ) -> dict[str, Any] | None:
     """Log the results to the training's MLflow run, register the model, and move the alias if it is better."""
-    link = tracking.RunLink(training["run_id"], training["experiment_id"])
+    link = RunLink(training["run_id"], training["experiment_id"])
     result = TrainResult(**{k: v for k, v in training.items() if k not in ("run_id", "experiment_id")})
     scored = Evaluation.of(evaluation)
     made = [Samples.of(each) for each in samples["through"]]
-    picture = tracking.log_results(link, result, scored, made)
+    picture = log_results(link, result, scored, made)
     registered, where = None, ""
     if config.promote.register_model:
         out = storage.join(settings().storage_url, "evaluations")
-        registered = tracking.register(config, link, result, scored, out=out)
+        registered = register(config, link, result, scored, out=out)
         alias = config.promote.alias
         verdict = f"now {alias}" if registered.decision.promote else f"the {alias} stays"
         log.info("register: %s, %s: %s", registered.uri, verdict, registered.decision.reason)
         where = f"[Model {registered.name}, version {registered.version}, in MLflow]({registered.url}): "
         where += f"`{registered.uri}`, {verdict}\n\n"
     best = next(each for each in made if each.weights == result.best_checkpoint)
-    text = where + tracking.describe(config, link, result, scored, best, registered)
+    text = where + describe(config, link, result, scored, best, registered)
     report.page("retrain", text, picture, description="The result, with links to the run and the model")
     if registered is None:
         return None

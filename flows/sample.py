@@ -14,7 +14,7 @@ from gptpipe import storage
 from gptpipe.config import SampleConfig, Section
 from gptpipe.config.settings import settings
 from gptpipe.generation.generate import sample_once
-from gptpipe.tracking import resolve_weights
+from gptpipe.tracking.registry import resolve_weights
 from gptpipe.weights.checkpoint import list_checkpoints
 from gptpipe.wording import counted
 

@@ -20,10 +20,10 @@ from gptpipe.config.names import pipeline_name
 from gptpipe.config.settings import settings
 from gptpipe.errors import UserError
 from gptpipe.extras import install_hint
-from gptpipe.launch.gang import Hosts
+from gptpipe.launch.hosts import Hosts
 from gptpipe.launch.torchrun import Cancelled, Watchers
 from gptpipe.storage.lease import Held
-from gptpipe.tracking import train_and_track
+from gptpipe.tracking.training import train_and_track
 from gptpipe.weights.adapt import starting_from
 
 log = logging.getLogger("gptpipe.flows")

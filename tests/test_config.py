@@ -23,12 +23,11 @@ from gptpipe.config import (
     digest,
     flatten,
     load_config,
-    operational,
     parse,
     preset_values,
-    result,
 )
-from gptpipe.config.yaml import read_yaml
+from gptpipe.config.fields import operational, result
+from gptpipe.config.text import read_yaml
 from gptpipe.errors import UserError
 
 CONFIGS = Path(__file__).parent / "data" / "configs"

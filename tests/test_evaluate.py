@@ -15,7 +15,7 @@ from gptpipe import GPT, ModelConfig, UserError
 from gptpipe.config import DataConfig, EvaluateConfig
 from gptpipe.corpus.build import tokenize
 from gptpipe.evaluation import evaluate
-from gptpipe.evaluation.evaluate import entropy
+from gptpipe.evaluation.result import entropy
 from gptpipe.tokenizer import get_tokenizer
 
 TEXT = "The quick brown fox — naïve, 東京 — jumps over the lazy dog.\n" * 9

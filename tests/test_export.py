@@ -15,7 +15,8 @@ import torch
 from transformers import GPT2LMHeadModel, GPT2TokenizerFast
 
 from gptpipe import UserError, load
-from gptpipe.evaluation.evaluate import Against, Evaluation, compare_tallies, evaluate_whole
+from gptpipe.evaluation.evaluate import compare_tallies, evaluate_whole
+from gptpipe.evaluation.result import Against, Evaluation
 from gptpipe.export.folder import export_hf
 from gptpipe.tokenizer import get_tokenizer, gpt2_files
 from gptpipe.weights.adapt import import_weights

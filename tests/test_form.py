@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from flows.retrain import RetrainParameters
 from gptpipe.config import PRESETS, PipelineConfig, Section, load_config, parse, preset_values
 from gptpipe.config.form import QUICK, filled, values_of
-from gptpipe.config.yaml import read_yaml
+from gptpipe.config.text import read_yaml
 from gptpipe.errors import UserError
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gptpipe.services.stack import traceback_ends
+from gptpipe.services.tracebacks import traceback_ends
 from tests.place import Place, some_ports, stack_in
 
 DEPLOYMENTS = [

@@ -20,19 +20,23 @@ import torch
 from mlflow import MlflowClient
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gptpipe import tracking
 from gptpipe.config import DataConfig, PipelineConfig, flatten, load_config
 from gptpipe.config.settings import make_home, reload_settings, settings
 from gptpipe.corpus.build import tokenize
 from gptpipe.dataset.dataset import Dataset, open_dataset
 from gptpipe.errors import UserError
 from gptpipe.evaluation.confidence import Interval
-from gptpipe.evaluation.evaluate import Evaluation
+from gptpipe.evaluation.result import Evaluation
 from gptpipe.generation.generate import Sample, Samples
 from gptpipe.launch.training import TrainResult
 from gptpipe.services.doctor import examine
 from gptpipe.services.ports import free_ports
-from gptpipe.tracking import RunLink, TrainingTracker
+from gptpipe.tracking import follow as following
+from gptpipe.tracking.client import RunLink, connect, experiment_id
+from gptpipe.tracking.follow import TrainingTracker
+from gptpipe.tracking.registry import check_tracking, register, resolve_weights
+from gptpipe.tracking.results import DECIDING, describe, log_results
+from gptpipe.tracking.training import train_and_track
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,7 @@ def follow(dataset: Dataset, training: str, *batches: list[dict[str, Any]], stat
 
 
 def curve(link: RunLink) -> list[tuple[int, float]]:
-    history = tracking.connect().get_metric_history(link.run_id, "train/loss")
+    history = connect().get_metric_history(link.run_id, "train/loss")
     return sorted((point.step, point.value) for point in history)
 
 
@@ -86,7 +90,7 @@ def test_a_resumed_training_logs_each_step_once_in_one_run(dataset: Dataset) -> 
 
 
 def test_a_run_says_what_was_chosen_and_what_it_read(dataset: Dataset) -> None:
-    run = tracking.connect().get_run(follow(dataset, "/trainings/z", lines(1, 3)).run_id)
+    run = connect().get_run(follow(dataset, "/trainings/z", lines(1, 3)).run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["model.n_layer"] == "4"
     assert run.data.params["train.learning_rate"] == "0.0015"
@@ -180,19 +184,19 @@ def test_results_registration_and_promotion(many_documents: Dataset, dataset: Da
         link = follow(dataset, str(folder), lines(1, 3))
         result, evaluation, samples = result_of(dataset, str(folder), loss)
         for _ in range(2):  # a second time changes nothing
-            picture = tracking.log_results(link, result, evaluation, samples)
-            registered[name] = tracking.register(config, link, result, evaluation, out=str(tmp_path / "scores"))
+            picture = log_results(link, result, evaluation, samples)
+            registered[name] = register(config, link, result, evaluation, out=str(tmp_path / "scores"))
         for _ in range(2):
-            text = tracking.describe(config, link, result, evaluation, samples[-1], registered[name])
+            text = describe(config, link, result, evaluation, samples[-1], registered[name])
         assert picture.startswith(b"\x89PNG")
-        client = tracking.connect()
+        client = connect()
         assert {item.path for item in client.list_artifacts(link.run_id)} == {"evaluation.html", "loss.png", "samples"}
         tables = {item.path for item in client.list_artifacts(link.run_id, "samples")}
         assert tables == {"samples/step-00000008.json", "samples/step-00000012.json"}
         metrics = client.get_run(link.run_id).data.metrics
         assert metrics["cross_entropy/evaluation"] == loss
         assert metrics["cross_entropy/standard_error"] == 0.1
-        assert min(metrics) == tracking.DECIDING
+        assert min(metrics) == DECIDING
         run, version = client.get_run(link.run_id), client.get_model_version("gptpipe", registered[name].version)
         assert run.data.tags["mlflow.note.content"] == version.description == text
         assert f"| loss | {loss:.3f} nats a token" in text
@@ -211,19 +215,19 @@ def test_results_registration_and_promotion(many_documents: Dataset, dataset: Da
     # it became champion when it was registered first
     version = client.get_model_version("gptpipe", "3")
     assert "95 % interval -" in version.tags["gptpipe.decision"]
-    assert tracking.resolve_weights("champion", config) == str(tmp_path / "better" / "step-00000012")
-    assert tracking.resolve_weights("models:/gptpipe/1").endswith("first/step-00000012")
-    assert tracking.resolve_weights("/some/folder") == "/some/folder"
+    assert resolve_weights("champion", config) == str(tmp_path / "better" / "step-00000012")
+    assert resolve_weights("models:/gptpipe/1").endswith("first/step-00000012")
+    assert resolve_weights("/some/folder") == "/some/folder"
     # one document of validation text decides nothing, and a champion whose weights are gone stays
     folder = tmp_path / "late"
     folder.mkdir()
     write_model(folder / "step-00000012", small, "better")
     link = follow(small, str(folder), lines(1, 3))
     result, evaluation, _ = result_of(small, str(folder), 1.0)
-    few = tracking.register(config, link, result, evaluation, out=str(tmp_path / "scores"))
+    few = register(config, link, result, evaluation, out=str(tmp_path / "scores"))
     assert (few.decision.promote, few.decision.reason[:26]) == (False, "too few documents to be su")
     (tmp_path / "better" / "step-00000012" / "model.safetensors").unlink()
-    gone = tracking.register(config, link, result, evaluation, out=str(tmp_path / "others"))
+    gone = register(config, link, result, evaluation, out=str(tmp_path / "others"))
     assert not gone.decision.promote
     assert "not comparable: version 3, the champion, could not be scored" in gone.decision.reason
 
@@ -231,7 +235,7 @@ def test_results_registration_and_promotion(many_documents: Dataset, dataset: Da
 @pytest.mark.parametrize("weights", ["models:/nobody@champion", "models:/gptpipe/9", "champion"])
 def test_models_that_are_not_registered(weights: str) -> None:
     with pytest.raises(UserError, match=r"(not found|does not exist)"):
-        tracking.resolve_weights(weights)
+        resolve_weights(weights)
 
 
 class Server:
@@ -294,7 +298,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def test_a_server_that_comes_late_gets_everything(
     server: Server, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "_RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(following, "_RETRY_SECONDS", 0.2)
     tracker = TrainingTracker(PipelineConfig(), dataset, {})
     tracker.start("/trainings/late")
     began = time.monotonic()
@@ -321,7 +325,7 @@ def test_a_server_that_is_away_ends_no_training(server: Server, dataset: Dataset
 
 def test_a_server_registers_no_local_folder(server: Server) -> None:
     with pytest.raises(UserError, match="registers no model from a local folder"):
-        tracking.check_tracking(PipelineConfig())
+        check_tracking(PipelineConfig())
 
 
 ODD = " !\"#$%&'()*+,-.;<=>@[\\]^_`{|}~é"  # every printable character but those that no path, or no model, may hold
@@ -342,11 +346,11 @@ def test_places_and_names_with_every_character_are_found_again(
     result, evaluation, samples = result_of(dataset, training, 2.0)
     write_model(Path(result.best_checkpoint), dataset, "uniform")
     config = PipelineConfig(promote={"model_name": f"gpt{ODD}?"})
-    tracking.log_results(first, result, evaluation, samples)
-    registered = tracking.register(config, first, result, evaluation, out=str(tmp_path / "evaluations"))
+    log_results(first, result, evaluation, samples)
+    registered = register(config, first, result, evaluation, out=str(tmp_path / "evaluations"))
     assert registered.decision.promote
-    assert tracking.resolve_weights("champion", config) == result.best_checkpoint
-    assert tracking.resolve_weights(registered.uri) == result.best_checkpoint
+    assert resolve_weights("champion", config) == result.best_checkpoint
+    assert resolve_weights(registered.uri) == result.best_checkpoint
 
 
 @pytest.mark.parametrize("name", ["a/b", "a:b", " ", "a\nb"])
@@ -362,10 +366,10 @@ def test_an_alias_that_mlflow_keeps_for_itself_is_refused_first(alias: str) -> N
 
 
 def test_an_experiment_that_was_deleted_is_said_before_the_first_step(dataset: Dataset) -> None:
-    client = tracking.connect()
-    client.delete_experiment(tracking.experiment_id(client))
+    client = connect()
+    client.delete_experiment(experiment_id(client))
     with pytest.raises(UserError, match=r"was deleted.*experiments restore"):
-        tracking.check_tracking(PipelineConfig())
+        check_tracking(PipelineConfig())
     with pytest.raises(UserError, match="was deleted"):
         wait_for_refusal(dataset, "/trainings/deleted")
     found = next(check for check in examine() if check.name == "tracking")
@@ -384,7 +388,7 @@ def wait_for_refusal(dataset: Dataset, training: str) -> None:
 def test_a_fault_of_our_own_shows_itself_and_is_not_waited_for(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "git_tags", lambda: {}["our fault"])
+    monkeypatch.setattr(following, "git_tags", lambda: {}["our fault"])
     with pytest.raises(KeyError, match="our fault"):
         wait_for_refusal(dataset, "/trainings/fault")
 
@@ -410,7 +414,7 @@ def test_every_feature_is_tracked(dataset: Dataset) -> None:
         tracker.add(lines(1, 3))
         link = tracker.finish("FINISHED")
         assert link is not None, feature
-        run = tracking.connect().get_run(link.run_id)
+        run = connect().get_run(link.run_id)
         assert run.info.status == "FINISHED"
         assert run.data.params == {key: str(value) for key, value in flatten(config).items()}
         assert run.data.metrics["train/loss"] == pytest.approx(10 / 3)
@@ -429,9 +433,9 @@ def test_a_training_with_a_mixture_is_tracked_end_to_end(tmp_path: Path) -> None
     shape = {"n_layer": 1, "n_head": 1, "n_embd": 8, "context_length": 16}
     train = {"steps": 3, "batch_size": 2, "mixture": {"a": 1.0, "b": 3.0}, "validate_tokens": 32}
     config = PipelineConfig(model=shape, train=train)
-    result, link = tracking.train_and_track(config, data=made.dataset, out=str(tmp_path / "trainings"))
+    result, link = train_and_track(config, data=made.dataset, out=str(tmp_path / "trainings"))
     assert result.steps == 3
     assert link is not None
-    run = tracking.connect().get_run(link.run_id)
+    run = connect().get_run(link.run_id)
     assert run.data.params["train.mixture.b"] == "3.0"
-    assert [point.step for point in tracking.connect().get_metric_history(link.run_id, "train/loss")][-1] == 3
+    assert [point.step for point in connect().get_metric_history(link.run_id, "train/loss")][-1] == 3

@@ -10,7 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, create_model
 
-from gptpipe.config import PRESETS, PipelineConfig, Section, deep_merge, flatten
+from gptpipe.config.fields import Section
+from gptpipe.config.presets import PRESETS
+from gptpipe.config.sections import PipelineConfig
+from gptpipe.config.values import deep_merge, flatten
 from gptpipe.errors import UserError
 
 # what most people choose stands at the top, under the last part of its key; `corpus` is a line of text for each

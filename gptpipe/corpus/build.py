@@ -18,14 +18,15 @@ import pyarrow.parquet as pq
 from gptpipe import storage
 from gptpipe.config import DataConfig, digest
 from gptpipe.corpus.cuts import safe_places
-from gptpipe.corpus.documents import ReadOptions, facts_of_range
 from gptpipe.corpus.duplicates import DigestTask, Duplicates, find_duplicates, write_digests
 from gptpipe.corpus.engine import Engine, Processes
 from gptpipe.corpus.fingerprints import Fingerprints, State, hash_file
+from gptpipe.corpus.options import ReadOptions
 from gptpipe.corpus.plan import ShardPlan, Wanted, finish_plan, identify, plan_buckets
 from gptpipe.corpus.readers import remove_copies
 from gptpipe.corpus.shards import ShardReport, ShardTask, make_shard
 from gptpipe.corpus.sources import Source, list_sources
+from gptpipe.corpus.text import facts_of_range
 from gptpipe.dataset.dataset import FORMAT_VERSION, INDEX, LATEST, MANIFEST, SOURCES, Dataset, open_dataset
 from gptpipe.dataset.index import index_table
 from gptpipe.dataset.rows import SPLITS, shard_path

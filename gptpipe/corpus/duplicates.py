@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 
 from gptpipe import storage
 from gptpipe.corpus.cuts import safe_places
-from gptpipe.corpus.documents import ReadOptions, TextFacts, read_records, read_text
+from gptpipe.corpus.options import ReadOptions
 from gptpipe.corpus.plan import Bucket
+from gptpipe.corpus.records import read_records
+from gptpipe.corpus.text import TextFacts, read_text
 from gptpipe.dataset.left_out import LeftOut
 from gptpipe.tokenizer import get_tokenizer
 

@@ -16,10 +16,11 @@ from itertools import groupby
 from gptpipe import storage
 from gptpipe.config import DataConfig, digest
 from gptpipe.corpus.cuts import CELL, PIECE_TOKENS
-from gptpipe.corpus.documents import TextFacts, open_parquet
 from gptpipe.corpus.fingerprints import Fingerprints, fingerprint
+from gptpipe.corpus.parquet import open_parquet
 from gptpipe.corpus.sources import Source
 from gptpipe.corpus.split import BY_HASH, BY_POSITION, hash_limit, split_rule
+from gptpipe.corpus.text import TextFacts
 from gptpipe.dataset.dataset import FORMAT_VERSION
 from gptpipe.tokenizer import Tokenizer, get_tokenizer, reference_to
 

@@ -9,18 +9,12 @@ from dataclasses import dataclass, field
 
 from gptpipe import storage
 from gptpipe.corpus.cuts import PIECE_TOKENS, Piece, cell_of, safe_places
-from gptpipe.corpus.documents import (
-    ReadOptions,
-    TextFacts,
-    decode_piece,
-    pieces_of,
-    read_records,
-    read_text,
-    text_pieces,
-)
+from gptpipe.corpus.options import ReadOptions
 from gptpipe.corpus.plan import ShardPlan
+from gptpipe.corpus.records import read_records
 from gptpipe.corpus.sources import Source
 from gptpipe.corpus.split import split_of
+from gptpipe.corpus.text import TextFacts, decode_piece, pieces_of, read_text, text_pieces
 from gptpipe.dataset.left_out import LeftOut
 from gptpipe.dataset.rows import DAMAGED, SPLITS, Note, Row, ShardFile, ShardReader, ShardWriter, shard_path
 from gptpipe.errors import UserError

@@ -8,8 +8,10 @@ from itertools import islice
 
 from gptpipe.config import DataConfig
 from gptpipe.corpus.cuts import safe_places
-from gptpipe.corpus.documents import ReadOptions, facts_of_range, read_records
+from gptpipe.corpus.options import ReadOptions
+from gptpipe.corpus.records import read_records
 from gptpipe.corpus.sources import Source
+from gptpipe.corpus.text import facts_of_range
 from gptpipe.dataset.left_out import LeftOut
 from gptpipe.tokenizer import get_tokenizer
 

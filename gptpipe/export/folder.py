@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gptpipe import storage
 from gptpipe.errors import UserError
-from gptpipe.evaluation.evaluate import Evaluation
+from gptpipe.evaluation.result import Evaluation
 from gptpipe.launch.job import METRICS
 from gptpipe.launch.metrics import keep_until
 from gptpipe.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer, gpt2_files

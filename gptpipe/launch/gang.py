@@ -6,7 +6,6 @@ node which comes back from an old one is refused; what one attempt has saved, th
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import secrets
@@ -14,82 +13,28 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
-from gptpipe import storage
 from gptpipe.config.settings import settings
 from gptpipe.errors import UserError
+from gptpipe.launch.attempts import Tries, metrics_before, place_of, records_of, step_of
 from gptpipe.launch.channel import Channel, Invitation, Refused
-from gptpipe.launch.clocks import check_clock
-from gptpipe.launch.job import METRICS, Job, Outcome
-from gptpipe.launch.metrics import keep_until
+from gptpipe.launch.hosts import Hosts
+from gptpipe.launch.job import Job, Outcome
+from gptpipe.launch.members import Member, check_member
+from gptpipe.launch.network import listen, rendezvous_store, route_to
 from gptpipe.launch.torchrun import Cancelled, StopSignals, Watchers
-from gptpipe.version import __version__
 from gptpipe.wording import counted
 
 log = logging.getLogger(__name__)
 
-TRIES = 3  # attempts without a new checkpoint after which a failing training has failed
 _POLL = 0.1
 _LATE_SECONDS = 30.0  # after which `min_nodes` are enough, and missing ones are named
 _SETTLE_SECONDS = 2.0  # in which the other nodes tell what they saw of a failure
 _TOLD_SECONDS = 3.0  # in which whoever started a node may tell why it is gone
 _CONNECTION = re.compile(r"connection (closed|reset|refused)|gloo|nccl|ProcessGroup|DistBackend|Broken pipe", re.I)
-
-
-class Hosts(Protocol):
-    """Who has the machines: Prefect's work pools and limits, in `flows/hosts.py`."""
-
-    def this_machine(self) -> AbstractContextManager[None]:
-        """Hold this machine for a training in place; waits for its turn."""
-
-    def nodes(self, wanted: int, least: int, poll: Callable[[], None]) -> AbstractContextManager[int]:
-        """Hold so many nodes, all at once; waits for its turn and calls `poll` meanwhile.
-
-        Returns:
-            How many there are, from `least` to `wanted`.
-        """
-
-    def start(self, invitation: Invitation, nodes: int) -> None:
-        """Have so many nodes call `node.join`."""
-
-    def ailment(self) -> Outcome | None:
-        """How a node ended that has not said so itself; raises Cancelled when somebody cancelled one."""
-
-    def cause(self) -> str:
-        """Why a node has gone without a word; empty if that is not known, or not yet."""
-
-    def missing(self) -> str:
-        """Why nodes may not have come, and what to do."""
-
-    def end(self) -> None:
-        """Nothing of what was started is wanted any more."""
-
-
-@dataclass
-class Tries:
-    """Attempts that have failed since the last new checkpoint."""
-
-    failures: int = 0
-    reached: str = ""
-
-    def are_spent(self, newest: str, *, failed: bool = True) -> bool:
-        """Count an attempt that has ended; whether there may be no other.
-
-        Args:
-            newest: the checkpoint that another would go on from.
-        """
-        self.failures = self.failures + 1 if newest == self.reached and failed else 1
-        self.reached = newest
-        return self.failures >= TRIES
-
-
-def place_of(checkpoint: str) -> str:
-    """Where an attempt goes on, in a person's words."""
-    return f"step {step_of(checkpoint):,}" if checkpoint else "the beginning"
 
 
 def train_on_nodes(next_job: Callable[[], Job], hosts: Hosts, watchers: Watchers) -> Outcome:
@@ -144,36 +89,6 @@ def _heed(signals: StopSignals, watchers: Watchers) -> None:
         raise Cancelled("cancelled; the last committed checkpoint stands")
 
 
-def step_of(checkpoint: str) -> int:
-    return int(checkpoint.rsplit("-", 1)[-1]) if checkpoint else 0
-
-
-def metrics_before(job: Job) -> bytes:
-    """The lines of metrics.jsonl up to the step that a job goes on from."""
-    if not job.resume:
-        return b""
-    try:
-        return keep_until(storage.read_bytes(storage.join(job.training, METRICS)), step_of(job.resume))
-    except FileNotFoundError:
-        log.warning("no metrics.jsonl in %s: the curve begins at step %d", job.training, step_of(job.resume))
-        return b""
-
-
-@dataclass
-class _Member:
-    """A node that has joined."""
-
-    channel: Channel
-    about: dict[str, Any]
-    ready: bool = False
-    outcome: Outcome | None = None
-    has_first_rank: bool = False
-
-    @property
-    def name(self) -> str:
-        return f"{self.about['name']} ({self.about['address']})"
-
-
 @dataclass
 class Gang:
     """One attempt: so many nodes, one rendezvous.
@@ -190,7 +105,7 @@ class Gang:
     hosts: Hosts
     watchers: Watchers
     stopped: str = ""
-    members: list[_Member] = field(default_factory=list)
+    members: list[Member] = field(default_factory=list)
 
     def run(self, signals: StopSignals) -> Outcome:
         """Gather the nodes, start them together, and stay until all have ended.
@@ -199,12 +114,12 @@ class Gang:
             Cancelled: no rank is left.
         """
         self._signals, self._started = signals, False
-        self._joining: list[_Member] = []
+        self._joining: list[Member] = []
         self._invitation_token = secrets.token_hex(16)
         address = settings().gang_address or route_to(settings().prefect_host or "127.0.0.1")
         door, store_socket = listen(address), listen(address)
         store_port = store_socket.getsockname()[1]
-        store = _store(address, store_socket)
+        store = rendezvous_store(address, store_socket)
         self._rendezvous = {"endpoint": f"{address}:{store_port}", "run_id": ""}
         threading.Thread(target=self._let_in, args=(door,), name="gang-door", daemon=True).start()
         invitation = Invitation(
@@ -269,7 +184,7 @@ class Gang:
         self._started = True
         self.watchers.on_start(self.job)
         if before := metrics_before(self.job):
-            self.watchers.on_metrics(_records(before))
+            self.watchers.on_metrics(records_of(before))
         run_id = f"{self.job.id[:12]}-{self.attempt}-{self._invitation_token}"
         for member in self.members:
             address = member.about["address"]
@@ -334,7 +249,7 @@ class Gang:
             while not member.channel.received.empty():
                 self._handle(member, member.channel.received.get())
 
-    def _handle(self, member: _Member, message: dict[str, Any]) -> None:
+    def _handle(self, member: Member, message: dict[str, Any]) -> None:
         if "line" in message:
             self.watchers.on_line(message["line"])
         elif "metrics" in message:
@@ -347,7 +262,7 @@ class Gang:
         elif "cancelled" in message:
             raise Cancelled(f"node {member.name} was cancelled; the last committed checkpoint stands")
 
-    def _take(self, member: _Member) -> None:
+    def _take(self, member: Member) -> None:
         """Give a node its job, or say why it cannot have it."""
         if self._started or len(self.members) == self.nodes:
             member.channel.send({"refused": {"message": "all nodes are here", "where": "", "hint": "nothing to do"}})
@@ -377,7 +292,7 @@ class Gang:
             about = channel.invite(self._invitation_token)
             about["skew"] = float(about["clock"]) - time.time()
             channel.start()
-            self._joining.append(_Member(channel, about))
+            self._joining.append(Member(channel, about))
         except Refused as error:
             log.warning("refused: %s", error)
             connection.close()
@@ -389,90 +304,3 @@ class Gang:
         until = time.monotonic() + 5
         while time.monotonic() < until and any(not m.channel.lost for m in self.members):
             time.sleep(0.02)
-
-
-def check_member(about: dict[str, Any], others: list[dict[str, Any]], job: Job) -> None:
-    """Refuse a node that would fail or spoil the result.
-
-    Raises:
-        UserError: it has another version, no GPU where the others have, or a clock of its own.
-    """
-    import torch
-
-    name = about["name"]
-    for what, theirs, ours in (
-        ("gptpipe", about["version"], __version__),
-        ("torch", about["torch"], torch.__version__.split("+")[0]),
-    ):
-        if theirs != ours:
-            raise UserError(
-                f"node {name} has {what} {theirs}, the training's parent {ours}",
-                where=name,
-                hint=f"install {what} {ours} there and start its worker again",
-            )
-    wants_gpu = job.train.device == "cuda" or (job.train.device == "auto" and any(o["gpus"] for o in others))
-    if wants_gpu and about["gpus"] < job.train.nproc:
-        raise UserError(
-            f"node {name} has {counted(about['gpus'], 'GPU')} for {counted(job.train.nproc, 'rank')}",
-            where=name,
-            hint="stop its worker, or lower train.nproc, or set train.device=cpu",
-        )
-    if job.train.device == "auto" and about["gpus"] and others and not others[0]["gpus"]:
-        raise UserError(
-            f"node {name} has GPUs, node {others[0]['name']} has none", where="train.device", hint="set it to cpu"
-        )
-    check_clock(about["skew"], f"node {name}")
-
-
-def route_to(host: str) -> str:
-    """This machine's address on the way to a host."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((host, 9))  # a datagram socket sends nothing to connect
-        except OSError:
-            return "127.0.0.1"
-        address: str = probe.getsockname()[0]
-        return address
-
-
-def listen(address: str) -> socket.socket:
-    """A listening socket on a free port of GPTPIPE_GANG_PORTS.
-
-    Raises:
-        UserError: none is free, or the address is not one of this machine.
-    """
-    first, last = settings().gang_port_range
-    for port in range(first, last + 1):
-        found = socket.socket()
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            found.bind((address, port))
-        except OSError as error:
-            found.close()
-            if "assign" in str(error):
-                raise UserError(
-                    "not an address of this machine", where=f"GPTPIPE_GANG_ADDRESS={address}", hint="see `ip address`"
-                ) from None
-            continue
-        found.listen(128)
-        return found
-    raise UserError("no port is free", where=f"GPTPIPE_GANG_PORTS={first}-{last}", hint="give a wider range")
-
-
-def _store(address: str, listening: socket.socket) -> Any:
-    """The rendezvous' store, in this process, on a socket that listens already."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    port = listening.getsockname()[1]
-    return TCPStore(
-        address,
-        port,
-        is_master=True,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=60),
-        master_listen_fd=listening.detach(),
-    )
-
-
-def _records(content: bytes) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in content.splitlines()]

@@ -20,7 +20,9 @@ from gptpipe.dataset.loader import SampleOrder, check_ranks
 from gptpipe.dataset.rows import ROW_GROUP_TOKENS
 from gptpipe.dataset.stream import TokenStream
 from gptpipe.errors import Preempted, UserError
-from gptpipe.launch.gang import Hosts, Tries, metrics_before, place_of, step_of, train_on_nodes
+from gptpipe.launch.attempts import Tries, metrics_before, place_of, step_of
+from gptpipe.launch.gang import train_on_nodes
+from gptpipe.launch.hosts import Hosts
 from gptpipe.launch.job import METRICS, OUTCOME, Job, Outcome
 from gptpipe.launch.torchrun import StopSignals, Torchrun, Watchers
 from gptpipe.storage.lease import Lease

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from gptpipe import tracking
 from gptpipe.config import EvaluateConfig, PipelineConfig, SampleConfig
 from gptpipe.config.settings import settings
 from gptpipe.corpus.sources import list_sources
@@ -15,6 +14,7 @@ from gptpipe.export.folder import check_place
 from gptpipe.launch.training import check_vocabulary
 from gptpipe.storage import check_writable, normalize
 from gptpipe.tokenizer import get_tokenizer
+from gptpipe.tracking.registry import check_tracking, resolve_weights
 from gptpipe.weights.find import read_weights
 from gptpipe.wording import is_unicode
 
@@ -40,9 +40,9 @@ def _check(values: str) -> None:
         check_vocabulary(config.model, tokenizer.vocab_size, tokenizer.name)
     if config.export:
         check_place(config.export, replace=True)
-    tracking.check_tracking(config)
+    check_tracking(config)
     if config.init != "scratch" and not config.init.startswith("hf:"):
-        read_weights(tracking.resolve_weights(config.init, config))
+        read_weights(resolve_weights(config.init, config))
 
 
 def check_evaluation(config: EvaluateConfig, pipeline: PipelineConfig) -> None:

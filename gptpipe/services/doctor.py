@@ -17,7 +17,7 @@ from gptpipe.errors import UserError
 from gptpipe.launch.clocks import check_clock
 from gptpipe.services.clients import the_mlflow_server, the_prefect_server
 from gptpipe.services.stack import Stack
-from gptpipe.tracking import connect, experiment_id
+from gptpipe.tracking.client import connect, experiment_id
 from gptpipe.version import __version__
 from gptpipe.wording import counted
 

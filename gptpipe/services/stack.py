@@ -25,6 +25,7 @@ from gptpipe.extras import install_hint
 from gptpipe.services.ports import answers, free_ports, holders
 from gptpipe.services.seaweedfs import bucket_ailment, find_weed, port_names, weed_command
 from gptpipe.services.supervisor import Program, Supervisor, write_private
+from gptpipe.services.tracebacks import traceback_ends
 
 POOL = "gptpipe"  # the work pool of the process worker
 BUCKET = "gptpipe"
@@ -354,20 +355,6 @@ class Stack:
         for left in psutil.wait_procs(strays, timeout=10)[1]:
             with suppress(psutil.Error):
                 left.kill()
-
-
-def traceback_ends(text: str) -> list[str]:
-    """The line that ends each traceback of a log: the exception and its message."""
-    ends: list[str] = []
-    inside = False
-    for line in text.splitlines():
-        bare = line.strip(" |+-\t")
-        if bare.startswith("Traceback (most recent call last)"):
-            inside = True
-        elif inside and bare and not line.startswith((" ", "\t", "|")):
-            ends.append(bare[:200])
-            inside = False
-    return ends + ["it is cut off"] * inside
 
 
 def make_folder(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from gptpipe.config import PipelineConfig
 from gptpipe.config.names import chosen
 from gptpipe.dataset.dataset import Dataset
-from gptpipe.evaluation.evaluate import Evaluation
+from gptpipe.evaluation.result import Evaluation
 from gptpipe.generation.degenerate import degenerate_share
 from gptpipe.generation.generate import Samples
 from gptpipe.launch.training import TrainResult

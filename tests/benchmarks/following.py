@@ -77,7 +77,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
         result = train(config.model, config.train, data=options.data, out=options.out).as_dict()
     elif options.variant == "mlflow":
-        from gptpipe.tracking import train_and_track
+        from gptpipe.tracking.training import train_and_track
 
         made, link = train_and_track(config, data=options.data, out=options.out)
         assert link is not None, "MLflow did not answer"

@@ -13,8 +13,9 @@ import pytest
 from gptpipe import storage
 from gptpipe.config import DataConfig
 from gptpipe.corpus import cuts
-from gptpipe.corpus.documents import ReadOptions, read_text
+from gptpipe.corpus.options import ReadOptions
 from gptpipe.corpus.sources import Source, list_sources
+from gptpipe.corpus.text import read_text
 from gptpipe.errors import UserError
 from tests.data_plane.conftest import serving
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from gptpipe import GPT, ModelConfig
-from gptpipe.evaluation.evaluate import Scored, evaluate_whole
+from gptpipe.evaluation.evaluate import evaluate_whole
+from gptpipe.evaluation.result import Scored
 from gptpipe.tokenizer import get_tokenizer
 
 TEXT = 'if a < b and "c" > \'d\':\n\tprint("</script><b>naïve 東京 &amp; 🙂</b>")\n' * 4

@@ -15,7 +15,8 @@ from gptpipe import GPT, UserError, load
 from gptpipe.config import DataConfig, EvaluateConfig
 from gptpipe.corpus.build import tokenize
 from gptpipe.evaluation.continuations import encode_pair, likelihoods
-from gptpipe.evaluation.evaluate import evaluate, evaluate_once
+from gptpipe.evaluation.evaluate import evaluate
+from gptpipe.evaluation.once import evaluate_once
 from gptpipe.evaluation.tasks import score_task
 from gptpipe.export.folder import export_hf
 from gptpipe.tokenizer import get_tokenizer

@@ -1,0 +1,39 @@
+"""The command's root, with every command in the order of its help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from gptpipe.cli.builtin import corpora, presets
+from gptpipe.cli.data import inspect, tokenize
+from gptpipe.cli.evaluation import evaluate
+from gptpipe.cli.generation import generate
+from gptpipe.cli.pipeline import run
+from gptpipe.cli.services import deploy, doctor, down, up, worker
+from gptpipe.cli.training import train
+from gptpipe.cli.weights import export, import_
+from gptpipe.version import __version__
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Raw text in, an evaluated and registered GPT out, again every night.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"gptpipe {__version__}")
+        raise typer.Exit()
+
+
+_COMMANDS: tuple[Callable[..., None], ...] = (run, tokenize, inspect, train, evaluate, generate, import_, export)
+_SERVICES: tuple[Callable[..., None], ...] = (corpora, presets, up, down, worker, deploy, doctor)
+for _command in (*_COMMANDS, *_SERVICES):
+    app.command(name=_command.__name__.rstrip("_"))(_command)

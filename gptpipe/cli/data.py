@@ -1,0 +1,62 @@
+"""`gptpipe tokenize` and `inspect`: token datasets."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gptpipe.cli.options import ConfigFile, Corpora, Json, Overrides, corpus_value, named, print_answer
+from gptpipe.config import load_config
+from gptpipe.errors import UserError
+from gptpipe.wording import counted
+
+
+def tokenize(
+    corpus: Corpora = None,
+    out: Annotated[str, typer.Option(callback=named, help="Folder or URL; the dataset lies in <out>/<id>/.")] = ...,  # type: ignore[assignment]
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A tiktoken encoding, or a Hugging Face tokenizer's folder.")
+    ] = None,
+    validation: Annotated[float | None, typer.Option(help="Share of the documents kept for validation.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; by default one a core.")] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Corpora to Parquet token shards."""
+    if not corpus and config is None and not any((o or "").startswith("data.corpus") for o in overrides or []):
+        raise UserError("no corpus", where="--corpus", hint="give a file, folder, glob, s3:// URL, or stdlib:")
+    given = {
+        "tokenizer": tokenizer,
+        "validation": validation,
+        "workers": workers,
+        "corpus": [corpus_value(text) for text in corpus] if corpus else None,
+    }
+    options = load_config(file=config, overrides=overrides, data={k: v for k, v in given.items() if v is not None}).data
+    from gptpipe.corpus.build import tokenize as make_dataset
+
+    result = make_dataset(options, out)
+    dropped = ", ".join(f"{count:,} left out: {reason}" for reason, count in result.dropped.items())
+    sizes = " + ".join(f"{tokens:,} {split}" for split, tokens in result.splits.items())
+    if result.already_done:
+        text = f"already done: {result.dataset}"
+    else:
+        text = (
+            f"{counted(result.documents, 'document')}, {counted(result.tokens, 'token')} ({sizes}), "
+            f"{counted(result.shards, 'shard')}, "
+            f"{result.megabytes_per_second:.1f} MB/s → {result.dataset}"
+        )
+    print_answer(result.as_dict(), as_json, f"{text}\n{dropped}".rstrip())
+
+
+def inspect(
+    dataset: Annotated[str, typer.Argument(help="Dataset, or the folder of datasets (the one made last).")],
+    as_json: Json = False,
+) -> None:
+    """A dataset at a glance: sizes, lengths, corpora, frequent tokens, excerpts."""
+    from gptpipe.dataset.inspect import describe
+    from gptpipe.dataset.inspect import inspect as look_at
+
+    found = look_at(dataset)
+    print_answer(found.as_dict(), as_json, describe(found))

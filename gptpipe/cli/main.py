@@ -1,0 +1,116 @@
+"""`gptpipe`, the command. Exit codes: 0 done, 2 what was given is wrong, 75 stopped resumable, 1 anything else."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psutil
+import typer
+
+from gptpipe.cli.app import app
+from gptpipe.cli.terminal import drop_unwritten, show_what_it_can
+from gptpipe.config.settings import prepare_environment, settings
+from gptpipe.errors import EXIT_FAILED, EXIT_RESUMABLE, EXIT_USER_ERROR, Preempted, UserError
+from gptpipe.progress import show_on_console
+
+# the base of what a wrong command line raises; typer carries its own click and exports only the leaves
+UsageError: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+log = logging.getLogger(__name__)
+
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
+
+def main() -> None:
+    """The console script's entry."""
+    wants_json = "--json" in sys.argv
+    code = EXIT_FAILED
+    show_what_it_can()
+    try:
+        _check_folder()
+        prepare_environment()
+        show_on_console(settings().log_level)
+        code = app(standalone_mode=False) or 0
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
+    except UserError as error:
+        code = EXIT_USER_ERROR
+        _fail(error.as_dict(), str(error), wants_json)
+    except UsageError as error:
+        code = EXIT_USER_ERROR
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())
+            sys.exit(code)
+        message = error.format_message().rstrip(".").replace("\n", " ")
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context else "gptpipe"
+        hint = f"see `{where} --help`"
+        if "unexpected extra argument" in message:
+            hint = "write --set before every key=value" if "=" in message else "write the option before every value"
+        elif where == "gptpipe" and "such option: --" in message:
+            hint = "options come after the command: gptpipe COMMAND --json"
+        _fail({"message": message, "where": where, "hint": hint}, f"{where}: {message} — {hint}", wants_json)
+    except Preempted as stopped:
+        code = EXIT_RESUMABLE
+        _fail(
+            {"message": str(stopped), "where": "train", "hint": "run the same command again"},
+            str(stopped),
+            wants_json,
+        )
+    except (typer.Abort, KeyboardInterrupt):
+        hint = "run the same command again: what is done is not done again"
+        _fail({"message": "stopped", "where": "", "hint": hint}, f"stopped — {hint}", wants_json)
+        _leave_at_once(EXIT_RESUMABLE)
+    except BaseException as error:
+        cause = error.__context__ if isinstance(error, SystemExit) else error  # typer leaves when nobody reads on
+        if isinstance(cause, BrokenPipeError):
+            drop_unwritten()
+        elif type(error).__name__ in ("Cancelled", "CancelledRun", "TerminationSignal"):
+            _fail(
+                {"message": str(error), "where": "train", "hint": "run again to go on"},
+                str(error),
+                wants_json,
+            )
+            _leave_at_once(code)
+        else:
+            details = getattr(error, "details", "") or traceback.format_exc()
+            sys.stderr.write(f"{details.rstrip()}\n")
+            _fail(
+                {"message": f"{type(error).__name__}: {error}", "where": "", "hint": ""},
+                f"failed: {error}",
+                wants_json,
+            )
+    drop_unwritten()
+    sys.exit(code)
+
+
+def _check_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UserError(
+            f"cannot be used ({error.strerror})", where="the current folder", hint="change to one that is there"
+        ) from None
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """End without Prefect's farewells: its in-process server takes up to ten seconds to stop by itself."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _fail(error: dict[str, str], line: str, wants_json: bool) -> None:
+    if wants_json:
+        print(json.dumps({"error": error}))
+    sys.stderr.write(f"error: {line}\n" if error["message"] != line else f"{line}\n")

@@ -1,0 +1,96 @@
+"""Options that several commands have, and how a command answers."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gptpipe.config import PRESETS, PipelineConfig, load_config
+from gptpipe.config.form import corpus_of
+from gptpipe.errors import UserError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, logs on stderr.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with any of the configuration's keys.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One value, e.g. train.steps=200; may be given several times."),
+]
+Preset = Annotated[str | None, typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}.")]
+Corpora = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--corpus",
+        metavar="URL",
+        help="Text to train on: file, folder, glob, s3:// or stdlib:; NAME=URL gives it a name.",
+    ),
+]
+WeightsOption = Annotated[
+    str,
+    typer.Option(
+        "--weights", help="Checkpoint or its parent, Hugging Face folder, .safetensors, .pth, or models:/NAME@ALIAS."
+    ),
+]
+
+
+def named(value: str | None) -> str | None:
+    """An empty name would be the current folder, or nothing at all."""
+    if value is not None and not value.strip():
+        raise UserError("an empty name", where="where to write", hint="give a file, folder or URL")
+    return value
+
+
+def print_answer(values: dict[str, Any], wants_json: bool, text: str) -> None:
+    try:
+        print(json.dumps(values) if wants_json else text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"cannot be written ({error.strerror})", where="standard output", hint="write it to another disk"
+        ) from None
+
+
+def configure(
+    config: Path | None,
+    overrides: list[str] | None,
+    preset: str | None = None,
+    corpora: list[str] | None = None,
+    **given: Any,
+) -> PipelineConfig:
+    if corpora:
+        given["data"] = {"corpus": [corpus_value(text) for text in corpora]}
+    return load_config(preset=preset, file=config, overrides=overrides, **given)
+
+
+def corpus_value(text: str) -> dict[str, str]:
+    return {"url": text} if Path(text).exists() else corpus_of(text)
+
+
+def command_name(name: str) -> str:
+    """How this environment's `name` is called in a shell: by its path where it is not the one on PATH."""
+    beside = Path(sys.executable).parent / name
+    found = shutil.which(name)
+    if not beside.exists() or (found and Path(found).resolve() == beside.resolve()):
+        return name
+    path = beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside
+    return shlex.quote(str(path))
+
+
+def located(command: str) -> str:
+    return command.replace("mlflow ", f"{command_name('mlflow')} ", 1) if command.startswith("mlflow ") else command
+
+
+def read_text(name: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return data.decode("utf-8")
+    except OSError as error:
+        raise UserError(error.strerror or str(error), where=name, hint="give an existing text file, or -") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"byte {error.start} is not UTF-8", where=name, hint="convert the file to UTF-8") from None

@@ -1,0 +1,137 @@
+"""`gptpipe run`: the whole pipeline in this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+from typing import Annotated, Any
+
+import typer
+
+from gptpipe.cli.options import (
+    ConfigFile,
+    Corpora,
+    Json,
+    Overrides,
+    Preset,
+    command_name,
+    configure,
+    located,
+    print_answer,
+)
+from gptpipe.config import PipelineConfig
+from gptpipe.config.settings import make_home, reload_settings, settings
+from gptpipe.errors import Preempted
+from gptpipe.progress import show_on_console
+
+
+def use_storage(url: str | None) -> None:
+    if url:
+        os.environ["GPTPIPE_STORAGE"] = url
+        reload_settings()
+
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    preset: Preset = None,
+    corpus: Corpora = None,
+    storage: Annotated[str | None, typer.Option(help="Folder or s3:// URL for everything that is made.")] = None,
+    init: Annotated[str | None, typer.Option(metavar="WEIGHTS", help="Weights to start from: fine-tuning.")] = None,
+    export: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Write the finished model there, as transformers reads it.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Train again even if this training is finished.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The whole pipeline in place: tokenize, train, evaluate, sample, register, promote or keep."""
+    use_storage(storage)
+    parameters = configure(config, overrides, preset, corpus, init=init, export=export)
+    if force:
+        parameters = parameters.model_copy(update={"force": True})
+    result = _run_flow(parameters)
+    print_answer(result, as_json, _summary(parameters, result))
+
+
+def _run_flow(parameters: PipelineConfig) -> dict[str, Any]:
+    """`retrain` in this process, with a Prefect server of its own beside it unless PREFECT_API_URL names one."""
+    make_home()
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
+    from gptpipe.pipeline.checks import check_pipeline
+    from gptpipe.services.prefect_server import PrefectServer
+
+    server = None if os.environ.get("PREFECT_API_URL") else PrefectServer()  # it starts while this process gets ready
+    try:
+        check_pipeline(parameters)
+    except BaseException:
+        if server:
+            server.stop()
+        raise
+    from httpx import HTTPError
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY
+    from prefect.settings.context import temporary_settings
+
+    from flows.retrain import RetrainParameters, retrain
+
+    show_on_console(settings().log_level)
+    # each flow waits up to a second for its heartbeat's thread to end; nobody watches this process for zombies
+    changes: dict[Any, Any] = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    if server:
+        changes[PREFECT_API_URL] = server.url
+        server.wait()
+    with temporary_settings(updates=changes):
+        try:
+            result: Any = retrain(RetrainParameters(**parameters.model_dump(mode="json")))
+        except HTTPError as error:
+            if server is None or server.starts == 1:
+                raise
+            log.debug("the flow could not reach its server", exc_info=error)
+            raise Preempted("Prefect's server in this command went away; what is done is not done again") from None
+    return dict(result)
+
+
+def _summary(parameters: PipelineConfig, result: dict[str, Any]) -> str:
+    """What was made, how good it is, where it is, and how to look at it: a few lines."""
+    training, evaluation, samples, model = (result[key] for key in ("training", "evaluation", "samples", "model"))
+    speed = f", {training['tokens_per_second']:,.0f} tokens/s" if training["tokens_per_second"] else ""
+    is_python = any(c.url.startswith("stdlib:") for c in parameters.data.corpus)
+    python = samples["python_lines"] if is_python else None
+    there = result["dataset"]["splits"]["train"]
+    share = training["tokens"] / there
+    part = f"{share:.1%} of" if share < 1 else f"{share:.1f} times"
+    kind = f"a {parameters.preset} GPT" if parameters.init == "scratch" else f"a GPT from {parameters.init}"
+    first = samples["samples"][0]
+    lines = [
+        "",
+        f"made      {kind}, {training['steps']:,} steps over {training['tokens']:,} tokens, {part} the {there:,} there "
+        f"are{speed}",
+        f"good      {evaluation['sentence']}",
+        f"          {evaluation['bits_per_byte']:.3f} bits a byte"
+        + (f"; {python:.0%} of its lines are Python's" if python is not None else ""),
+        *([_change(evaluation["against"])] if "against" in evaluation else []),
+        f"says      {first['text'][:100]!r}",
+        f"is at     {training['best_checkpoint']}",
+    ]
+    if model:
+        lines += [
+            f"is        {model['uri']}, {'now' if model['champion'] else 'not'} {parameters.promote.alias} "
+            f"({model['decision']})",
+            f"look at   {located(model['how_to_open'])}",
+            f"compare   {model['compare']}",
+        ]
+    if result["export"]:
+        lines.append(f"exported  {result['export']}, a folder that transformers reads")
+    lines.append(
+        f"try it    {command_name('gptpipe')} generate --weights {shlex.quote(training['best_checkpoint'])} "
+        f"--prompt {shlex.quote((samples['samples'][:2][-1] if is_python else first)['prompt'])}"
+    )
+    return "\n".join(lines)
+
+
+def _change(before: dict[str, Any]) -> str:
+    return f"change    before {before['cross_entropy']:.3f} nats a token; {before['comparison']['sentence']}"

@@ -1,0 +1,54 @@
+"""`gptpipe train`: one training on a dataset."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gptpipe.cli.options import ConfigFile, Json, Overrides, Preset, configure, located, named, print_answer
+
+
+def train(
+    data: Annotated[str, typer.Option(help="Dataset, or the folder of datasets (the one made last).")],
+    out: Annotated[str, typer.Option(callback=named, help="Folder or URL; the training lies in <out>/<id>/.")],
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    preset: Preset = None,
+    init: Annotated[str | None, typer.Option(help="WEIGHTS to start from.")] = None,
+    nproc: Annotated[int | None, typer.Option(help="Ranks on this machine.")] = None,
+    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the newest checkpoint.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="A new attempt even if this training is finished.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train on a dataset, followed into MLflow."""
+    options = configure(config, [*(overrides or []), *([f"train.nproc={nproc}"] if nproc is not None else [])], preset)
+    if force:
+        options = options.model_copy(update={"force": True})
+    from gptpipe import storage
+    from gptpipe.tracking.registry import resolve_weights
+    from gptpipe.tracking.training import train_and_track
+    from gptpipe.weights.adapt import import_weights, starting_from
+
+    start = init or options.init
+    checkpoint = ""
+    if start != "scratch":
+        source = resolve_weights(start, options)
+        context = options.init_context_length
+        place = storage.join(storage.normalize(out), "init", _short(source + (f" {context}" if context else "")))
+        checkpoint = import_weights(source, place, context_length=context).url
+    options = starting_from(options, checkpoint)
+    result, link = train_and_track(options, data=data, out=out, init=checkpoint, resume=resume)
+    values = {**result.as_dict(), "run_id": link.run_id if link else None}
+    done = "already done: " if result.already_done else ""
+    text = f"{done}{result.steps:,} steps, {result.tokens:,} tokens → {result.checkpoint}"
+    if result.validation_loss is not None:
+        text += f"\nvalidation loss {result.validation_loss:.3f}"
+    print_answer(values, as_json, text + (f"\nlook at  {located(link.how_to_open)}" if link else ""))
+
+
+def _short(text: str) -> str:
+    from gptpipe.config import digest
+    from gptpipe.storage import normalize
+
+    return digest(normalize(text))[:12]

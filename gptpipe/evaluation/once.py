@@ -1,0 +1,70 @@
+"""Evaluations that are kept: one done before for the same weights, data and settings is not done again."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+
+from gptpipe import storage
+from gptpipe.config import EvaluateConfig, digest
+from gptpipe.dataset.dataset import open_dataset
+from gptpipe.evaluation.confidence import compare
+from gptpipe.evaluation.evaluate import evaluate_whole, in_one_window
+from gptpipe.evaluation.result import Against, Evaluation
+from gptpipe.evaluation.tasks import task_digest
+from gptpipe.weights.find import read_weights
+from gptpipe.weights.weights import Weights
+
+STAGE_VERSION = 3
+
+
+def evaluate_once(weights: str, *, data: str, config: EvaluateConfig, out: str) -> Evaluation:
+    """`evaluate`, kept below `out` under the id of what was asked, and read from there the next time.
+
+    `<id>.json` is the evaluation, `<id>.parquet` what each document cost, `<id>.html` the page.
+    """
+    read: Weights = read_weights(weights)
+    place = _place(read, data, config, out)
+    try:
+        return replace(Evaluation.of(storage.read_json(f"{place}.json")), weights=read.url, already_done=True)
+    except FileNotFoundError:
+        pass
+    scored = evaluate_whole(read, data=data, config=config)
+    storage.write_bytes(f"{place}.parquet", scored.table())
+    storage.write_bytes(f"{place}.html", scored.page().encode())
+    found = replace(scored.evaluation, page=f"{place}.html")
+    storage.write_json(f"{place}.json", found.as_dict())  # the last: with it the others are whole
+    return found
+
+
+def _place(read: Weights, data: str, config: EvaluateConfig, out: str) -> str:
+    identity = digest(
+        {
+            "stage": STAGE_VERSION,
+            "weights": read.identity,
+            "dataset": open_dataset(data).id,
+            "config": {key: value for key, value in config.result_fields().items() if key not in ("data", "tasks")},
+            "tasks": [[task.partition(":")[0], task_digest(task)] for task in config.tasks],
+        }
+    )
+    return storage.join(storage.normalize(out), identity)
+
+
+def evaluate_against(weights: str, other: str, *, data: str, config: EvaluateConfig, out: str) -> Evaluation:
+    """`evaluate_once` of WEIGHTS and of others in the same windows, with the comparison in `against`.
+
+    Raises:
+        UserError: one of the two cannot be read, or has another vocabulary than the text.
+    """
+    both = [read_weights(each) for each in (weights, other)]
+    config = in_one_window(config, *both)
+    found, before = (evaluate_once(each, data=data, config=config, out=out) for each in (weights, other))
+    tables = []
+    for read in both:
+        content = storage.read_bytes(f"{_place(read, data, config, out)}.parquet")
+        tables.append(pq.read_table(io.BytesIO(content)))
+    own, others = (table["nats"].to_numpy() for table in tables)
+    comparison = compare(others, own, tables[0]["tokens"].to_numpy())
+    return replace(found, against=Against(before, comparison))

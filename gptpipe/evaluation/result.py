@@ -1,0 +1,180 @@
+"""What an evaluation comes to: its numbers, the comparison with other weights, and its page."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gptpipe.evaluation.confidence import Comparison, Interval
+from gptpipe.evaluation.documents import Documents
+from gptpipe.evaluation.page import loss_page
+from gptpipe.evaluation.tally import Tally
+from gptpipe.evaluation.tasks import TaskScore
+from gptpipe.model.gpt import GPT
+
+_FEW_TOKENS = 1000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model scored on a text.
+
+    Attributes:
+        cross_entropy: nats a token. bits_per_token: the same in bits. perplexity: e to the nats.
+        bits_per_byte: bits a UTF-8 byte of the text scored. byte_perplexity: 2 to the bits.
+        word_perplexity: e to the nats a word; None where only a part is scored.
+        interval: standard error and 95 % interval of the cross-entropy; None with too few documents.
+        accuracy: share of targets that were the likeliest token.
+        calibration_error: mean gap between the likeliest token's probability and how often it is right.
+        tokens: targets scored. bytes, words: what they stand for. documents: how many hold some.
+        uniform: cross-entropy of guessing among the whole vocabulary, ln V.
+        unigram: cross-entropy of the best guess that ignores the context: the entropy of the text's own token
+            frequencies, in the whole split or text.
+        scored: what was scored. windows: how it was cut.
+        parts: rows by corpus, length of document, tokens seen before, frequency of the token.
+        costliest: documents, tokens and places that cost most.
+        calibration: the likeliest token's probability against how often it was right.
+        tasks: what it scored on tasks with a right answer.
+        page: URL of a page that shows the loss in the text; empty where none was written.
+        against: other weights on the same documents, where they were asked for.
+    """
+
+    cross_entropy: float
+    bits_per_token: float
+    perplexity: float
+    bits_per_byte: float
+    byte_perplexity: float
+    word_perplexity: float | None
+    interval: Interval | None
+    accuracy: float
+    calibration_error: float
+    tokens: int
+    bytes: int
+    words: int | None
+    documents: int
+    uniform: float
+    unigram: float
+    scored: str
+    windows: str
+    precision: str
+    weights: str
+    parts: dict[str, list[dict[str, Any]]]
+    costliest: dict[str, list[dict[str, Any]]]
+    calibration: list[dict[str, Any]]
+    tasks: list[TaskScore] = field(default_factory=list)
+    page: str = ""
+    already_done: bool = False
+    against: Against | None = None
+
+    @property
+    def sentence(self) -> str:
+        """What the number means."""
+        vocabulary = round(math.exp(self.uniform))
+        guess = f"cross-entropy {self.cross_entropy:.3f} nats a token: "
+        if self.cross_entropy >= self.uniform:
+            return f"{guess}no better than guessing among all {vocabulary:,} tokens ({self.uniform:.3f})"
+        guess += f"as unsure as choosing among {self.perplexity:,.0f} of {vocabulary:,} tokens"
+        if self.tokens < _FEW_TOKENS:  # the frequencies of so few tokens say nearly which they are
+            return guess
+        gain = self.unigram - self.cross_entropy
+        side = f"{gain:.2f} nats better than" if gain >= 0 else f"{-gain:.2f} nats worse than"
+        return f"{guess}, {side} knowing the text's token frequencies alone ({self.unigram:.3f})"
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """The numbers a person compares, each with its unit in its name."""
+        found: dict[str, Any] = {"cross-entropy, nats a token": self.cross_entropy}
+        if self.interval is not None:
+            found["95 % interval"] = f"{self.interval.low:.4f} to {self.interval.high:.4f}"
+        return {
+            **found,
+            "cross-entropy, bits a token": self.bits_per_token,
+            "perplexity, a token": self.perplexity,
+            "perplexity, a word": self.word_perplexity,
+            "perplexity, a byte": self.byte_perplexity,
+            "bits per byte": self.bits_per_byte,
+            "likeliest token right": self.accuracy,
+            "calibration error": self.calibration_error,
+            **{name: value for each in self.tasks for name, value in each.numbers.items()},
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        found = {**asdict(self), "sentence": self.sentence}
+        del found["against"]
+        return found if self.against is None else {**found, "against": self.against.as_dict()}
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Evaluation:
+        """From what `as_dict` gave."""
+        known = {key: value for key, value in values.items() if key != "sentence"}
+        known["interval"] = Interval(**known["interval"]) if known["interval"] else None
+        known["tasks"] = [TaskScore(**each) for each in known["tasks"]]
+        known["against"] = Against.of(known["against"]) if known.get("against") else None
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class Against:
+    """Other weights on the same documents.
+
+    Attributes:
+        evaluation: theirs. comparison: of the first's loss with theirs.
+    """
+
+    evaluation: Evaluation
+    comparison: Comparison
+
+    def as_dict(self) -> dict[str, Any]:
+        comparison = {**asdict(self.comparison), "sentence": self.comparison.sentence}
+        return {**self.evaluation.as_dict(), "comparison": comparison}
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Against:
+        """From what `as_dict` gave."""
+        evaluation = Evaluation.of({key: value for key, value in values.items() if key != "comparison"})
+        known = {key: value for key, value in values["comparison"].items() if key != "sentence"}
+        interval = Interval(**known["interval"]) if known["interval"] else None
+        return cls(evaluation, Comparison(**{**known, "interval": interval}))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An evaluation with what it was made from."""
+
+    evaluation: Evaluation
+    tally: Tally
+    documents: Documents
+    model: GPT
+
+    def page(self) -> str:
+        """A page of HTML that shows the loss in the text."""
+        return loss_page(self.evaluation.as_dict(), self.evaluation.numbers, self.model, self.documents, self.tally)
+
+    def table(self) -> bytes:
+        """Parquet with a row a document, for comparisons: name, corpus, tokens, bytes, nats."""
+        columns = {
+            "document": self.documents.names,
+            "corpus": [self.documents.corpora[i] for i in self.documents.corpus],
+            "tokens": self.tally.document_tokens,
+            "bytes": self.tally.document_bytes,
+            "nats": self.tally.document_nats,
+        }
+        file = io.BytesIO()
+        pq.write_table(pa.table(columns), file, compression="zstd")
+        return file.getvalue()
+
+
+def power(nats: float) -> float:
+    return math.exp(min(nats, 700.0))
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Entropy of frequencies, in nats: no guess that ignores the context has a lower cross-entropy on them."""
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log(share)).sum())

@@ -1,0 +1,164 @@
+"""Object stores and web servers as a store, through fsspec. An object is put whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, cast
+
+import fsspec
+
+from gptpipe.config.settings import settings
+from gptpipe.errors import UserError
+from gptpipe.extras import install_hint
+from gptpipe.storage.listing import Entry
+from gptpipe.storage.urls import check_whole
+
+_PART = 32 << 20  # of a multipart upload
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a remote URL and the path in it."""
+    check_whole(url)
+    protocol = url.split("://", 1)[0]
+    options: dict[str, Any] = {}
+    if protocol in ("s3", "s3a"):
+        here = settings()
+        options = {
+            "key": here.s3_access_key or None,
+            "secret": here.s3_secret_key.get_secret_value() if here.s3_secret_key else None,
+            "endpoint_url": here.s3_endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or None,
+            "client_kwargs": {"region_name": here.s3_region} if here.s3_region else {},
+            "config_kwargs": {
+                "connect_timeout": 10,
+                "read_timeout": 60,
+                "retries": {"max_attempts": 4, "mode": "standard"},
+                "request_checksum_calculation": "when_required",
+                "response_checksum_validation": "when_required",
+            },
+            "use_listings_cache": False,
+        }
+    try:
+        fs, path = fsspec.core.url_to_fs(url, **options)
+    except (ValueError, ImportError) as error:
+        hint = install_hint("hf") if protocol == "hf" else "use a local path or an s3:// URL"
+        raise UserError(str(error), where=url, hint=hint) from None
+    return fs, path
+
+
+class Remote:
+    """What lies behind `s3://`, `https://` and the other protocols of fsspec."""
+
+    def exists(self, url: str) -> bool:
+        fs, path = filesystem(url)
+        return bool(fs.exists(path))
+
+    def open_read(self, url: str) -> IO[bytes]:
+        fs, path = filesystem(url)
+        # a web server need not know ranges: without blocks the answer is read as it comes
+        blocks = {"block_size": 0} if url.startswith(("http://", "https://")) else {}
+        return cast(IO[bytes], fs.open(path, "rb", **blocks))
+
+    def read(self, url: str) -> bytes:
+        fs, path = filesystem(url)
+        return bytes(fs.cat_file(path))
+
+    def write(self, url: str, data: bytes) -> None:
+        fs, path = filesystem(url)
+        fs.pipe_file(path, data)
+
+    @contextmanager
+    def open_write(self, url: str) -> Iterator[IO[bytes]]:
+        """Large content goes up in parts while it is written."""
+        fs, path = filesystem(url)
+        out = fs.open(path, "wb", block_size=_PART)
+        try:
+            yield out
+            out.close()
+        except BaseException:
+            out.closed = True  # or what there is of it would be sent when it is collected
+            with suppress(Exception):  # the store may be what failed; what is raised says how
+                out.discard()
+            raise
+
+    def put(self, path: Path, url: str) -> None:
+        fs, remote = filesystem(url)
+        fs.put_file(str(path), remote)
+
+    def move(self, path: Path, url: str) -> None:
+        self.put(path, url)
+        path.unlink()
+
+    def copy(self, source: str, target: str) -> None:
+        """On the server, without sending it through here."""
+        fs, path = filesystem(source)
+        fs.copy(path, filesystem(target)[1])
+
+    def create(self, url: str, data: bytes) -> bool:
+        """With a conditional put, on S3."""
+        fs, remote = filesystem(url)
+        try:
+            fs.pipe_file(remote, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:  # what s3fs makes of "412 Precondition Failed"
+            if "PreconditionFailed" in repr(error.__cause__):
+                return False
+            raise
+        return True
+
+    def files(self, url: str, passed_over: list[str] | None) -> list[Entry]:
+        """No store has links, so nothing is passed over."""
+        fs, root = filesystem(url)
+        try:
+            found = fs.find(root, detail=True)
+        except FileNotFoundError:
+            return []
+        base = root.rstrip("/") + "/"
+        protocol = url.split("://", 1)[0]
+        entries = [
+            Entry(f"{protocol}://{path}", path.removeprefix(base), int(info["size"]), _version_of(info))
+            for path, info in found.items()
+            if path.startswith(base) and info["type"] == "file"
+        ]
+        return sorted(entries, key=lambda entry: entry.path)
+
+    def children(self, url: str) -> list[tuple[str, bool]]:
+        fs, root = filesystem(url)
+        try:
+            found = fs.ls(root, detail=True)
+        except FileNotFoundError:
+            return []
+        return [(info["name"].rstrip("/").rsplit("/", 1)[-1], info["type"] == "directory") for info in found]
+
+    def describe(self, url: str, name: str) -> Entry:
+        fs, path = filesystem(url)
+        info = fs.info(path)
+        if info.get("type") == "directory":
+            raise FileNotFoundError(url)
+        if info.get("size") is None:
+            raise UserError(
+                "the server does not say how large it is", where=url, hint="fetch it and give the local file"
+            )
+        return Entry(url, name, int(info["size"]), _version_of(info))
+
+    def remove(self, url: str) -> None:
+        fs, path = filesystem(url)
+        fs.rm_file(path)
+
+    def remove_tree(self, url: str) -> None:
+        fs, path = filesystem(url)
+        fs.rm(path, recursive=True)
+
+    def remove_if_empty(self, url: str) -> None:
+        """An object store has no folders."""
+
+
+def _version_of(info: dict[str, Any]) -> str:
+    """What an object store or web server says that changes with the content."""
+    for key in ("ETag", "etag", "blob_id", "Content-MD5", "LastModified"):
+        if info.get(key):
+            return str(info[key])
+    return ""

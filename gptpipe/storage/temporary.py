@@ -1,0 +1,115 @@
+"""Local files that appear whole or not at all: written under a temporary name that says who writes them."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from gptpipe.config.settings import settings
+from gptpipe.storage.faults import explained
+from gptpipe.storage.urls import is_local, local_path
+
+_TEMPORARY = re.compile(r"^\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}-")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of that name is only being written, or was left by a killed process."""
+    return _TEMPORARY.match(name) is not None
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that says who made it, so that what a killed process left is known."""
+    return path.parent / f".tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place, flushed to disk, when the block ends well."""
+    with explained(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        try:
+            yield temporary
+            take_place(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well; a power failure may lose it."""
+    with explained(str(path)):
+        temporary = _temporary(path)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def take_place(temporary: Path, path: Path) -> None:
+    """Put a file in its place, its content and its name flushed to the disk."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _flush_folder(path.parent)
+
+
+@contextmanager
+def scratch_folder(url: str) -> Iterator[Path]:
+    """A local folder, gone at the end, for files that `move_file` puts below a folder URL."""
+    with explained(url, writing=True):
+        folder = _temporary((local_path(url) if is_local(url) else scratch_home()) / "scratch")
+        folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def scratch_home() -> Path:
+    """Where files wait that are on their way to an object store."""
+    return settings().home_path / "scratch"
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_link(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, removed at the end."""
+    temporary = _temporary(path)
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sweep_temporaries(url: str, *, below: bool = True) -> None:
+    """Remove what processes of this machine that no longer live left half-written in a local folder."""
+    if not is_local(url):
+        return
+    for folder, folders, names in os.walk(local_path(url)):
+        for name in folders + names:
+            match = _TEMPORARY.match(name)
+            if match and match["host"] == socket.gethostname() and not psutil.pid_exists(int(match["pid"])):
+                left = Path(folder) / name
+                if name in folders:
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
+        folders[:] = [name for name in folders if below and not is_temporary(name)]

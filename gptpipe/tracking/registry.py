@@ -1,0 +1,190 @@
+"""The model registry: versions, which of them serves, and weights by their name there."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from gptpipe import storage
+from gptpipe.config import PipelineConfig
+from gptpipe.config.settings import settings
+from gptpipe.errors import UserError
+from gptpipe.evaluation.once import evaluate_against
+from gptpipe.evaluation.result import Evaluation
+from gptpipe.launch.training import TrainResult
+from gptpipe.tracking.client import (
+    RunLink,
+    connect,
+    experiment_id,
+    first_line,
+    in_a_line,
+    is_away,
+    reaching_mlflow,
+    web_address,
+)
+from gptpipe.tracking.promote import ALREADY, NO_CHAMPION, Decision, decide, not_comparable
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+
+DECISION_TAG = "gptpipe.decision"  # of a version
+MODELS = "models:/"
+
+
+def check_tracking(config: PipelineConfig) -> None:
+    """Look, before a training, whether it can be tracked and its model registered.
+
+    Raises:
+        UserError: MLflow would refuse it. A server that cannot be reached now is waited for later.
+    """
+    _check_registry(config)
+    try:
+        experiment_id(connect())
+    except Exception as error:
+        if not is_away(error):
+            raise in_a_line(error) from None
+        log.warning("MLflow at %s cannot be reached yet (%s)", settings().tracking_uri, first_line(error))
+
+
+def _check_registry(config: PipelineConfig) -> None:
+    here = settings()
+    if config.promote.register_model and here.tracking_uri.startswith("http") and storage.is_local(here.storage_url):
+        raise UserError(
+            "a tracking server registers no model from a local folder",
+            where=f"GPTPIPE_STORAGE={here.storage_url}",
+            hint="set GPTPIPE_STORAGE to an s3:// URL, or promote.register_model=false",
+        )
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A model's version in the registry, and whether it became champion."""
+
+    name: str
+    version: str
+    decision: Decision
+
+    @property
+    def uri(self) -> str:
+        return f"{MODELS}{self.name}/{self.version}"
+
+    @property
+    def url(self) -> str:
+        """Its page in MLflow's registry."""
+        return f"{web_address()}/#/models/{self.name}/versions/{self.version}"
+
+
+def register(
+    config: PipelineConfig, link: RunLink, result: TrainResult, evaluation: Evaluation, *, out: str
+) -> Registered:
+    """Register the checkpoint as a model version, once, and move the alias to it if it is surely better.
+
+    The champion is scored again on the text that this model was scored on: last month's number was of another text.
+
+    Args:
+        out: folder where evaluations are kept.
+    """
+    promote = config.promote
+    with reaching_mlflow():
+        client = connect()
+        source = storage.as_uri(result.best_checkpoint)
+        _make_registered_model(client, promote.model_name)
+        versions = client.search_model_versions(f"run_id = '{link.run_id}'")
+        version = next((v for v in versions if v.name == promote.model_name and v.source == source), None)
+        if version is None:
+            tags = {
+                "gptpipe.cross_entropy": repr(evaluation.cross_entropy),
+                "gptpipe.scored": evaluation.scored,
+            }
+            version = client.create_model_version(
+                promote.model_name, source, run_id=link.run_id, tags=tags, description=evaluation.sentence
+            )
+        champion = _champion(client, promote.model_name, promote.alias)
+    if champion is not None and champion.version == version.version:
+        return Registered(promote.model_name, str(version.version), ALREADY)
+    decision = NO_CHAMPION if champion is None else _against(champion, config, result, out)
+    with reaching_mlflow():
+        if decision.promote:
+            client.set_registered_model_alias(promote.model_name, promote.alias, version.version)
+        client.set_model_version_tag(promote.model_name, version.version, DECISION_TAG, decision.reason)
+    return Registered(promote.model_name, str(version.version), decision)
+
+
+def _against(champion: Any, config: PipelineConfig, result: TrainResult, out: str) -> Decision:
+    """The decision between the champion and a new model, on the text that the new one was scored on."""
+    data = config.evaluate.data or result.dataset
+    log.info("register: version %s, the %s, is scored on the same text", champion.version, config.promote.alias)
+    try:
+        found = evaluate_against(
+            result.best_checkpoint, _location(champion.source), data=data, config=config.evaluate, out=out
+        )
+    except UserError as error:
+        return not_comparable(f"version {champion.version}, the champion, could not be scored on this text: {error}")
+    assert found.against is not None
+    return decide(found.against.comparison)
+
+
+def _make_registered_model(client: MlflowClient, name: str) -> None:
+    """Unless it is there: to make it a second time would be an error in the database's log, every night."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_registered_model(name)
+        return
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:  # another run made it at the same moment
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _champion(client: MlflowClient, name: str, alias: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def _location(source: Any) -> str:
+    """The folder or URL that a version was registered with as a URI."""
+    text = str(source)
+    return unquote(urlsplit(text).path) if text.startswith("file:") else text
+
+
+def resolve_weights(weights: str, config: PipelineConfig | None = None) -> str:
+    """`models:/NAME@ALIAS`, `models:/NAME/VERSION` and `champion` as the checkpoint's URL; others as they are.
+
+    Raises:
+        UserError: no such model, version or alias.
+    """
+    promote = (config or PipelineConfig()).promote
+    if weights == "champion":
+        weights = f"{MODELS}{promote.model_name}@{promote.alias}"
+    if not weights.startswith(MODELS):
+        return weights
+    from mlflow.exceptions import MlflowException
+
+    name, slash, number = weights.removeprefix(MODELS).partition("/")  # no name holds one, but it may hold @
+    try:
+        if slash:
+            version = connect().get_model_version(name, number)
+        else:
+            name, _, alias = name.rpartition("@")
+            version = connect().get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        raise UserError(
+            error.message, where=weights, hint="give models:/NAME@ALIAS or models:/NAME/VERSION of a registered model"
+        ) from None
+    return _location(version.source)

@@ -1,0 +1,81 @@
+"""One training, followed into MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from gptpipe.config import PipelineConfig
+from gptpipe.dataset.dataset import open_dataset
+from gptpipe.errors import Preempted
+from gptpipe.launch.hosts import Hosts
+from gptpipe.launch.job import Job
+from gptpipe.launch.torchrun import Cancelled, Watchers
+from gptpipe.launch.training import TrainResult, train
+from gptpipe.progress import Progress
+from gptpipe.tracking.client import RunLink
+from gptpipe.tracking.follow import TrainingTracker
+from gptpipe.tracking.results import read_metrics
+
+if TYPE_CHECKING:
+    pass
+
+
+def train_and_track(
+    config: PipelineConfig,
+    *,
+    data: str,
+    out: str,
+    init: str = "",
+    resume: bool = True,
+    tags: dict[str, str] | None = None,
+    watchers: Watchers | None = None,
+    hosts: Hosts | None = None,
+    on_link: Callable[[str], None] = lambda _: None,
+) -> tuple[TrainResult, RunLink | None]:
+    """`launch.train`, followed into an MLflow run. The run ends as KILLED or FAILED when training does.
+
+    Args:
+        on_link: called, from a thread of the tracker's own, with the address of the run's page once there is one.
+    """
+    tracker = TrainingTracker(config, open_dataset(data), tags or {}, on_link)
+    steps_tokens = config.train.batch_size * config.model.context_length
+    progress = Progress(config.train.steps, steps_tokens)
+    given = watchers or Watchers()
+
+    def started(job: Job) -> None:
+        tracker.start(job.training)
+        given.on_start(job)
+
+    def metrics(lines: list[dict[str, Any]]) -> None:
+        tracker.add(lines)
+        progress(lines)
+        given.on_metrics(lines)
+
+    following = replace(given, on_start=started, on_metrics=metrics)
+    link = None
+    try:
+        result = train(
+            config.model,
+            config.train,
+            data=data,
+            out=out,
+            init=init,
+            resume=resume,
+            force=config.force,
+            watchers=following,
+            hosts=hosts,
+        )
+    except BaseException as stopped:
+        if tracker.started:
+            with suppress(Exception):  # the first reason is the one to tell
+                tracker.finish("KILLED" if isinstance(stopped, (Preempted, Cancelled)) else "FAILED")
+        raise
+    if result.already_done:
+        tracker.start(result.training)
+        tracker.add(read_metrics(result.training))
+    if tracker.started:
+        link = tracker.finish("FINISHED")
+    return result, link
