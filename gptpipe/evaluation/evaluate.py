@@ -30,6 +30,7 @@ from gptpipe.evaluation.tasks import read_questions, score_task
 from gptpipe.evaluation.windows import apart_windows, spread
 from gptpipe.model.gpt import GPT
 from gptpipe.model.precision import pick_device, to_precision
+from gptpipe.slices import shorten_slices
 from gptpipe.tokenizer import get_tokenizer
 from gptpipe.weights.find import read_weights
 from gptpipe.weights.weights import Weights, check_tokenizer, check_vocabulary
@@ -67,6 +68,7 @@ def evaluate_whole(
     tokenizer: str = "gpt2",
 ) -> Scored:
     """`evaluate`, with the sums and the documents that it comes from."""
+    shorten_slices()
     config = config or EvaluateConfig()
     if (data is None) == (text is None):
         raise UserError("give either a dataset or a text", where="evaluate", hint="--data URL or --text FILE")
