@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.place import Place, stack_in
+from tests.fixtures.place import Place, stack_in
 
 MOMENTS = ("process asked for", "flow begins", "dataset found", "train begins", "ranks begin", "first step")
 

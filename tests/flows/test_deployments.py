@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from gptpipe.services.ports import free_ports
-from tests.place import Place, stack_in, wait_until
+from tests.fixtures.place import Place, stack_in, wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(900)]
 

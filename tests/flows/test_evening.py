@@ -19,8 +19,8 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from tests.browser import CHROMIUM, Browser, browser
-from tests.place import Place, stack_in, wait_until
+from tests.fixtures.browser import CHROMIUM, Browser, browser
+from tests.fixtures.place import Place, stack_in, wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(2400)]
 

@@ -30,8 +30,8 @@ from gptpipe.errors import UserError
 from gptpipe.launch.channel import Invitation
 from gptpipe.launch.torchrun import Cancelled, Watchers
 from gptpipe.launch.training import TrainResult, train
-from tests.place import wait_until
-from tests.train.conftest import MODEL, TRAIN, dataset
+from tests.fixtures.place import wait_until
+from tests.fixtures.trainings import MODEL, TRAIN, dataset
 
 __all__ = ["dataset"]
 TEMPLATE = Path(__file__).parents[2] / "infra" / "kubernetes" / "jobsets" / "jobset.yaml"

@@ -18,8 +18,8 @@ from transformers import AutoTokenizer, GPT2LMHeadModel, GPT2Tokenizer, pipeline
 from gptpipe import load
 from gptpipe.dataset.dataset import open_dataset
 from gptpipe.tokenizer import get_tokenizer
-from tests.test_hf_tokenizer import german
-from tests.test_pretrained import reference
+from tests.tokenizer.test_huggingface import german
+from tests.weights.test_weights import reference
 
 GPTPIPE = str(Path(sys.executable).with_name("gptpipe"))
 TINY = [

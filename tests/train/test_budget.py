@@ -14,7 +14,7 @@ from torch import Tensor
 from gptpipe.config import ModelConfig
 from gptpipe.model.gpt import GPT
 from gptpipe.train.budget import MemoryBudget
-from tests.train.conftest import NewTraining
+from tests.fixtures.trainings import NewTraining
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.train.conftest import NewTraining, Training, kill
+from tests.fixtures.trainings import NewTraining, Training, kill
 
 
 def killed_and_resumed(training: Training, kills: int, seed: int) -> None:

@@ -31,7 +31,7 @@ from gptpipe.train.spikes import SpikeGuard
 from gptpipe.train.state import TrainState
 from gptpipe.train.step import Stepper
 from gptpipe.weights.checkpoint import newest_checkpoint
-from tests.train.conftest import MODEL, TRAIN, text_of
+from tests.fixtures.trainings import MODEL, TRAIN, text_of
 
 Run = Callable[..., Outcome]
 

@@ -1,0 +1,248 @@
+"""The ways a training ends: preempted, cancelled, refused, failed, and that one folder has one writer."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gptpipe.launch.torchrun import _last_words
+from gptpipe.weights.checkpoint import newest_checkpoint
+from tests.fixtures.trainings import NewTraining, Training, kill
+
+LONG = {"steps": 100_000, "checkpoint_every": 100_000, "validate_every": 0}
+
+
+def folder_of(training: Training) -> str:
+    (folder,) = (training.folder / "out").glob("*")
+    return str(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("nproc", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
+def test_a_signal_saves_and_ends_resumable(new_training: NewTraining, nproc: int, number: int) -> None:
+    training = new_training("long", train={**LONG, "nproc": nproc})
+    process = training.start()
+    training.wait_for_step(5)
+    os.kill(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert "run again to go on" in out
+    saved = newest_checkpoint(folder_of(training))
+    assert saved is not None
+    assert saved.step >= 5
+    process = training.start()
+    training.wait_for_step(saved.step + 3)
+    assert f"going on from step {saved.step}" in _stop(process)
+
+
+@pytest.mark.slow
+def test_a_signal_that_comes_while_the_ranks_start_is_not_lost(new_training: NewTraining) -> None:
+    training = new_training("early", train={**LONG, "nproc": 2})
+    process = training.start()
+    while not training.ranks():
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+
+
+def _stop(process: object) -> str:
+    import subprocess
+
+    assert isinstance(process, subprocess.Popen)
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert isinstance(err, str)
+    return err
+
+
+@pytest.mark.slow
+def test_max_hours_ends_resumable(new_training: NewTraining) -> None:
+    training = new_training("hours", train={**LONG, "max_hours": 4 / 3600})
+    process = training.start()
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 75, err
+    assert "max_hours is used up" in out
+
+
+@pytest.mark.slow
+def test_a_second_signal_cancels_within_two_seconds(new_training: NewTraining) -> None:
+    training = new_training("cancel", train={**LONG, "nproc": 2})
+    process = training.start()
+    training.wait_for_step(3)
+    family = training.family()
+    for rank in training.ranks():
+        rank.suspend()  # they cannot save
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.3)
+    began = time.monotonic()
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate(timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert time.monotonic() - began < 2 + 1  # a second for a busy machine
+    assert not alive
+    assert process.returncode == 130
+    assert newest_checkpoint(folder_of(training)) is None
+
+
+@pytest.mark.slow
+def test_ranks_that_cannot_save_in_time_are_ended(new_training: NewTraining) -> None:
+    training = new_training("stuck", train={**LONG, "save_timeout": 1.0})
+    process = training.start()
+    training.wait_for_step(3)
+    family = training.family()
+    for rank in training.ranks():
+        rank.suspend()
+    os.kill(process.pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert "not saved within train.save_timeout" in out
+    assert not psutil.wait_procs(family, timeout=5)[1]
+
+
+@pytest.mark.slow
+def test_a_training_whose_rank_is_killed_goes_on_by_itself(new_training: NewTraining) -> None:
+    undisturbed = new_training("undisturbed", train={"steps": 60, "checkpoint_every": 10})
+    undisturbed.finish()
+    training = new_training("killed", train={"steps": 60, "checkpoint_every": 10})
+    process = training.start()
+    training.wait_for_step(12)
+    kill(training.ranks())
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert re.search(r"rank 0 was killed by signal 9; once more from step [1-5]0\n", err)  # memory had no part in it
+    assert training.weights() == undisturbed.weights()
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_each_time_ends_the_training(new_training: NewTraining) -> None:
+    training = new_training("oom", train={**LONG, "nproc": 2})
+    process = training.start()
+    seen: set[int] = set()
+    for _ in range(3):
+        until = time.monotonic() + 60
+        while len(fresh := [rank for rank in training.ranks() if rank.pid not in seen]) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        time.sleep(1)
+        seen |= {rank.pid for rank in fresh}
+        kill(fresh[1:])
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "killed by signal 9" in out
+    assert "memory" not in out.splitlines()[0]
+    assert err.count("once more from the beginning") == 2
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_while_it_was_asked_to_save_is_not_started_again(new_training: NewTraining) -> None:
+    training = new_training("stopped", train=LONG)
+    process = training.start()
+    training.wait_for_step(3)
+    (rank,) = training.ranks()
+    rank.suspend()  # so that it is killed before it has saved
+    os.kill(process.pid, signal.SIGTERM)
+    time.sleep(1)
+    rank.kill()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "killed by signal 9" in out
+    assert "once more from" not in err
+
+
+@pytest.mark.slow
+def test_nothing_of_the_current_folder_is_imported_and_nothing_is_left_in_the_temporary_one(
+    new_training: NewTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's random.py took the place of Python's in torchrun and its ranks."""
+    for name in ("random", "json", "logging"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    training = new_training("beside", train={"steps": 6})
+    training.finish()
+    process = training.start()
+    process.communicate(timeout=60)
+    assert not list(temporary.glob("torchelastic_*"))
+
+
+def test_ranks_that_cannot_speak_are_quoted() -> None:
+    lines = [
+        "Traceback (most recent call last):",
+        '  File "/somewhere/rank.py", line 3, in <module>',
+        "ModuleNotFoundError: No module named 'nothing'",
+        "E1127 torch/distributed/elastic/multiprocessing/api.py:874] failed (exitcode: 1) local_rank: 0",
+        "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:",
+        "============",
+    ]
+    assert _last_words(lines) == "ModuleNotFoundError: No module named 'nothing'"
+    assert _last_words(["Illegal instruction"]) == "Illegal instruction"
+    assert _last_words([]) == "nothing"
+
+
+@pytest.mark.slow
+def test_one_folder_has_one_writer(new_training: NewTraining) -> None:
+    training = new_training("leased", train=LONG)
+    first = training.start()
+    training.wait_for_step(2)
+    second = training.start()
+    out, _ = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert f"(process {first.pid}) is writing here" in out
+
+
+@pytest.mark.slow
+def test_a_dead_writer_is_replaced_at_once(new_training: NewTraining) -> None:
+    training = new_training("dead", train={"steps": 6})
+    training.start()
+    training.wait_for_step(1)
+    kill(training.family())
+    assert Path(folder_of(training), "lease.json").exists()
+    began = time.monotonic()
+    training.finish()
+    assert time.monotonic() - began < 45
+    assert not Path(folder_of(training), "lease.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("train", "model", "message"),
+    [
+        ({}, {"context_length": 100_000}, "fewer than the context"),
+        ({}, {"vocab_size": 300}, "model.vocab_size: the model has 300 tokens"),
+        ({"nproc": 2, "batch_size": 1}, {}, "2 ranks share a batch of 1"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_a_rank_starts(
+    new_training: NewTraining, train: dict[str, int], model: dict[str, int], message: str
+) -> None:
+    training = new_training("bad", train=train, model=model)
+    out, _ = training.start().communicate(timeout=60)
+    assert training.started[-1].returncode == 2
+    assert message in out
+    assert out.count("\n") == 1
+    assert not list(training.folder.glob("home/jobs/*/rank-*.pid"))
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_named(new_training: NewTraining) -> None:
+    training = new_training("damaged", train={"steps": 12})
+    training.start()
+    training.wait_for_step(7)
+    kill(training.family())
+    newest = newest_checkpoint(folder_of(training))
+    assert newest is not None
+    file = Path(newest.url) / "optimizer.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    file.write_bytes(content)
+    out, _ = training.start().communicate(timeout=60)
+    assert training.started[-1].returncode == 2
+    assert "optimizer.safetensors: damaged" in out

@@ -1,0 +1,208 @@
+"""The local stack, real: SeaweedFS, PostgreSQL, Prefect, MLflow and a worker, started, killed, and stopped."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import stat
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gptpipe.services.tracebacks import traceback_ends
+from tests.fixtures.place import Place, some_ports, stack_in
+
+DEPLOYMENTS = [
+    "evaluate/evaluate",
+    "retrain/nightly",
+    "retrain/on-demand",
+    "retrain/on-new-data",
+    "watch-corpora/watch-corpora",
+]
+TEXT = "def add(a, b):\n    return a + b\n\n\ndef mean(values):\n    return sum(values) / len(values)\n\n\n" * 60
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with stack_in(tmp_path_factory.mktemp("stack")) as place:
+        answer = json.loads((place.folder / "up.json").read_text())
+        assert answer["deployments"] == DEPLOYMENTS
+        assert answer["prefect"] == f"http://127.0.0.1:{place.ports['PREFECT']}"
+        yield place
+
+
+def test_all_are_well_listen_here_only_and_keep_their_secrets(stack: Place) -> None:
+    done = stack.call("doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert checks["stack"]["ok"], checks["stack"]
+    assert checks["storage"]["detail"].startswith("s3://gptpipe ")
+    assert checks["tracking"]["ok"]
+    assert checks["prefect"]["ok"]
+    assert len(stack.listeners()) == 4
+    ours = stack.processes()
+    heard = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in ours]
+    assert len(heard) > 9  # the object store's inner ports and the worker's among them
+    assert {(ours[c.pid].name(), c.laddr.port) for c in heard if c.laddr.ip != "127.0.0.1"} == set()
+    drawn = json.loads((stack.folder / ".gptpipe" / "stack" / "secrets.json").read_text())
+    for process in ours.values():  # everybody on the machine may read these
+        with suppress(psutil.Error):
+            assert not any(secret in " ".join(process.cmdline()) for secret in drawn.values()), process.name()
+    assert checks["logs"]["ok"], checks["logs"]
+    assert checks["schedules"]["detail"] == "no deployment is scheduled"
+    for name in ("secrets.json", "stack.env", "supervisord.conf"):
+        assert stat.S_IMODE((stack.folder / ".gptpipe" / "stack" / name).stat().st_mode) == 0o600
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(f"http://127.0.0.1:{stack.ports['S3']}/gptpipe/.ready", timeout=10)
+
+
+@pytest.mark.slow
+def test_a_second_up_changes_nothing(stack: Place) -> None:
+    before, deployed = stack.listeners(), stack.deployments()
+    done = stack.call("up")
+    assert done.returncode == 0, done.stderr
+    assert stack.listeners() == before
+    after = stack.deployments()
+    assert {name: one["id"] for name, one in after.items()} == {name: one["id"] for name, one in deployed.items()}
+    assert sorted(after) == DEPLOYMENTS
+    assert f"http://127.0.0.1:{stack.ports['MLFLOW']}" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_member_that_crashes_is_started_again(stack: Place) -> None:
+    _, pid = stack.listeners()["MLFLOW"]
+    # the listener is a child of the program: all of it goes, as it does when memory runs out
+    program = next(p for p in [psutil.Process(pid), *psutil.Process(pid).parents()] if "server" in p.cmdline())
+    for process in [program, *program.children(recursive=True)]:
+        process.kill()
+    until = time.monotonic() + 60
+    while True:
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{stack.ports['MLFLOW']}/health", timeout=2):
+            break
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    assert stack.listeners()["MLFLOW"][1] != pid
+
+
+@pytest.mark.slow
+def test_deploying_takes_the_schedule_and_removes_what_is_not_named_any_more(stack: Place) -> None:
+    api = {"PREFECT_API_URL": f"http://127.0.0.1:{stack.ports['PREFECT']}/api"}
+    flow_id = stack.deployments()["retrain/on-demand"]["flow_id"]
+    for name, tags in (("renamed", ["gptpipe"]), ("somebody-elses", [])):
+        stack.prefect("deployments/", {"name": name, "flow_id": flow_id, "tags": tags})
+    done = stack.call("deploy", GPTPIPE_NIGHTLY_CRON="0 2 * * *", GPTPIPE_TIMEZONE="Europe/Berlin", **api)
+    assert done.returncode == 0, done.stderr
+    found = stack.deployments()
+    assert sorted(found) == sorted([*DEPLOYMENTS, "retrain/somebody-elses"])
+    (schedule,) = found["retrain/nightly"]["schedules"]
+    assert schedule["slug"] == "from-env"
+    assert schedule["schedule"]["cron"] == "0 2 * * *"
+    assert schedule["schedule"]["timezone"] == "Europe/Berlin"
+    assert stack.call("deploy", **api).returncode == 0
+    assert stack.deployments()["retrain/nightly"]["schedules"] == []
+    wrong = stack.call("deploy", GPTPIPE_NIGHTLY_CRON="0 25 * * *", **api)
+    assert wrong.returncode == 2
+    assert "GPTPIPE_NIGHTLY_CRON" in wrong.stderr
+    assert wrong.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_run_that_is_asked_for_is_trained_by_the_worker(stack: Place) -> None:
+    text = stack.folder / "text.py"
+    text.write_text(TEXT)
+    parameters = {
+        "data": {"corpus": [{"url": str(text)}]},
+        "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 32},
+        "train": {"steps": 6, "warmup_steps": 1, "batch_size": 4, "validate_every": 3, "checkpoint_every": 3},
+    }
+    deployment = stack.deployments()["retrain/on-demand"]["id"]
+    run = stack.prefect(f"deployments/{deployment}/create_flow_run", {"parameters": {"parameters": parameters}})
+    until = time.monotonic() + 200
+    while True:
+        (found,) = stack.prefect("flow_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+        if found["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+            break
+        assert time.monotonic() < until, found["state"]
+        time.sleep(1)
+    logs = stack.prefect("logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})
+    assert found["state"]["type"] == "COMPLETED", [one["message"] for one in logs][-20:]
+    assert any("step 6/6" in one["message"] for one in logs)  # a subflow's lines are on the page of this run
+    made = stack.prefect("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
+    artifacts = {one["key"]: one for one in made}
+    assert artifacts["training-progress"]["data"] == 100
+    assert "step 6/6" in artifacts["training-progress"]["description"]
+    assert "data:image/png;base64" in artifacts["training-curve"]["data"]
+    address = f"http://127.0.0.1:{stack.ports['MLFLOW']}/#/"
+    for link in (f"{address}experiments/", f"{address}models/gptpipe/versions/1"):
+        assert link in artifacts["retrain"]["data"]
+    for wrong in ({"train": {"steps": -1}}, {"train": {"stepz": 1}}, {"stepz": 1}):
+        with pytest.raises(urllib.error.HTTPError, match="409"):  # the server itself refuses what does not fit
+            stack.prefect(f"deployments/{deployment}/create_flow_run", {"parameters": {"parameters": wrong}})
+
+
+@pytest.mark.slow
+def test_after_the_supervisor_was_killed_up_brings_all_back(stack: Place) -> None:
+    run_names = {one["name"] for one in stack.prefect("flow_runs/filter", {})}
+    pid = int((stack.folder / ".gptpipe" / "stack" / "supervisord.pid").read_text())
+    psutil.Process(pid).kill()
+    done = stack.call("up")
+    assert done.returncode == 0, done.stderr
+    assert {one["name"] for one in stack.prefect("flow_runs/filter", {})} == run_names
+    assert sorted(stack.deployments()) == sorted([*DEPLOYMENTS, "retrain/somebody-elses"])
+
+
+def test_tracebacks_of_a_log_are_told_by_their_ends() -> None:
+    log = """12:00 | ERROR | loop failed
+Traceback (most recent call last):
+  File "a.py", line 1, in <module>
+    one()
+sqlalchemy.exc.InvalidRequestError: Can't evaluate bulk DML statement
+12:01 | INFO | goes on
+  + Exception Group Traceback (most recent call last):
+Traceback (most recent call last):
+  File "b.py", line 1, in <module>
+"""
+    assert traceback_ends(log) == [
+        "sqlalchemy.exc.InvalidRequestError: Can't evaluate bulk DML statement",
+        "it is cut off",
+    ]
+    assert traceback_ends("12:01 | INFO | all is well\n") == []
+
+
+def test_a_taken_port_is_named_with_who_holds_it(tmp_path: Path) -> None:
+    place = Place(tmp_path, some_ports())
+    server = http.server.HTTPServer(("127.0.0.1", place.ports["PREFECT"]), http.server.BaseHTTPRequestHandler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        done = place.call("up")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 2
+    assert f"GPTPIPE_PREFECT_PORT: port {place.ports['PREFECT']} is taken by " in done.stderr
+    assert f"process {os.getpid()}" in done.stderr
+    assert not place.processes()
+
+
+@pytest.mark.slow
+def test_down_stops_all_and_keeps_the_data(stack: Place) -> None:
+    ran = stack.processes()
+    assert len(ran) > 5
+    done = stack.call("down")
+    assert done.returncode == 0, done.stderr
+    assert not psutil.wait_procs(list(ran.values()), timeout=5)[1]
+    assert not stack.listeners()
+    assert not (stack.folder / ".gptpipe" / "stack" / "stack.env").exists()
+    assert (stack.folder / ".gptpipe" / "stack" / "postgres" / "PG_VERSION").exists()
+    again = stack.call("down")
+    assert (again.returncode, again.stdout) == (0, "nothing was running\n")
