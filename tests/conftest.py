@@ -24,7 +24,7 @@ from gptpipe.services.seaweedfs import SERVICES, bucket_ailment, find_weed, port
 hypothesis.settings.register_profile("gptpipe", deadline=None)  # the first example builds what the others find
 hypothesis.settings.load_profile("gptpipe")
 
-pytest_plugins = ["tests.fixtures.datasets", "tests.fixtures.trainings"]
+pytest_plugins = ["tests.fixtures.corpora", "tests.fixtures.datasets", "tests.fixtures.trainings"]
 
 LECTURE = Path(__file__).resolve().parents[2] / "shared" / "data" / "the-verdict.txt"
 PREFIXES = ("GPTPIPE_", "AWS_")

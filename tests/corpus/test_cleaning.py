@@ -20,7 +20,7 @@ from gptpipe.corpus.build import TokenizeResult
 from gptpipe.dataset.dataset import open_dataset
 from gptpipe.errors import UserError
 from gptpipe.tokenizer import get_tokenizer
-from tests.corpus.test_build import build, contents, documents_of, refused, rows_of, some_text
+from tests.fixtures.corpora import build, contents, documents_of, refused, rows_of, some_text
 
 GPT2 = get_tokenizer()
 

@@ -6,7 +6,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from tests.corpus.test_build import build, contents, some_text
+from tests.fixtures.corpora import build, contents, some_text
 from tests.fixtures.datasets import serving
 from tests.fixtures.hub import gptpipe_with_hub, hub_of
 

@@ -21,7 +21,7 @@ import pytest
 from gptpipe import storage
 from gptpipe.config.settings import reload_settings
 from gptpipe.errors import UserError
-from tests.corpus.test_build import build, contents, remote_contents, some_text
+from tests.fixtures.corpora import build, contents, remote_contents, some_text
 from tests.fixtures.datasets import serving
 
 # A build in a process of its own, with workers; says when it begins and what it came to.

@@ -18,7 +18,7 @@ from gptpipe.corpus import text as text_files
 from gptpipe.dataset.dataset import open_dataset
 from gptpipe.errors import UserError
 from gptpipe.tokenizer import get_tokenizer
-from tests.corpus.test_build import build, contents, documents_of, refused, some_text
+from tests.fixtures.corpora import build, contents, documents_of, refused, some_text
 from tests.fixtures.datasets import serving
 
 MB = 1_000_000

@@ -24,7 +24,7 @@ from gptpipe.dataset.dataset import open_dataset
 from gptpipe.dataset.stream import TokenStream
 from gptpipe.errors import UserError
 from gptpipe.tokenizer import get_tokenizer
-from tests.corpus.test_build import build, config, contents, refused, rows_of
+from tests.fixtures.corpora import build, config, contents, refused, rows_of
 
 MB = 1_000_000
 END = 50_256

@@ -1,0 +1,76 @@
+"""Cutting a text in pieces changes no token, wherever it is cut."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from typing import Any
+from unittest import mock
+
+import pytest
+import regex
+import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptpipe.corpus import cuts
+from gptpipe.tokenizer import END_OF_TEXT
+from tests.fixtures.corpora import CL100K_PATTERN, GPT2, O200K_PATTERN, nasty
+
+
+@pytest.fixture(scope="module", params=["gpt2", "cl100k", "o200k"])
+def encoding(request: pytest.FixtureRequest) -> tiktoken.Encoding:
+    """The patterns of OpenAI's encodings over GPT-2's ranks: the pattern decides where a token may end."""
+    pattern = {"gpt2": GPT2._pat_str, "cl100k": CL100K_PATTERN, "o200k": O200K_PATTERN}[request.param]
+    return tiktoken.Encoding(
+        request.param, pat_str=pattern, mergeable_ranks=GPT2._mergeable_ranks, special_tokens={END_OF_TEXT: 50_256}
+    )
+
+
+def pieces_of(text: str, cell: int, safe: Any) -> list[str]:
+    """The pieces of a text cut at cells of that many bytes."""
+    with mock.patch.object(cuts, "CELL", cell):
+        return [piece.data.decode() for piece in cuts.cut(io.BytesIO(text.encode()), safe)]
+
+
+@given(text=nasty, limit=st.integers(1, 40))
+@settings(max_examples=400)
+def test_pieces_have_the_tokens_of_the_whole_wherever_it_is_cut(
+    encoding: tiktoken.Encoding, text: str, limit: int
+) -> None:
+    pieces = pieces_of(text, limit, cuts.SAFE_IN_GPT2 if encoding.name == "gpt2" else cuts.SAFE_ANYWHERE)
+    assert "".join(pieces) == text
+    words = list(itertools.chain(*(regex.findall(encoding._pat_str, piece) for piece in pieces)))
+    assert words == regex.findall(encoding._pat_str, text)  # whatever the ranks then merge
+    together = list(itertools.chain(*(encoding.encode_ordinary(piece) for piece in pieces)))
+    assert together == encoding.encode_ordinary(text)
+
+
+@given(words=st.lists(st.text("abcXYZ", min_size=1, max_size=9), min_size=1, max_size=60), limit=st.integers(12, 40))
+def test_ordinary_text_is_cut_at_the_first_safe_place_of_every_cell(words: list[str], limit: int) -> None:
+    text = " ".join(words)
+    pieces = pieces_of(text, limit, cuts.SAFE_ANYWHERE)
+    places = list(itertools.accumulate(map(len, pieces)))[:-1]
+    wanted = {text.find(" ", n) for n in range(limit, len(text), limit)} - {-1}
+    assert places == sorted(wanted)
+
+
+@given(text=nasty, limit=st.integers(1, 20), step=st.integers(1, 5))
+@settings(max_examples=300)
+def test_ranges_read_apart_hold_the_pieces_of_the_whole(text: str, limit: int, step: int) -> None:
+    data = text.encode()
+    with mock.patch.object(cuts, "CELL", limit):
+        whole = list(cuts.cut(io.BytesIO(data), cuts.SAFE_ANYWHERE))
+        found: list[cuts.Piece] = []
+        for start in range(0, len(data), step * limit):
+            stream = io.BytesIO(data)
+            stream.seek(cuts.first_byte(start))
+            stop = start + step * limit if start + step * limit < len(data) else None
+            found += cuts.cut(stream, cuts.SAFE_ANYWHERE, start, stop)
+    assert found == whole
+
+
+def test_text_without_a_place_to_cut_stays_whole() -> None:
+    assert pieces_of("1" * 500, 10, cuts.SAFE_ANYWHERE) == ["1" * 500]
+    assert pieces_of("", 10, cuts.SAFE_ANYWHERE) == []
+    assert pieces_of("1" * 50 + "word and", 10, cuts.SAFE_ANYWHERE) == ["1" * 50, "word and"]
