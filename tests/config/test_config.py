@@ -21,12 +21,14 @@ from gptpipe.config import (
     Section,
     TrainConfig,
     digest,
+    field_roles,
     flatten,
     load_config,
     parse,
     preset_values,
 )
 from gptpipe.config.fields import operational, result
+from gptpipe.config.reference import page
 from gptpipe.config.text import read_yaml
 from gptpipe.errors import UserError
 
@@ -502,3 +504,11 @@ def test_flat_keys_and_sections_are_one(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("train.steps: 30\ntrain:\n  batch_size: 2\ntrain.warmup_steps: 3\n")
     train = load_config(file=tmp_path / "a.yaml").train
     assert (train.steps, train.batch_size, train.warmup_steps) == (30, 2, 3)
+
+
+def test_the_page_of_all_keys_is_made_from_the_models() -> None:
+    """After a change: `python -m gptpipe.config.reference > gptpipe/config/README.md`."""
+    written = (Path(__file__).parents[2] / "gptpipe" / "config" / "README.md").read_text("utf-8")
+    assert written == page()
+    for key in field_roles(PipelineConfig):
+        assert f"| `{key}`" in written
