@@ -72,7 +72,7 @@ def _message(result: dict[str, Any]) -> str:
     if dataset["already_done"] and training["already_done"]:
         done = "nothing is new: the texts and the settings are those of a training that is done"
     verdict = f"; {model['name']} version {model['version']}: {model['decision']}" if model else ""
-    return f"{done}; cross-entropy {result['evaluation']['cross_entropy']:.3f} nats a token{verdict}"
+    return f"{done}; cross-entropy {result['evaluation']['cross_entropy']:.3f} nats per token{verdict}"
 
 
 def _stages(config: PipelineConfig) -> dict[str, Any]:

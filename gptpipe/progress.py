@@ -34,7 +34,7 @@ class NowAndThen:
 
 
 class Progress:
-    """Turns the lines of metrics.jsonl into progress lines: loss, tokens a second, time left."""
+    """Turns the lines of metrics.jsonl into progress lines: loss, tokens per second, time left."""
 
     def __init__(self, steps: int, tokens_a_step: int) -> None:
         self._steps, self._tokens_a_step = steps, tokens_a_step

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
-    ("errors", "wording", "version", "extras", "cores", "slices"),
+    ("errors", "wording", "version", "extras", "cores"),
     ("config", "progress"),
     ("storage", "model"),
     ("tokenizer",),

@@ -19,7 +19,7 @@ def tokenize(
         str | None, typer.Option(help="A tiktoken encoding, or a Hugging Face tokenizer's folder.")
     ] = None,
     validation: Annotated[float | None, typer.Option(help="Share of the documents kept for validation.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; by default one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     as_json: Json = False,

@@ -85,7 +85,7 @@ def evaluate(
 
 
 def _side_by_side(columns: list[dict[str, Any]]) -> list[str]:
-    """Lines of numbers under each other, a column a model."""
+    """Lines of numbers under each other, a column per model."""
     names = list(dict.fromkeys(name for column in columns for name in column))
     width = max(len(name) for name in names)
     heads = [] if len(columns) == 1 else [" " * width + "".join(f"{head:>20}" for head in ("weights", "against"))]

@@ -111,7 +111,7 @@ def _summary(parameters: PipelineConfig, result: dict[str, Any]) -> str:
         f"made      {kind}, {training['steps']:,} steps over {training['tokens']:,} tokens, {part} the {there:,} there "
         f"are{speed}",
         f"good      {evaluation['sentence']}",
-        f"          {evaluation['bits_per_byte']:.3f} bits a byte"
+        f"          {evaluation['bits_per_byte']:.3f} bits per byte"
         + (f"; {python:.0%} of its lines are Python's" if python is not None else ""),
         *([_change(evaluation["against"])] if "against" in evaluation else []),
         f"says      {first['text'][:100]!r}",
@@ -134,4 +134,4 @@ def _summary(parameters: PipelineConfig, result: dict[str, Any]) -> str:
 
 
 def _change(before: dict[str, Any]) -> str:
-    return f"change    before {before['cross_entropy']:.3f} nats a token; {before['comparison']['sentence']}"
+    return f"change    before {before['cross_entropy']:.3f} nats per token; {before['comparison']['sentence']}"

@@ -23,7 +23,7 @@ class ModelConfig(Section):
     vocab_size: int = result(50257, "Number of token ids the model knows", "tokens", ge=2)
     context_length: int = result(1024, "Longest sequence the model sees at once", "tokens", ge=1, le=1 << 20)
     n_layer: int = result(12, "Number of transformer blocks", ge=1, le=1024)
-    n_head: int = result(12, "Number of attention heads a block; divides n_embd", ge=1)
+    n_head: int = result(12, "Number of attention heads per block; divides n_embd", ge=1)
     n_embd: int = result(768, "Width of the residual stream", "features", ge=1)
     dropout: float = result(
         0.0, "Dropout after embeddings, on attention weights and on both residual branches", "probability", ge=0, lt=1
@@ -100,7 +100,7 @@ class DataConfig(Section):
         ge=1,
         le=4096,
     )
-    workers: int = operational(0, "Processes that tokenize; 0 is one a core", "processes", ge=0, le=4096)
+    workers: int = operational(0, "Processes that tokenize; 0 is one per core", "processes", ge=0, le=4096)
 
     @model_validator(mode="after")
     def _lengths_meet(self) -> DataConfig:
@@ -115,7 +115,7 @@ class TrainConfig(Section):
     """The training loop."""
 
     steps: int = result(1000, "Optimizer steps", "steps", ge=1)
-    batch_size: int = result(32, "Windows of context_length tokens a step, over all ranks", "windows", ge=1)
+    batch_size: int = result(32, "Windows of context_length tokens per step, over all ranks", "windows", ge=1)
     learning_rate: float = result(6e-4, "Highest learning rate", gt=0, lt=10)
     min_learning_rate: float = result(
         0.1, "Learning rate at the last step, as a share of the highest", "fraction", ge=0, le=1
@@ -175,7 +175,7 @@ class TrainConfig(Section):
     checkpoint_every: int = operational(100, "Steps between checkpoints; 0 is only at the end", "steps", ge=0)
     keep_checkpoints: int = operational(2, "Latest checkpoints kept; the best is kept beside them", ge=1)
     log_every: int = operational(10, "Steps between lines in metrics.jsonl", "steps", ge=1)
-    nproc: int = operational(1, "Ranks a machine", "processes", ge=1, le=1024)
+    nproc: int = operational(1, "Ranks per machine", "processes", ge=1, le=1024)
     nodes: int = operational(1, "Machines that train together; more than one need a Prefect server", ge=1, le=1024)
     min_nodes: int = operational(
         0, "Go on with so many machines when the others do not come; 0 waits for all of them", "machines", ge=0, le=1024
@@ -191,7 +191,7 @@ class TrainConfig(Section):
     compile: Literal["auto"] | bool = operational(
         "auto", "Compile the blocks with torch.compile; auto is on CUDA, where the minute it takes is soon earned"
     )
-    threads: int = operational(0, "CPU threads a rank; 0 shares the cores out", "threads", ge=0)
+    threads: int = operational(0, "CPU threads per rank; 0 shares the cores out", "threads", ge=0)
     max_hours: float = operational(0.0, "Stop resumable after this long; 0 is never", "hours", ge=0)
     save_timeout: float = operational(60.0, "Time a preempted run has to save", "seconds", gt=0)
 

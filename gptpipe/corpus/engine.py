@@ -37,7 +37,7 @@ class Processes:
     """Processes of this machine, started when they are first needed, or ahead of that.
 
     Args:
-        workers: how many; 0 for one a core.
+        workers: how many; 0 for one per core.
     """
 
     def __init__(self, workers: int) -> None:

@@ -132,5 +132,5 @@ def _parquet_batches(
 
 def _damaged_parquet(source: Source, error: Exception) -> UserError:
     return UserError(
-        f"not a Parquet file, or not a whole one ({error})", where=source.url, hint="mend or remove the file"
+        f"not a Parquet file, or not a whole one ({error})", where=source.url, hint="fix or remove the file"
     )

@@ -146,13 +146,13 @@ def describe(found: Inspection) -> str:
         found.dataset,
         f"{counted(found.documents, 'document')}, {counted(found.tokens, 'token')} ({found.tokenizer}): {sizes}; "
         f"{counted(found.shards, 'shard file')}",
-        f"{found.bytes_per_token:.2f} bytes a token",
+        f"{found.bytes_per_token:.2f} bytes per token",
         *([f"left out: {', '.join(f'{n:,} {why}' for why, n in found.dropped.items())}"] if found.dropped else []),
         "",
         "share of each corpus",
         *(f"  {share:6.1%}  {name}" for name, share in found.corpora.items()),
         "",
-        f"tokens a document{part}",
+        f"tokens per document{part}",
         "  " + "   ".join(f"{name} {value:,}" for name, value in found.lengths.items()),
         *(
             f"  {low:>11,} – {high:<11,} {'█' * max(1, round(40 * n / most)) if n else ''} {n:,}"

@@ -16,7 +16,7 @@ _WORST = 20
 
 
 def parts(tally: Tally, documents: Documents) -> dict[str, list[dict[str, Any]]]:
-    """Rows of name, tokens, cross-entropy (nats a token) and share of all nats, under `corpus`, `length`, `position`
+    """Rows of name, tokens, cross-entropy (nats per token) and share of all nats, under `corpus`, `length`, `position`
     and `frequency`. Empty ones are left out.
     """
     sizes = documents.ends - documents.starts
@@ -56,7 +56,7 @@ def _span(low: int, high: int) -> str:
 
 
 def costliest(tally: Tally, documents: Documents) -> dict[str, list[dict[str, Any]]]:
-    """What costs most: `documents` by their nats a token, `tokens` (as they are in the vocabulary) by all their nats
+    """What costs most: `documents` by their nats per token, `tokens` (as they are in the vocabulary) by all their nats
     together, and `places`, single targets by their nats.
     """
     scored = np.flatnonzero(tally.document_tokens)

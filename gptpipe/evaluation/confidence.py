@@ -27,7 +27,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same documents, in nats a token: the second's loss minus the first's.
+    """Two models on the same documents, in nats per token: the second's loss minus the first's.
 
     Attributes:
         difference: below 0 the second is better. interval: of it; None with too few documents.
@@ -45,7 +45,7 @@ class Comparison:
         """What it says."""
         if self.difference == 0:
             return "the same loss on the same documents"
-        better = f"{abs(self.difference):.4f} nats a token {'better' if self.difference < 0 else 'worse'}"
+        better = f"{abs(self.difference):.4f} nats per token {'better' if self.difference < 0 else 'worse'}"
         text = f"{better} on the same documents, better on {self.won:.0%} of {self.documents:,}"
         if self.interval is None:
             return f"{text}; too few for an interval"

@@ -1,8 +1,8 @@
 """Cross-entropy, perplexity and bits per byte of a model: how sure they are, where they come from, how two compare.
 
-Loss is in nats a token over all targets that are scored. Where documents are joined, the first token of all has nothing
-before it and is not scored; separators between documents are predicted and counted in the nats, but not in the bytes
-and words. Where they are apart, each is predicted from `<|endoftext|>` on, and separators are not scored.
+Loss is in nats per token over all targets that are scored. Where documents are joined, the first token of all has
+nothing before it and is not scored; separators between documents are predicted and counted in the nats, but not in the
+bytes and words. Where they are apart, each is predicted from `<|endoftext|>` on, and separators are not scored.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from gptpipe.evaluation.tasks import read_questions, score_task
 from gptpipe.evaluation.windows import apart_windows, spread
 from gptpipe.model.gpt import GPT
 from gptpipe.model.precision import pick_device, to_precision
-from gptpipe.slices import shorten_slices
 from gptpipe.tokenizer import get_tokenizer
 from gptpipe.weights.find import read_weights
 from gptpipe.weights.weights import Weights, check_tokenizer, check_vocabulary
@@ -68,7 +67,6 @@ def evaluate_whole(
     tokenizer: str = "gpt2",
 ) -> Scored:
     """`evaluate`, with the sums and the documents that it comes from."""
-    shorten_slices()
     config = config or EvaluateConfig()
     if (data is None) == (text is None):
         raise UserError("give either a dataset or a text", where="evaluate", hint="--data URL or --text FILE")

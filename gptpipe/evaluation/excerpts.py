@@ -42,7 +42,7 @@ class Excerpt:
     """The beginning of a document, or the whole of it.
 
     Attributes:
-        why: why it is shown. tokens: of the whole document. cross_entropy: of the whole document, nats a token.
+        why: why it is shown. tokens: of the whole document. cross_entropy: of the whole document, nats per token.
     """
 
     why: str

@@ -65,7 +65,7 @@ def loss_page(
         f'<script type="application/json" id="looks">{_json(looks)}</script>',
         f"<script>{_file('page.js')}</script>",
     ]
-    title = f"{evaluation['cross_entropy']:.3f} nats a token"
+    title = f"{evaluation['cross_entropy']:.3f} nats per token"
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>{escape(title)}</title><style>{_file('page.css')}</style>"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{"".join(body)}\n</body></html>\n'
@@ -97,12 +97,12 @@ def _numbers(numbers: dict[str, Any]) -> str:
 
 def _part(rows: list[dict[str, Any]]) -> str:
     cells = ((r["name"], f"{r['tokens']:,}", f"{r['cross_entropy']:.3f}", f"{r['share']:.1%}") for r in rows)
-    return _table(("", "tokens", "nats a token", "of all nats"), cells)
+    return _table(("", "tokens", "nats per token", "of all nats"), cells)
 
 
 def _documents(rows: list[dict[str, Any]]) -> str:
     cells = ((r["document"], f"{r['tokens']:,}", f"{r['cross_entropy']:.3f}") for r in rows)
-    return _table(("document", "tokens", "nats a token"), cells)
+    return _table(("document", "tokens", "nats per token"), cells)
 
 
 def _tokens(rows: list[dict[str, Any]]) -> str:
@@ -134,7 +134,7 @@ def _excerpt(excerpt: Excerpt) -> str:
         spans.append(f'<span class="l{_level(look.nats)}"{tab}>{text}</span>')
     more = f", the first {len(excerpt.looks):,} shown" if len(excerpt.looks) < excerpt.tokens else ""
     name = f"{escape(excerpt.name)}: " if excerpt.name else ""
-    about = f"{excerpt.tokens:,} tokens{more}, {excerpt.cross_entropy:.3f} nats a token, {excerpt.why}"
+    about = f"{excerpt.tokens:,} tokens{more}, {excerpt.cross_entropy:.3f} nats per token, {excerpt.why}"
     return f'<h3>{name}{about}</h3><div class="text">{"".join(spans)}</div>'
 
 
@@ -202,7 +202,7 @@ def _position_curve(rows: list[dict[str, Any]]) -> str:
             content += f'<text x="{_x(i, 0, last)}" y="{_HEIGHT - _BOTTOM + 17}" text-anchor="middle">{first}</text>'
     points = [(_x(i, 0, last), _y(v, low, high), 1) for i, v in enumerate(values)]
     content += _line(points) + "".join(f'<circle class="dot" cx="{x}" cy="{y}" r="4"/>' for x, y, _ in points)
-    return _chart(content, "tokens seen before, from", "nats a token", "loss by tokens seen before")
+    return _chart(content, "tokens seen before, from", "nats per token", "loss by tokens seen before")
 
 
 def _line(points: list[tuple[float, float, int]]) -> str:

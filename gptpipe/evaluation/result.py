@@ -26,9 +26,9 @@ class Evaluation:
     """What a model scored on a text.
 
     Attributes:
-        cross_entropy: nats a token. bits_per_token: the same in bits. perplexity: e to the nats.
+        cross_entropy: nats per token. bits_per_token: the same in bits. perplexity: e to the nats.
         bits_per_byte: bits a UTF-8 byte of the text scored. byte_perplexity: 2 to the bits.
-        word_perplexity: e to the nats a word; None where only a part is scored.
+        word_perplexity: e to the nats per word; None where only a part is scored.
         interval: standard error and 95 % interval of the cross-entropy; None with too few documents.
         accuracy: share of targets that were the likeliest token.
         calibration_error: mean gap between the likeliest token's probability and how often it is right.
@@ -76,7 +76,7 @@ class Evaluation:
     def sentence(self) -> str:
         """What the number means."""
         vocabulary = round(math.exp(self.uniform))
-        guess = f"cross-entropy {self.cross_entropy:.3f} nats a token: "
+        guess = f"cross-entropy {self.cross_entropy:.3f} nats per token: "
         if self.cross_entropy >= self.uniform:
             return f"{guess}no better than guessing among all {vocabulary:,} tokens ({self.uniform:.3f})"
         guess += f"as unsure as choosing among {self.perplexity:,.0f} of {vocabulary:,} tokens"
@@ -89,12 +89,12 @@ class Evaluation:
     @property
     def numbers(self) -> dict[str, Any]:
         """The numbers a person compares, each with its unit in its name."""
-        found: dict[str, Any] = {"cross-entropy, nats a token": self.cross_entropy}
+        found: dict[str, Any] = {"cross-entropy, nats per token": self.cross_entropy}
         if self.interval is not None:
             found["95 % interval"] = f"{self.interval.low:.4f} to {self.interval.high:.4f}"
         return {
             **found,
-            "cross-entropy, bits a token": self.bits_per_token,
+            "cross-entropy, bits per token": self.bits_per_token,
             "perplexity, a token": self.perplexity,
             "perplexity, a word": self.word_perplexity,
             "perplexity, a byte": self.byte_perplexity,
@@ -157,7 +157,7 @@ class Scored:
         return loss_page(self.evaluation.as_dict(), self.evaluation.numbers, self.model, self.documents, self.tally)
 
     def table(self) -> bytes:
-        """Parquet with a row a document, for comparisons: name, corpus, tokens, bytes, nats."""
+        """Parquet with a row per document, for comparisons: name, corpus, tokens, bytes, nats."""
         columns = {
             "document": self.documents.names,
             "corpus": [self.documents.corpora[i] for i in self.documents.corpus],

@@ -206,7 +206,7 @@ def _validation(url: str, step: int, state: dict[str, Any]) -> dict[str, str]:
     last = scored[-1]
     tokens = state.get("configuration", {}).get("train", {}).get("validate_tokens")
     of = f", on {tokens:,} tokens at most" if tokens else ""
-    found = {"cross-entropy": f"{last['validation/loss']:.4f} nats a token (at step {last['step']:,}{of})"}
+    found = {"cross-entropy": f"{last['validation/loss']:.4f} nats per token (at step {last['step']:,}{of})"}
     for key, name, unit in (("perplexity", "perplexity", ""), ("bits_per_byte", "bits per byte", "")):
         if (value := last.get(f"validation/{key}")) is not None:
             found[name] = f"{value:,.3f}{unit}"

@@ -26,7 +26,6 @@ from gptpipe.generation.gpu import GraphedDecoder
 from gptpipe.model.gpt import GPT
 from gptpipe.model.precision import pick_device, to_precision
 from gptpipe.progress import NowAndThen
-from gptpipe.slices import shorten_slices
 from gptpipe.tokenizer import Tokenizer, get_tokenizer
 from gptpipe.weights.find import read_weights
 from gptpipe.weights.weights import Weights, check_vocabulary
@@ -84,7 +83,6 @@ def generate(
     Raises:
         UserError: weights that cannot be used, or a prompt without a token.
     """
-    shorten_slices()
     config = config or SampleConfig()
     if isinstance(weights, GPT):
         model, url = weights, "a model in memory"

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one line a logged step, written by rank 0 in the job's folder."""
+"""`metrics.jsonl`: one line per logged step, written by rank 0 in the job's folder."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from gptpipe.errors import UserError
 from gptpipe.launch.job import OUTCOME, RANK_LINE, Outcome
 from gptpipe.launch.stop import end_with
 from gptpipe.model.memory import keep_freed_memory
-from gptpipe.slices import shorten_slices
 
 
 def run_rank(folder: Path, launcher: int, work: Callable[[], Callable[[], Outcome]]) -> NoReturn:
@@ -29,7 +28,6 @@ def run_rank(folder: Path, launcher: int, work: Callable[[], Callable[[], Outcom
         work: imports what is needed, and returns what is to be done.
     """
     keep_freed_memory()
-    shorten_slices()
     rank = int(os.environ.get("RANK", 0))
     prefix = f"[rank {rank}] " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
     logging.basicConfig(level=logging.INFO, format=f"{RANK_LINE}{prefix}%(message)s", stream=sys.stdout)

@@ -164,7 +164,7 @@ class Torchrun:
 
     Args:
         rendezvous: where it meets the other nodes; None if it is the only one.
-        on_poll: called ten times a second; may call `preempt`, or raise to end all ranks at once.
+        on_poll: called ten times per second; may call `preempt`, or raise to end all ranks at once.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ class TrainingFailed(Exception):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training came to. Losses in nats a token. `already_done`: it was finished before."""
+    """What a training came to. Losses in nats per token. `already_done`: it was finished before."""
 
     id: str
     training: str

@@ -80,7 +80,7 @@ class Server:
             ) from None
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise UserError(
-                f"the {self.name} server does not answer: {error}", where=self.url, hint="start it, or mend the address"
+                f"the {self.name} server does not answer: {error}", where=self.url, hint="start it, or fix the address"
             ) from None
 
 

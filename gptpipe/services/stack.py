@@ -291,7 +291,7 @@ class Stack:
             password.unlink()
         if done.returncode:
             reason = " ".join((done.stderr or done.stdout).strip().splitlines()[-1:])
-            raise UserError(f"no database could be made: {reason}", where=str(data), hint="mend that and run it again")
+            raise UserError(f"no database could be made: {reason}", where=str(data), hint="fix that and run it again")
         partial.rename(data)
 
     def _wait_until_healthy(self, name: str, drawn: Secrets) -> None:

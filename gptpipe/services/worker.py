@@ -60,7 +60,7 @@ def check(pool: str, *, wants_gpu: bool, make_pool: Callable[[], None] = lambda:
 
         if not torch.cuda.is_available():
             raise UserError(
-                "torch sees no GPU", where=socket.gethostname(), hint="mend the driver, or start it with --cpu"
+                "torch sees no GPU", where=socket.gethostname(), hint="fix the driver, or start it with --cpu"
             )
 
 

@@ -153,7 +153,7 @@ def find_run(client: MlflowClient, training: str) -> Run | None:
 
 @contextmanager
 def reaching_mlflow() -> Iterator[None]:
-    """A server that does not answer, or refuses, is the user's to mend: one line instead of a client's traceback."""
+    """A server that does not answer, or refuses, is the user's to fix: one line instead of a client's traceback."""
     try:
         yield
     except UserError:

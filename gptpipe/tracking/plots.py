@@ -20,7 +20,7 @@ def length_histogram(rows: list[tuple[int, int, int]], title: str = "") -> bytes
     axes = figure.add_subplot()
     axes.bar(range(len(rows)), [count for _, _, count in rows], color=_TRAIN, width=0.9)
     axes.set_xticks(range(len(rows)), [f"{low:,}" for low, _, _ in rows], rotation=45, ha="right", fontsize=8)
-    axes.set_xlabel("tokens a document, from")
+    axes.set_xlabel("tokens per document, from")
     axes.set_ylabel("documents")
     axes.set_title(title, color=_INK, fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
@@ -30,7 +30,7 @@ def length_histogram(rows: list[tuple[int, int, int]], title: str = "") -> bytes
 def loss_curve(
     lines: list[dict[str, Any]], *, unigram: float | None = None, title: str = "", ended: bool = True
 ) -> bytes:
-    """A PNG of training and validation loss (nats a token) over tokens.
+    """A PNG of training and validation loss (nats per token) over tokens.
 
     Args:
         lines: of metrics.jsonl.
@@ -58,7 +58,7 @@ def loss_curve(
             label=f"token frequencies alone ({unigram:.2f})",
         )
     axes.set_xlabel("tokens")
-    axes.set_ylabel("loss (nats a token)")
+    axes.set_ylabel("loss (nats per token)")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k" if x else "0")
     axes.set_title(title, color=_INK, fontsize=11)
     axes.grid(alpha=0.25)

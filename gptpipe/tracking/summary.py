@@ -64,8 +64,8 @@ def _loss(evaluation: Evaluation) -> str:
     interval = evaluation.interval
     sure = f" (95 % interval {interval.low:.3f} to {interval.high:.3f})" if interval else ""
     return (
-        f"{evaluation.cross_entropy:.3f} nats a token{sure}, perplexity {evaluation.perplexity:,.1f}, "
-        f"{evaluation.bits_per_byte:.3f} bits a byte"
+        f"{evaluation.cross_entropy:.3f} nats per token{sure}, perplexity {evaluation.perplexity:,.1f}, "
+        f"{evaluation.bits_per_byte:.3f} bits per byte"
     )
 
 

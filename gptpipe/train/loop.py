@@ -189,7 +189,7 @@ class _Training:
             model, self.config, state.micro_batch, state.precision, self.ranks.device.type, self.ranks.world_size
         )
         beside = f", beside {self.memory_before / 1e3:.2f} GB of the process" if self.memory_before else ""
-        log.info("memory a rank: %s%s", budget.describe(), beside)
+        log.info("memory per rank: %s%s", budget.describe(), beside)
 
     def _step(self) -> StepResult:
         """One optimizer step over the next samples."""
@@ -272,7 +272,7 @@ class _Training:
         if not self.said_memory:
             self.said_memory = True
             if self.ranks.is_first:
-                log.info("memory a rank: %.2f GB at most so far", memory / world / 1e3)
+                log.info("memory per rank: %.2f GB at most so far", memory / world / 1e3)
         return {
             **(shares if len(names) > 1 else {}),
             "train/loss": mean,
@@ -315,7 +315,7 @@ class _Training:
         return found
 
     def _score(self, stream: TokenStream) -> tuple[float, float]:
-        """Nats a token and bits a byte over the first windows of a split, or over windows spread over it."""
+        """Nats a token and bits per byte over the first windows of a split, or over windows spread over it."""
         config = self.config
         batches = evaluation_batches(
             stream,

@@ -108,7 +108,7 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
 
 
 def _varints(data: bytes, place: int, count: int) -> tuple[list[int], int]:
-    """Numbers of seven bits a byte, lowest first, and the place after them."""
+    """Numbers of seven bits per byte, lowest first, and the place after them."""
     found = []
     for _ in range(count):
         value = shift = 0

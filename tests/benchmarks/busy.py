@@ -1,13 +1,11 @@
-"""Computing on a machine that does other work: how soon threads that wait for one another run again.
+"""Computing on a machine that does other work: how long threads spin while they wait for one another.
 
-Usage: python tests/benchmarks/busy.py [--works training scoring generating] [--ways default spin slices both]
-           [--rounds 3] [--precision bfloat16] [--seconds 8] [--layers 4] [--width 256] [--batch 8] [--context 256]
+Usage: python tests/benchmarks/busy.py [--works training scoring generating] [--spin default 1000] [--rounds 3]
+           [--precision bfloat16] [--seconds 8] [--layers 4] [--width 256] [--batch 8] [--context 256]
 
-Work of ours alone, beside one busy loop per core, and twice at once, in several ways in turn: as torch does it by
-default, with a short spin of threads that wait (GOMP_SPINCOUNT), with short time slices (`gptpipe.slices`), and with
-both, as gptpipe does it. The works are a training step (`step.py`), scoring windows (`evaluating.py`) and generating
-for 16 prompts (`decoding.py`), the last two with GPT-2 124M. Printed are medians of tokens/s, for two at once their
-sum, and the ratio to the first way alone.
+Work of ours alone, beside one busy loop per core, and twice at once, for each value of GOMP_SPINCOUNT in turn: a
+training step (`step.py`), scoring windows (`evaluating.py`) and generating for 16 prompts (`decoding.py`), the last two
+with GPT-2 124M. Printed are medians of tokens/s, for two at once their sum, and the ratio to the first value alone.
 """
 
 from __future__ import annotations
@@ -25,11 +23,8 @@ from pathlib import Path
 
 from weights import write
 
-from gptpipe.slices import shorten_slices
-
 HERE = Path(__file__).parent
 SITUATIONS = ("alone", "beside busy loops", "two at once")
-WAYS = ("default", "spin", "slices", "both")
 WORKS = ("training", "scoring", "generating")
 _PROMPTS = 16
 
@@ -37,7 +32,7 @@ _PROMPTS = 16
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--works", nargs="+", choices=WORKS, default=WORKS)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["default", "both"])
+    parser.add_argument("--spin", nargs="+", default=["default", "1000"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", default="bfloat16")
     for name, default in (("seconds", 8), ("layers", 4), ("width", 256), ("batch", 8), ("context", 256)):
@@ -53,13 +48,15 @@ def report(work: str, words: list[str], options: argparse.Namespace) -> None:
     found: dict[tuple[str, str], list[float]] = {}
     for _ in range(options.rounds):
         for situation in SITUATIONS:
-            for way in options.ways:
-                found.setdefault((situation, way), []).append(measure(situation, way, words))
-    base = statistics.median(found["alone", options.ways[0]])
-    for (situation, way), speeds in found.items():
+            for spin in options.spin:
+                found.setdefault((situation, spin), []).append(measure(situation, spin, words))
+    base = statistics.median(found["alone", options.spin[0]])
+    for (situation, spin), speeds in found.items():
         middle = statistics.median(speeds)
         each = ", ".join(f"{speed:,.1f}" for speed in speeds)
-        print(f"{work:10} {situation:18} {way:8} {middle:9,.1f} tokens/s  {middle / base:.3f}  ({each})", flush=True)
+        print(
+            f"{work:10} {situation:18} spin {spin:8} {middle:9,.1f} tokens/s  {middle / base:.3f}  ({each})", flush=True
+        )
 
 
 def command(work: str, folder: Path, options: argparse.Namespace) -> list[str]:
@@ -75,16 +72,13 @@ def command(work: str, folder: Path, options: argparse.Namespace) -> list[str]:
     return [str(HERE / "decoding.py"), *words, "--folder", str(folder)]
 
 
-def measure(situation: str, way: str, words: list[str]) -> float:
+def measure(situation: str, spin: str, words: list[str]) -> float:
     """Tokens/s of all that works."""
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
-    environment |= {"GOMP_SPINCOUNT": "1000"} if way in ("spin", "both") else {}
-    ready = shorten_slices if way in ("slices", "both") else None
+    environment |= {} if spin == "default" else {"GOMP_SPINCOUNT": spin}
     with busy(len(os.sched_getaffinity(0)) if situation == "beside busy loops" else 0):
         running = [
-            subprocess.Popen(
-                [sys.executable, *words], stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=ready
-            )
+            subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True, env=environment)
             for _ in range(2 if situation == "two at once" else 1)
         ]
         said = [json.loads(process.communicate()[0].splitlines()[-1]) for process in running]
@@ -92,7 +86,7 @@ def measure(situation: str, way: str, words: list[str]) -> float:
 
 
 def speed(said: dict[str, float]) -> float:
-    """Tokens/s of what a benchmark said: as such, or as milliseconds a step of all prompts."""
+    """Tokens/s of what a benchmark said: as such, or as milliseconds per step of all prompts."""
     if "step" in said:
         return 1000 * _PROMPTS / said["step"]
     return float(said["tokens_per_second"] if "tokens_per_second" in said else said["speed"])

@@ -1,9 +1,9 @@
-"""Generation beside its bare matrix products and beside `transformers.generate`: milliseconds a token that is decoded.
+"""Generation beside its bare matrix products and beside `transformers.generate`: milliseconds per token that is decoded.
 
 Usage: python tests/benchmarks/decoding.py [--preset gpt2-124m] [--rounds 3] [--new 128] [--prompts 1 16] [--cuda]
 
 Random weights of that shape, two threads, prompts of 16 tokens, the likeliest token each time. The bare products are
-those of one step, each matrix once with a row a prompt and attention's two over as many tokens as there are in the
+those of one step, each matrix once with a row per prompt and attention's two over as many tokens as there are in the
 middle, in the same process as what they are held against, in the quickest layout that was found; printed beside them
 are the matrices alone, and these as torch lays them out. Rounds run in turn, each work in a process of its own.
 
@@ -52,7 +52,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         write(Path(name), options.preset)
-        print(f"{options.preset}, {options.new} new tokens, medians of {options.rounds}, ms a step")
+        print(f"{options.preset}, {options.new} new tokens, medians of {options.rounds}, ms per step")
         for precision in options.precisions:
             for prompts in options.prompts:
                 report(precision, prompts, options, name)

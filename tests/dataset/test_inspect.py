@@ -120,7 +120,7 @@ def test_as_text(found: Inspection) -> None:
     assert found.dataset in text
     assert "47 documents" in text
     assert f"{found.tokens:,} tokens (gpt2)" in text
-    assert f"{found.bytes_per_token:.2f} bytes a token" in text
+    assert f"{found.bytes_per_token:.2f} bytes per token" in text
     assert "left out: " in text
     assert "duplicate" in text
     for name, share in found.corpora.items():

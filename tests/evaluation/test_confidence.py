@@ -49,7 +49,7 @@ def test_a_small_difference_shows_on_the_same_documents() -> None:
     assert found.interval.high < 0 < alone.standard_error
     assert found.interval.standard_error < alone.standard_error / 5
     assert found.won == (better < nats).mean()
-    assert "nats a token better on the same documents" in found.sentence
+    assert "nats per token better on the same documents" in found.sentence
     assert "chance" not in found.sentence
     same = compare(nats, nats, tokens)
     assert (same.difference, same.won) == (0, 0.5)

@@ -86,7 +86,7 @@ def test_the_weights_are_the_same_in_every_type(checkpoint: str, tmp_path: Path,
 
 def test_the_card_holds_what_is_known_up_to_that_step(checkpoint: str, tmp_path: Path) -> None:
     text = (Path(export_hf(checkpoint, str(tmp_path / "out"))) / "README.md").read_text()
-    for part in ("20 steps", "1,234", "`0123abcd`", "7.0000 nats a token (at step 20)", "| 2.500 |", "of its own"):
+    for part in ("20 steps", "1,234", "`0123abcd`", "7.0000 nats per token (at step 20)", "| 2.500 |", "of its own"):
         assert part in text
     reference(1, 2, 16, 8, 50257).save_pretrained(tmp_path / "hf")
     text = (Path(export_hf(str(tmp_path / "hf"), str(tmp_path / "again"))) / "README.md").read_text()

@@ -114,7 +114,7 @@ def test_text_in_registered_model_out_and_nothing_twice(
     trained = load(tuned["training"]["best_checkpoint"]).state_dict()
     assert exported.transformer.wte.weight.equal(trained["wte.weight"])
     page = tuned["evaluation"]["page"]
-    assert "nats a token" in Path(page).read_text("utf-8")
+    assert "nats per token" in Path(page).read_text("utf-8")
     said = [str(artifact["data"]) for artifact in ask(prefect_api, "/artifacts/filter")]
     assert any("/artifacts/evaluation.html" in text and before["comparison"]["sentence"] in text for text in said)
     assert any("| before |" in text for text in said)

@@ -43,7 +43,7 @@ def summary(dataset: Dataset, decision: Decision | None, text: str = "def f():")
 
 def test_the_table_answers_how_good_against_what_on_what_and_at_what_cost(dataset: Dataset) -> None:
     found = summary(dataset, Decision(False, "not surely better: 0.01 worse"))
-    assert found["loss"] == "4.400 nats a token (95 % interval 4.200 to 4.600), perplexity 81.5, 1.000 bits a byte"
+    assert found["loss"] == "4.400 nats per token (95 % interval 4.200 to 4.600), perplexity 81.5, 1.000 bits per byte"
     assert found["against the champion"] == "not surely better: 0.01 worse"
     assert found["scored on"].startswith("validation split of dataset d: 100 tokens in 12 documents, w")
     assert found["while training"].startswith(

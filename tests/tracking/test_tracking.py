@@ -199,7 +199,7 @@ def test_results_registration_and_promotion(many_documents: Dataset, dataset: Da
         assert min(metrics) == DECIDING
         run, version = client.get_run(link.run_id), client.get_model_version("gptpipe", registered[name].version)
         assert run.data.tags["mlflow.note.content"] == version.description == text
-        assert f"| loss | {loss:.3f} nats a token" in text
+        assert f"| loss | {loss:.3f} nats per token" in text
         assert f"| against the champion | {run.data.tags['decision']} |" in text
         assert run.data.tags["decision"] == version.tags["gptpipe.decision"]
         assert run.data.tags["scored_on"] == "validation split of dataset d"

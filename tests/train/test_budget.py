@@ -1,4 +1,4 @@
-"""The memory a step is said to take beforehand, against what it takes."""
+"""The memory per step is said to take beforehand, against what it takes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_block_keeps_what_is_predicted(half: bool, dropout: float) -> None:
             x = block(x)
     found = sum(storage.nbytes() for storage in kept.values())
     predicted = 4 * 32 * MemoryBudget.of_block(config, 2 if half else 4, "cpu") * 3
-    # means and deviations of the norms, maxima of the attention: some numbers a token
+    # means and deviations of the norms, maxima of the attention: some numbers per token
     assert predicted <= found <= predicted + 4 * 32 * 3 * 4 * (2 * 2 + config.n_head)
 
 
@@ -70,7 +70,7 @@ def test_a_training_takes_what_it_said(new_training: NewTraining, change: dict[s
     }
     training = new_training("memory", train={**train, **change}, model=model)
     result, said = training.finish_and_listen()
-    (found,) = re.findall(r"memory a rank: ([\d.]+) GB .* predicted .* beside ([\d.]+) GB of the process", said)
+    (found,) = re.findall(r"memory per rank: ([\d.]+) GB .* predicted .* beside ([\d.]+) GB of the process", said)
     lines = (Path(result["training"]) / "metrics.jsonl").read_text().splitlines()
     predicted, before = (float(number) * 1e3 for number in found)
     measured = json.loads(lines[-1])["train/memory_mb"] - before
