@@ -1,4 +1,4 @@
-"""Generation beside its bare matrix products and beside `transformers.generate`: milliseconds per token that is decoded.
+"""Generation beside its bare matrix products and beside `transformers.generate`: milliseconds per token.
 
 Usage: python tests/benchmarks/decoding.py [--preset gpt2-124m] [--rounds 3] [--new 128] [--prompts 1 16] [--cuda]
 

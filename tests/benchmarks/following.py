@@ -2,9 +2,9 @@
 
 Usage: python tests/benchmarks/following.py [--steps 400] [--rounds 1] [--precision bfloat16]
 
-4 layers x 256, 8 x 256 tokens per step. Both servers are started first and run beside all three variants. Printed are the
-medians over rounds of the seconds of the whole call, imports and start of the ranks included, and of the tokens/s that
-training itself had, with the ratios to the bare one.
+4 layers x 256, 8 x 256 tokens per step. Both servers are started first and run beside all three variants. Printed are
+the medians over rounds of the seconds of the whole call, imports and start of the ranks included, and of the tokens/s
+that training itself had, with the ratios to the bare one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What checkpoints cost a training: gpt2-124m, 4 x 256 tokens per step, saved every 20 steps to an object store or never.
+"""What checkpoints cost a training: gpt2-124m, 4 x 256 tokens per step, saved every 20 steps to S3 or never.
 
 Before that, what a GB costs in processor time when nothing else runs: this process's, and all others' (the store's).
 
