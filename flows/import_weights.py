@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from prefect import flow
 from pydantic import Field
@@ -10,9 +11,10 @@ from pydantic import Field
 from flows.server import report
 from flows.server.names import last_part, named
 from gptpipe import storage
-from gptpipe.config import Section, digest
+from gptpipe.config import Section
 from gptpipe.config.settings import settings
 from gptpipe.tracking.registry import resolve_weights
+from gptpipe.weights.adapt import import_name
 from gptpipe.weights.adapt import import_weights as write_weights
 
 log = logging.getLogger("gptpipe.flows")
@@ -31,10 +33,9 @@ class ImportParameters(Section):
 def import_weights(parameters: ImportParameters) -> str:
     """Write the weights as a checkpoint, unless they are there; returns its URL."""
     source = resolve_weights(parameters.weights)
-    to = {"context_length": parameters.context_length, "tokenizer": parameters.tokenizer}
-    name = digest([storage.normalize(source), to])[:12]
-    out = storage.join(parameters.storage or settings().storage_url, "weights", name)
-    found = write_weights(source, out, context_length=parameters.context_length, tokenizer=parameters.tokenizer)
+    to: dict[str, Any] = {"context_length": parameters.context_length, "tokenizer": parameters.tokenizer}
+    out = storage.join(parameters.storage or settings().storage_url, "weights", import_name(source, **to))
+    found = write_weights(source, out, **to)
     log.info("import weights: %s → %s", parameters.weights, found.url)
     report.table("weights", "Imported weights", {"from": parameters.weights, "checkpoint": found.url})
     return found.url

@@ -28,14 +28,15 @@ def train(
     from gptpipe import storage
     from gptpipe.tracking.registry import resolve_weights
     from gptpipe.tracking.training import train_and_track
-    from gptpipe.weights.adapt import import_weights, starting_from
+    from gptpipe.weights.adapt import import_name, import_weights, starting_from
 
     start = init or options.init
     checkpoint = ""
     if start != "scratch":
         source = resolve_weights(start, options)
         context = options.init_context_length
-        place = storage.join(storage.normalize(out), "init", _short(source + (f" {context}" if context else "")))
+        name = import_name(source, context_length=context)
+        place = storage.join(storage.normalize(out), "init", name)
         checkpoint = import_weights(source, place, context_length=context).url
     options = starting_from(options, checkpoint)
     result, link = train_and_track(options, data=data, out=out, init=checkpoint, resume=resume)
@@ -45,10 +46,3 @@ def train(
     if result.validation_loss is not None:
         text += f"\nvalidation loss {result.validation_loss:.3f}"
     print_answer(values, as_json, text + (f"\nlook at  {located(link.how_to_open)}" if link else ""))
-
-
-def _short(text: str) -> str:
-    from gptpipe.config import digest
-    from gptpipe.storage import normalize
-
-    return digest(normalize(text))[:12]

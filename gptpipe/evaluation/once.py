@@ -20,12 +20,12 @@ from gptpipe.weights.weights import Weights
 STAGE_VERSION = 3
 
 
-def evaluate_once(weights: str, *, data: str, config: EvaluateConfig, out: str) -> Evaluation:
+def evaluate_once(weights: str | Weights, *, data: str, config: EvaluateConfig, out: str) -> Evaluation:
     """`evaluate`, kept below `out` under the id of what was asked, and read from there the next time.
 
     `<id>.json` is the evaluation, `<id>.parquet` what each document cost, `<id>.html` the page.
     """
-    read: Weights = read_weights(weights)
+    read = read_weights(weights) if isinstance(weights, str) else weights
     place = _place(read, data, config, out)
     try:
         return replace(Evaluation.of(storage.read_json(f"{place}.json")), weights=read.url, already_done=True)
@@ -60,7 +60,7 @@ def evaluate_against(weights: str, other: str, *, data: str, config: EvaluateCon
     """
     both = [read_weights(each) for each in (weights, other)]
     config = in_one_window(config, *both)
-    found, before = (evaluate_once(each, data=data, config=config, out=out) for each in (weights, other))
+    found, before = (evaluate_once(each, data=data, config=config, out=out) for each in both)
     tables = []
     for read in both:
         content = storage.read_bytes(f"{_place(read, data, config, out)}.parquet")

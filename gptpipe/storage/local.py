@@ -23,7 +23,7 @@ class Local:
     def open_read(self, url: str) -> IO[bytes]:
         return local_path(url).open("rb")
 
-    def read(self, url: str) -> bytes:
+    def read(self, url: str, *, small: bool) -> bytes:
         return local_path(url).read_bytes()
 
     def write(self, url: str, data: bytes) -> None:

@@ -29,7 +29,7 @@ class Store(Protocol):
 
     def open_read(self, url: str) -> IO[bytes]: ...
 
-    def read(self, url: str) -> bytes: ...
+    def read(self, url: str, *, small: bool) -> bytes: ...
 
     def write(self, url: str, data: bytes) -> None: ...
 
@@ -74,17 +74,21 @@ def open_read(url: str) -> IO[bytes]:
         return _store(url).open_read(url)
 
 
-def read_bytes(url: str) -> bytes:
-    """The whole object. Raises FileNotFoundError."""
+def read_bytes(url: str, *, small: bool = False) -> bytes:
+    """The whole object. Raises FileNotFoundError.
+
+    Args:
+        small: whether it is known to be small: then an object store is not asked for its size before.
+    """
     with explained(url):
-        return _store(url).read(url)
+        return _store(url).read(url, small=small)
 
 
 def read_json(url: str) -> dict[str, Any]:
     """A file of one JSON object; a UserError when it holds anything else."""
     hint = "the file is damaged; make it again"
     try:
-        found = json.loads(read_bytes(url))
+        found = json.loads(read_bytes(url, small=True))
     except (ValueError, RecursionError) as error:
         raise UserError(f"not JSON ({error})", where=url, hint=hint) from None
     if not isinstance(found, dict):

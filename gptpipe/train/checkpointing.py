@@ -20,7 +20,7 @@ from gptpipe.train.saver import HostCopies
 from gptpipe.train.state import TrainState
 from gptpipe.weights import checkpoint as checkpoints
 from gptpipe.weights.checkpoint import OPTIMIZER, STATE, Checkpoint
-from gptpipe.weights.find import read_weights
+from gptpipe.weights.find import of_checkpoint, read_weights
 from gptpipe.weights.huggingface import hf_config, hf_tensors
 
 
@@ -29,26 +29,25 @@ def read_state(checkpoint: Checkpoint) -> TrainState:
     return TrainState(**{key: value for key, value in checkpoint.json(STATE).items() if key in known})
 
 
-def initial_model(job: Job) -> GPT:
+def initial_model(job: Job, resumed: Checkpoint | None) -> GPT:
     """The model a training starts with: a checkpoint's weights, given ones, or random ones after the seed."""
-    if job.resume or job.init:
-        return read_weights(job.resume or job.init).build(job.model)
+    if resumed is not None or job.init:
+        return (of_checkpoint(resumed) if resumed is not None else read_weights(job.init)).build(job.model)
     torch.manual_seed(job.train.seed)
     return GPT(job.model)
 
 
-def restore_optimizers(job: Job, url: str, model: nn.Module, optimizers: list[Optimizer]) -> None:
-    found = checkpoints.open_checkpoint(url)
-    assert found is not None  # the launcher found it
+def restore_optimizers(found: Checkpoint, model: nn.Module, optimizers: list[Optimizer]) -> None:
+    """Moments out of a checkpoint."""
     load_optimizers(model, optimizers, found.tensors(OPTIMIZER), found.url)
 
 
-def roll_back(job: Job, url: str, model: GPT, optimizers: list[Optimizer]) -> None:
+def roll_back(job: Job, found: Checkpoint, model: GPT, optimizers: list[Optimizer]) -> None:
     """Weights and moments of an earlier checkpoint of this training; where it is in its samples stays."""
     mine = model.state_dict()
-    for name, value in read_weights(url).build(job.model).state_dict().items():
+    for name, value in of_checkpoint(found).build(job.model).state_dict().items():
         mine[name].copy_(value)
-    restore_optimizers(job, url, model, optimizers)
+    restore_optimizers(found, model, optimizers)
 
 
 def check_same_result(job: Job, checkpoint: Checkpoint) -> None:

@@ -27,8 +27,7 @@ from gptpipe.launch.stop import StopRequest
 from gptpipe.model.gpt import GPT
 from gptpipe.model.precision import pick_device
 from gptpipe.tokenizer import Tokenizer
-from gptpipe.train import checkpointing as resume
-from gptpipe.train import runtime as operation
+from gptpipe.train import checkpointing, runtime
 from gptpipe.train.budget import MemoryBudget
 from gptpipe.train.distributed import Ranks
 from gptpipe.train.flops import peak_flops
@@ -56,7 +55,7 @@ def train(job: Job, stop: StopRequest) -> Outcome:
     try:
         return _Training(job, ranks, stop).run()
     except torch.OutOfMemoryError as error:
-        raise operation.out_of_memory(error) from error
+        raise runtime.out_of_memory(error) from error
     finally:
         gc.enable()
         ranks.leave()
@@ -69,11 +68,12 @@ class _Training:
         config = job.train
         self.job, self.ranks, self.stop, self.config = job, ranks, stop, config
         self.state = TrainState()
-        if job.resume and (found := open_checkpoint(job.resume)) is not None:
-            resume.check_same_result(job, found)
-            self.state = resume.read_state(found)
-        self.precision = operation.settle(config, ranks, self.state)
-        operation.check_memory(config, job.model, ranks, self.precision.name)
+        resumed = open_checkpoint(job.resume) if job.resume else None
+        if resumed is not None:
+            checkpointing.check_same_result(job, resumed)
+            self.state = checkpointing.read_state(resumed)
+        self.precision = runtime.settle(config, ranks, self.state)
+        runtime.check_memory(config, job.model, ranks, self.precision.name)
         dataset = open_dataset(job.dataset)
         self.tokenizer: Tokenizer = dataset.load_tokenizer()
         self.byte_lengths = torch.from_numpy(self.tokenizer.byte_lengths)
@@ -96,11 +96,11 @@ class _Training:
         # this rank's nats and targets since the state was last told of them
         self.interval = torch.zeros(2, dtype=torch.float64, device=ranks.device)
         self.memory_before = memory_megabytes() if ranks.device.type == "cpu" else 0.0
-        self.model: GPT = resume.initial_model(job).to(ranks.device)
+        self.model: GPT = checkpointing.initial_model(job, resumed).to(ranks.device)
         self.model.recompute = config.activation_checkpointing
         self.optimizers = make_optimizers(self.model, config)
-        if job.resume:
-            resume.restore_optimizers(job, job.resume, self.model, self.optimizers)
+        if resumed is not None:
+            checkpointing.restore_optimizers(resumed, self.model, self.optimizers)
         self.model.train()
         self.wrapped = self._wrap()
         self.stepper = Stepper(self.wrapped, self.model, self.optimizers, config, ranks, self.precision, self.state)
@@ -115,12 +115,12 @@ class _Training:
     def _wrap(self) -> nn.Module:
         """Blocks compiled where that is wanted, as many windows at once as fit, and DDP around it."""
         state, model, ranks = self.state, self.job.model, self.ranks
-        trial = partial(operation.run_trial, precision=self.precision, model=model, ranks=ranks)
+        trial = partial(runtime.run_trial, precision=self.precision, model=model, ranks=ranks)
         windows = 1 if self.config.micro_batch == "auto" else self.config.micro_batch
-        operation.compile_blocks(
+        runtime.compile_blocks(
             self.model, self.config, state, lambda: trial(self.model, windows=state.micro_batch or windows), ranks
         )
-        state.micro_batch = operation.choose_micro_batch(
+        state.micro_batch = runtime.choose_micro_batch(
             self.config, model, ranks, state, lambda windows: trial(self.model, windows=windows)
         )
         example = torch.zeros((1, min(8, model.context_length)), dtype=torch.int64, device=ranks.device)
@@ -217,7 +217,7 @@ class _Training:
             if found is None:
                 said = "not taken; there is no checkpoint yet to go back to"
             else:
-                resume.roll_back(self.job, found.url, self.model, self.optimizers)
+                checkpointing.roll_back(self.job, found, self.model, self.optimizers)
                 self.state.spike_window.clear()
                 said = f"back to the weights of step {found.step}"
         if self.ranks.is_first:
@@ -345,8 +345,8 @@ class _Training:
             return 0.0
         began = time.perf_counter()
         self.saver.wait()
-        taken = resume.snapshot(self.job, self.model, self.optimizers, self.state, self.tokenizer, self.copies)
-        work = partial(resume.write, self.job, taken, self.metrics.contents())
+        taken = checkpointing.snapshot(self.job, self.model, self.optimizers, self.state, self.tokenizer, self.copies)
+        work = partial(checkpointing.write, self.job, taken, self.metrics.contents())
         self.saver.start(work, f"checkpoint {storage.join(self.job.training, step_name(self.state.step))}")
         spent = time.perf_counter() - began
         self.seconds_saving += spent

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from gptpipe import storage
-from gptpipe.config import ModelConfig, PipelineConfig, parse
+from gptpipe.config import ModelConfig, PipelineConfig, digest, parse
 from gptpipe.errors import UserError
+from gptpipe.storage.hub import HUB
 from gptpipe.tokenizer import Tokenizer, get_tokenizer
 from gptpipe.weights import checkpoint as checkpoints
 from gptpipe.weights.checkpoint import Checkpoint
@@ -32,15 +33,18 @@ def adapted(found: Weights, *, context_length: int = 0, tokenizer: str = "") -> 
         context_length: tokens; 0 is the weights' own.
         tokenizer: what `get_tokenizer` finds the new one by; empty is the weights' own.
     """
+    other_context = bool(context_length) and context_length != found.config.context_length
+    old = new = get_tokenizer(found.tokenizer)
+    if tokenizer:
+        new = get_tokenizer(tokenizer)
+    if not other_context and new.sha256 == old.sha256:
+        return found
     config, tensors = found.config, dict(found.tensors)
-    if context_length and context_length != config.context_length:
+    if other_context:
         resized: ModelConfig = parse(ModelConfig, {**config.model_dump(), "context_length": context_length})
         index = torch.arange(context_length) % config.context_length
         tensors["wpe.weight"] = _rows(tensors["wpe.weight"], index)
         config = resized
-    old = new = get_tokenizer(found.tokenizer)
-    if tokenizer:
-        new = get_tokenizer(tokenizer)
     if new.sha256 != old.sha256:
         check_vocabulary(config, old.vocab_size, old.name, found.url)
         pieces = _pieces(old, new)
@@ -48,9 +52,17 @@ def adapted(found: Weights, *, context_length: int = 0, tokenizer: str = "") -> 
             if name in tensors:
                 tensors[name] = _means(tensors[name], pieces)
         config = config.model_copy(update={"vocab_size": new.vocab_size})
-    if config == found.config and new.sha256 == old.sha256:
-        return found
     return replace(found, config=config, tensors=tensors, sha256="", tokenizer=new.reference)
+
+
+def import_name(weights: str, *, context_length: int = 0, tokenizer: str = "") -> str:
+    """What the folder of imported weights is called: the same for the same weights, wherever the process stands.
+
+    Args:
+        weights: any WEIGHTS. context_length, tokenizer: what they are adapted to.
+    """
+    source = weights if weights.startswith(HUB) else storage.normalize(weights)
+    return digest([source, {"context_length": context_length, "tokenizer": tokenizer}])[:12]
 
 
 def import_weights(weights: str, out: str, *, context_length: int = 0, tokenizer: str = "") -> Checkpoint:

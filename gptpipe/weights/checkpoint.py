@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,18 @@ MODEL, CONFIG, OPTIMIZER, STATE, MANIFEST = (
 )
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.uint8: "U8"}
 _BLOCK = 8 << 20
+_HINT = "remove this folder to use the checkpoint before it, or give another"
 _STEP = re.compile(r"^step-(\d{8,})$")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint: its step, its folder, and its manifest."""
+    """A complete checkpoint: its step, its folder, and its manifest. Small files are read once."""
 
     step: int
     url: str
     manifest: dict[str, Any]
+    _contents: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def model_sha256(self) -> str:
@@ -52,13 +54,30 @@ class Checkpoint:
         return str(self.manifest["files"][MODEL]["sha256"])
 
     def read(self, name: str) -> bytes:
-        """A file of the checkpoint, held against the manifest.
+        """A small file of the checkpoint, held against the manifest.
 
         Raises:
             UserError: it is missing, or a byte of it is not what was written.
         """
-        with self._verified(name) as path:
-            return path.read_bytes()
+        if name not in self._contents:
+            self._contents[name] = self._read(name)
+        return self._contents[name]
+
+    def _read(self, name: str) -> bytes:
+        promised, url = self._promised(name), storage.join(self.url, name)
+        try:
+            content = storage.read_bytes(url, small=True)
+        except FileNotFoundError:
+            raise UserError("missing from the checkpoint", where=url, hint=_HINT) from None
+        if hashlib.sha256(content).hexdigest() != promised["sha256"]:
+            raise UserError("damaged: its size or SHA-256 is not what it should be", where=url, hint=_HINT)
+        return content
+
+    def _promised(self, name: str) -> dict[str, Any]:
+        promised = self.manifest["files"].get(name)
+        if promised is None:
+            raise UserError(f"the checkpoint has no {name}", where=self.url, hint=_HINT)
+        return dict(promised)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """All tensors of a file, in memory."""
@@ -71,15 +90,12 @@ class Checkpoint:
 
     @contextmanager
     def _verified(self, name: str) -> Iterator[Path]:
-        promised = self.manifest["files"].get(name)
-        url, hint = storage.join(self.url, name), "remove this folder to use the checkpoint before it, or give another"
-        if promised is None:
-            raise UserError(f"the checkpoint has no {name}", where=self.url, hint=hint)
+        promised, url = self._promised(name), storage.join(self.url, name)
         try:
-            with local_copy(url, promised["sha256"], hint) as path:
+            with local_copy(url, promised["sha256"], _HINT) as path:
                 yield path
         except FileNotFoundError:
-            raise UserError("missing from the checkpoint", where=url, hint=hint) from None
+            raise UserError("missing from the checkpoint", where=url, hint=_HINT) from None
 
     def json(self, name: str) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(self.read(name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +28,7 @@ from gptpipe.weights.layouts import (
 from gptpipe.weights.llmc import is_llmc, open_llmc
 from gptpipe.weights.tensorflow import read_bundle
 from gptpipe.weights.tensors import Stored, open_safetensors, open_torch
-from gptpipe.weights.weights import Weights, from_our_tensors, from_tensors
+from gptpipe.weights.weights import DeferredTensors, Weights, from_our_tensors, from_tensors, tokenizer_of
 
 T = TypeVar("T")
 _TORCH = "pytorch_model.bin"
@@ -67,8 +67,7 @@ def read_weights(weights: str) -> Weights:
     if storage.is_local_file(url):
         raise UserError("not a file of weights", where=url, hint=f"give {SUPPORTED}")
     if found := find_checkpoint(url):
-        read = (found.json(CONFIG), found.stored(MODEL), found.model_sha256, found.step)
-        return from_tensors(found.url, *read, folder=found.url)
+        return of_checkpoint(found)
     if storage.exists(storage.join(url, CONFIG)):
         return _read_folder(url, url)
     if storage.exists(storage.join(url, _HPARAMS)):
@@ -79,6 +78,18 @@ def read_weights(weights: str) -> Weights:
     if storage.exists(storage.join(url, MODEL)):
         raise UserError(f"{MODEL} without a {CONFIG}", where=url, hint="put the one that belongs to it beside it")
     raise UserError("no weights there", where=url, hint=f"give {SUPPORTED}")
+
+
+def of_checkpoint(found: Checkpoint) -> Weights:
+    """The weights of a checkpoint of ours; its model file is fetched and checked at their first use."""
+    config = found.json(CONFIG)
+
+    def read() -> Mapping[str, Stored]:
+        tensors = found.stored(MODEL)
+        return from_tensors(found.url, found.json(CONFIG), tensors, folder=found.url).tensors
+
+    model, tokenizer = model_config_from_hf(config, found.url), tokenizer_of(config, found.url, found.url)
+    return Weights(found.url, model, DeferredTensors(read), found.model_sha256, tokenizer, found.step)
 
 
 def find_checkpoint(url: str) -> Checkpoint | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -116,7 +117,7 @@ def hf_tensors(model: GPT) -> dict[str, Tensor]:
     return tensors
 
 
-def hf_stored(config: ModelConfig, tensors: dict[str, Stored]) -> dict[str, Stored]:
+def hf_stored(config: ModelConfig, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     """The same of tensors that have not been read, `lm_head.weight` among them only where it is untied."""
     found = {}
     for name, each in tensors.items():

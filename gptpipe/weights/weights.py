@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
@@ -37,6 +38,22 @@ _GPT2_TOKENS = 50257
 _PADDED = 128  # a vocabulary is padded to a multiple of at most that
 
 
+class DeferredTensors(Mapping[str, Stored]):
+    """Tensors whose file is fetched and checked at their first use: what is only asked for its shape costs nothing."""
+
+    def __init__(self, read: Callable[[], Mapping[str, Stored]]) -> None:
+        self._read = cache(read)
+
+    def __getitem__(self, name: str) -> Stored:
+        return self._read()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+
 @dataclass(frozen=True)
 class Weights:
     """Weights that were found: a model configuration, and tensors in our layout, which are read when they are wanted.
@@ -50,7 +67,7 @@ class Weights:
 
     url: str
     config: ModelConfig
-    tensors: dict[str, Stored]
+    tensors: Mapping[str, Stored]
     sha256: str = ""
     tokenizer: str = "gpt2"
     step: int = 0
@@ -136,7 +153,7 @@ def from_our_tensors(
     *,
     folder: str = "",
 ) -> Weights:
-    tokenizer = _tokenizer_of(config, folder, url)
+    tokenizer = tokenizer_of(config, folder, url)
     config = config or guessed_config(tensors, url)
     tensors = _without_padding(config, tensors, tokenizer, url)
     model = model_config_from_hf(config, url)
@@ -159,7 +176,7 @@ def from_our_tensors(
     return Weights(url, model, tensors, sha256, tokenizer, step)
 
 
-def _tokenizer_of(config: dict[str, Any] | None, folder: str, where: str) -> str:
+def tokenizer_of(config: dict[str, Any] | None, folder: str, where: str) -> str:
     """What finds the tokenizer: the one that our configuration names, or whose files lie there, or else GPT-2's."""
     if config is not None and (name := ours_in(config, where).get("tokenizer")):
         return reference_to(str(name), folder)

@@ -14,7 +14,7 @@ from gptpipe import GPT, UserError
 from gptpipe.config import PipelineConfig
 from gptpipe.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer
 from gptpipe.weights import adapt
-from gptpipe.weights.adapt import adapted, import_weights, starting_from
+from gptpipe.weights.adapt import adapted, import_name, import_weights, starting_from
 from gptpipe.weights.find import read_weights
 from tests.weights.test_weights import reference
 
@@ -98,3 +98,17 @@ def test_a_context_that_no_model_may_have_is_refused(weights: str, tmp_path: Pat
     with pytest.raises(UserError, match="context_length"):
         import_weights(weights, str(tmp_path / "out"), context_length=10**11)
     assert not (tmp_path / "out").exists()
+
+
+def test_imported_weights_are_called_the_same_wherever_the_process_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    names = set()
+    for folder, local in ((tmp_path, "in"), (tmp_path / "in", "../in"), (tmp_path / "in", str(tmp_path / "in"))):
+        monkeypatch.chdir(folder)
+        names.add((import_name("hf:owner/name"), import_name(str(Path(local).resolve()))))
+    assert len(names) == 1
+    hub, here = names.pop()
+    assert hub != here
+    assert len({hub, import_name("hf:owner/name", context_length=8), import_name("hf:owner/name", tokenizer="x")}) == 3
