@@ -41,7 +41,7 @@ def form_of(
     key: str = "",
     first: dict[str, Any] | None = None,
 ) -> type[FormSection]:
-    """The same fields with the same bounds, all of them optional, sections folded, with what an empty one comes to.
+    """A section's fields with their bounds, all of them optional, sections folded, with what an empty one comes to.
 
     Args:
         name: of the model that is made.

@@ -99,7 +99,7 @@ def hash_file(state: State) -> str:
 
 
 def _hash_small(url: str, size: int) -> str:
-    """The same for a small local file: there may be a million of them."""
+    """SHA-256 of a small local file, read at once: there may be a million of them."""
     source = Source("", url, url, size, "", "", "")
     try:
         # a path object would take as long as the reading

@@ -133,7 +133,7 @@ class PartialShard:
         return self.tokens[start:stop] if self._there[first : last + 1].all() else None
 
     def decode(self, start: int, stop: int) -> np.ndarray:
-        """The same, decoded now.
+        """Tokens `start` to `stop` of the shard's stream, decoded now where they are not there yet.
 
         Raises:
             Evicted: the cache has removed the shard.

@@ -35,7 +35,7 @@ class Linear(Protocol):
         ...
 
     def added(self, x: Tensor, to: Tensor) -> Tensor:
-        """The same on top of `to`, (N, out), float32."""
+        """`to` plus what the layer makes of x, (N, in): (N, out), float32."""
         ...
 
 

@@ -78,7 +78,7 @@ class GraphedDecoder(Decoder):
         return self._layers(self._embedded(tokens, positions), attend)
 
     def _replayed(self, count: int, width: int) -> Tensor:
-        """The same; on CUDA out of its graph, whose result the next replay writes over."""
+        """The logits of a step of fixed shape; on CUDA out of its graph, whose result the next replay writes over."""
         if self._device.type != "cuda":
             return self._fixed(count, width)
         if (count, width) not in self._graphs:

@@ -45,7 +45,7 @@ class Secrets:
 
     @classmethod
     def of(cls, file: Path) -> Secrets:
-        """Those of the file, made now if it is not there."""
+        """The secrets in a file, which is made now if it is not there."""
         if not file.exists():
             made = cls(secrets.token_hex(16), secrets.token_hex(10), secrets.token_hex(20))
             write_private(file, json.dumps(vars(made)))

@@ -56,7 +56,7 @@ class Supervisor:
 
     @property
     def url(self) -> str:
-        """Its address, which every program of it finds as SUPERVISOR_SERVER_URL."""
+        """The supervisor's address, which every program of it finds as SUPERVISOR_SERVER_URL."""
         return f"unix://{self._socket}"
 
     @property

@@ -80,7 +80,7 @@ class Tokenizer:
         self.reference = self.name
 
     def kept_in(self, folder: str) -> Tokenizer:
-        """The same one, found by a folder that holds its files."""
+        """This tokenizer with a reference to a folder that holds its files."""
         same = copy.copy(self)
         same.reference = f"{folder}#{self.name}"
         return same
@@ -166,7 +166,7 @@ class Tokenizer:
         return parts
 
     def _encode_without_looking_ahead(self, text: str) -> np.ndarray | None:
-        """The same ids sooner, or None where this cannot be done.
+        """Ids of a text without added tokens, sooner than tiktoken's own way, or None where this cannot be done.
 
         GPT-2's pattern looks ahead in one place: white space before a word leaves its last character to the word.
         That takes a backtracking matcher. Here such white space is marked before its last character with a byte
@@ -188,7 +188,7 @@ class Tokenizer:
 
     @cached_property
     def _marked(self) -> tiktoken.Encoding:
-        """These ranks with a pattern that does not look ahead, and the mark as a special token."""
+        """The encoding's ranks with a pattern that does not look ahead, and the mark as a special token."""
         return tiktoken.Encoding(
             f"{self.name}-marked",
             pat_str=_GREEDY_PATTERN,

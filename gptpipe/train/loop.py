@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from gptpipe import storage
-from gptpipe.config import TrainConfig
 from gptpipe.config.settings import settings
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import open_dataset
@@ -370,8 +369,3 @@ class _Training:
                 "tokens_per_second": speed,
             }
         )
-
-
-def count_tokens(config: TrainConfig, context_length: int) -> int:
-    """Tokens a training reads in all."""
-    return config.steps * config.batch_size * context_length

@@ -23,7 +23,7 @@ from gptpipe.weights.weights import Weights, check_vocabulary
 
 
 def adapted(found: Weights, *, context_length: int = 0, tokenizer: str = "") -> Weights:
-    """The same weights with another context or vocabulary; unchanged where both are as they were.
+    """Weights with another context or vocabulary; unchanged where both are as they were.
 
     A shorter context drops the last position embeddings, a longer one repeats them from the first on (as Longformer
     starts, Beltagy et al. 2020). A token that both vocabularies have keeps its embedding, another starts as the mean of

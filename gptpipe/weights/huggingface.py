@@ -118,7 +118,10 @@ def hf_tensors(model: GPT) -> dict[str, Tensor]:
 
 
 def hf_stored(config: ModelConfig, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """The same of tensors that have not been read, `lm_head.weight` among them only where it is untied."""
+    """Tensors that have not been read, under GPT-2's names and in its layout, float32.
+
+    `lm_head.weight` is among them only where it is untied.
+    """
     found = {}
     for name, each in tensors.items():
         prefix = "" if name == "lm_head.weight" else "transformer."
