@@ -107,7 +107,7 @@ def _generation(end_of_text: int) -> dict[str, Any]:
 
 
 def _tokenizer_files(tokenizer: Tokenizer, context_length: int) -> dict[str, str]:
-    """The tokenizer's files as `transformers` reads them; none for another encoding of tiktoken's, whose merges it does not keep."""
+    """The tokenizer's files as `transformers` reads them; none for tiktoken's other encodings, which keep no merges."""
     if tokenizer.files:
         files = {name: content.decode() for name, content in tokenizer.files.items()}
         return {**files, SETTINGS: _json({**json.loads(files[SETTINGS]), "model_max_length": context_length})}
