@@ -11,10 +11,9 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from gptpipe import GPT, ModelConfig, UserError
+from gptpipe import GPT, ModelConfig, UserError, evaluate
 from gptpipe.config import DataConfig, EvaluateConfig
 from gptpipe.corpus.build import tokenize
-from gptpipe.evaluation import evaluate
 from gptpipe.evaluation.result import entropy
 from gptpipe.tokenizer import get_tokenizer
 

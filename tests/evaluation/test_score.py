@@ -11,12 +11,11 @@ import torch
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gptpipe import GPT, ModelConfig, UserError, load
+from gptpipe import GPT, ModelConfig, UserError, evaluate, load
 from gptpipe.config import DataConfig, EvaluateConfig
 from gptpipe.config.settings import settings
 from gptpipe.corpus.build import tokenize
 from gptpipe.dataset.windows import evaluation_windows
-from gptpipe.evaluation import evaluate
 from gptpipe.evaluation.breakdown import calibration
 from gptpipe.evaluation.documents import count_words, documents_of_text
 from gptpipe.evaluation.evaluate import evaluate_whole, in_one_window

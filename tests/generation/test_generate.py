@@ -17,9 +17,8 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from gptpipe import GPT, ModelConfig, load
+from gptpipe import GPT, ModelConfig, generate, load
 from gptpipe.config import SampleConfig
-from gptpipe.generation import generate
 from gptpipe.generation.cpu import PackedDecoder
 from gptpipe.generation.decoder import Decoder, Row
 from gptpipe.generation.generate import (
