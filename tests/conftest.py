@@ -28,7 +28,13 @@ pytest_plugins = ["tests.fixtures.corpora", "tests.fixtures.datasets", "tests.fi
 
 LECTURE = Path(__file__).resolve().parents[2] / "shared" / "data" / "the-verdict.txt"
 PREFIXES = ("GPTPIPE_", "AWS_")
+LONG = ("services", "cli", "train", "flows", "launch")
 START_SECONDS = 90
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Folders with long tests first: where files run side by side, none begins when all others have ended."""
+    items.sort(key=lambda item: LONG.index(name) if (name := item.path.parent.name) in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")
