@@ -11,7 +11,7 @@ from gptpipe.launch.job import Outcome
 
 
 class Hosts(Protocol):
-    """Who has the machines: Prefect's work pools and limits, in `flows/hosts.py`."""
+    """Who has the machines: Prefect's work pools and limits, in `flows/machines/`."""
 
     def this_machine(self) -> AbstractContextManager[None]:
         """Hold this machine for a training in place; waits for its turn."""
