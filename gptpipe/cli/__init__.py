@@ -3,6 +3,6 @@
 May import: everything else.
 """
 
-from gptpipe.cli.main import main
+from gptpipe.cli.entry import main
 
 __all__ = ["main"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gptpipe import GPT, ModelConfig
-from gptpipe.cli import main
+from gptpipe.cli.entry import run as main
 from gptpipe.weights.checkpoint import write_checkpoint
 from gptpipe.weights.huggingface import hf_config, hf_tensors
 
@@ -348,3 +348,35 @@ def test_an_s3_endpoint_without_its_scheme_is_a_line(value: str) -> None:
     assert ended.returncode == 2
     assert ended.stderr.startswith(b"error: GPTPIPE_S3_ENDPOINT")
     assert ended.stderr.count(b"\n") == 1
+
+
+AT_THE_END = """
+import atexit, sys, threading, time
+
+import pyarrow.parquet  # its threads are there to the end
+from gptpipe.cli import main
+
+
+def late():
+    time.sleep(0.3)
+    print("a thread of Python's own")
+
+
+class Never:
+    def __del__(self):
+        print("taken apart")
+
+
+kept = Never()
+atexit.register(print, "registered for the end")
+threading.Thread(target=late).start()
+sys.argv = ["gptpipe", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize(("words", "code"), [(["presets", "--json"], 0), (["evaluate"], 2)])
+def test_a_command_ends_with_its_code_once_all_is_said_and_takes_nothing_apart(words: list[str], code: int) -> None:
+    ended = subprocess.run([sys.executable, "-c", AT_THE_END, *words], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == code
+    assert ended.stdout.splitlines()[-2:] == ["a thread of Python's own", "registered for the end"]

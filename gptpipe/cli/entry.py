@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
 import sys
+import threading
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -28,8 +30,29 @@ log = logging.getLogger(__name__)
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
-def main() -> None:
-    """The console script's entry."""
+def main() -> NoReturn:
+    """The console script's entry: what `run` does, and then the end of the process.
+
+    Threads of native libraries, those of Arrow's pools, are still there when a command is done, and Python cannot end
+    them. Taking the interpreter apart under them ended some commands with "terminate called without an active
+    exception". So threads of Python's own are waited for and everything that is registered for the end is done, but
+    nothing is taken apart.
+    """
+    code: Any = EXIT_FAILED
+    try:
+        run()
+    except SystemExit as ended:
+        code = ended.code
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else EXIT_FAILED if code else 0)
+
+
+def run() -> None:
+    """Do what the command line says; ends with SystemExit."""
     wants_json = "--json" in sys.argv
     code = EXIT_FAILED
     show_what_it_can()
