@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.fixtures.place import Place, stack_in
+from tests.fixtures.place import Place, folder_for_all, stack_in
 
 MOMENTS = ("process asked for", "flow begins", "dataset found", "train begins", "ranks begin", "first step")
 
@@ -29,7 +28,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, stack_in(Path(folder)) as place:
+    with folder_for_all("trigger") as folder, stack_in(folder) as place:
         for number in range(options.nodes if options.nodes > 1 else 0):
             place.start_worker(f"node-{number}")
         rounds = [measure(place, options.nodes, seed) for seed in range(options.rounds + 1)][1:]

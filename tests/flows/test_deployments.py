@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from gptpipe.services.ports import free_ports
-from tests.fixtures.place import Place, stack_in, wait_until
+from tests.fixtures.place import Place, folder_for_all, stack_in, wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -40,15 +40,15 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    folder = tmp_path_factory.mktemp("deployments")
-    text = folder / "text"
-    text.mkdir()
-    for number in range(8):
-        (text / f"{number}.py").write_text(TEXT.replace("mean", f"mean_{number}"))
-    (folder / "retrain.yaml").write_text(yaml.safe_dump({"data": {"corpus": [str(text)]}, **TINY}))
-    with stack_in(folder, GPTPIPE_RETRAIN_CONFIG=str(folder / "retrain.yaml")) as place:
-        yield place
+def place() -> Iterator[Place]:
+    with folder_for_all("deployments") as folder:
+        text = folder / "text"
+        text.mkdir()
+        for number in range(8):
+            (text / f"{number}.py").write_text(TEXT.replace("mean", f"mean_{number}"))
+        (folder / "retrain.yaml").write_text(yaml.safe_dump({"data": {"corpus": [str(text)]}, **TINY}))
+        with stack_in(folder, GPTPIPE_RETRAIN_CONFIG=str(folder / "retrain.yaml")) as place:
+            yield place
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ import yaml
 from mlflow import MlflowClient
 
 from tests.fixtures.browser import CHROMIUM, Browser, browser
-from tests.fixtures.place import Place, stack_in, wait_until
+from tests.fixtures.place import Place, folder_for_all, stack_in, wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(2400)]
 
@@ -47,15 +47,15 @@ def write_notes(folder: Path, numbers: range) -> None:
 
 
 @pytest.fixture
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    folder = tmp_path_factory.mktemp("evening")
-    write_notes(folder / "notes", range(60))
-    given = {"data": {"corpus": [str(folder / "notes")], "validation": 0.3}, **SMALL}
-    (folder / "retrain.yaml").write_text(yaml.safe_dump(given))
-    with stack_in(
-        folder, GPTPIPE_RETRAIN_CONFIG=str(folder / "retrain.yaml"), GPTPIPE_NIGHTLY_CRON="*/2 * * * *"
-    ) as place:
-        yield place
+def place() -> Iterator[Place]:
+    with folder_for_all("evening") as folder:
+        write_notes(folder / "notes", range(60))
+        given = {"data": {"corpus": [str(folder / "notes")], "validation": 0.3}, **SMALL}
+        (folder / "retrain.yaml").write_text(yaml.safe_dump(given))
+        with stack_in(
+            folder, GPTPIPE_RETRAIN_CONFIG=str(folder / "retrain.yaml"), GPTPIPE_NIGHTLY_CRON="*/2 * * * *"
+        ) as place:
+            yield place
 
 
 def press(place: Place, **train: Any) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.fixtures.place import Place, stack_in, wait_until
+from tests.fixtures.place import Place, folder_for_all, stack_in, wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -69,9 +69,9 @@ def cable() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def place(cable: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(cable: None) -> Iterator[Place]:
     """The stack and worker A here, worker B at the other end of the cable."""
-    with stack_in(tmp_path_factory.mktemp("hosts"), HERE) as place:
+    with folder_for_all("hosts") as folder, stack_in(folder, HERE) as place:
         text = place.folder / "text"
         text.mkdir()
         for number in range(8):

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from gptpipe.services.ports import free_ports
-from tests.fixtures.place import GPTPIPE, stack_in, wait_until
+from tests.fixtures.place import GPTPIPE, folder_for_all, stack_in, wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(600)]
 COMPOSE = Path(__file__).parents[2] / "infra" / "compose.yaml"
@@ -122,7 +122,7 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]
     import psycopg
 
     folder = tmp_path_factory.mktemp("containers")
-    with stack_in(tmp_path_factory.mktemp("database")) as stack:
+    with folder_for_all("database") as database, stack_in(database) as stack:
         password = json.loads((stack.folder / ".gptpipe" / "stack" / "secrets.json").read_text())["postgres"]
         ports = dict(zip((variable for variable, _ in PUBLISHED.values()), map(str, free_ports(3)), strict=True))
         given = {"POSTGRES_PASSWORD": password, "PREFECT_API_AUTH_STRING": "somebody:something"}

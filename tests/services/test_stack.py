@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from gptpipe.services.tracebacks import traceback_ends
-from tests.fixtures.place import Place, some_ports, stack_in
+from tests.fixtures.place import Place, folder_for_all, some_ports, stack_in
 
 DEPLOYMENTS = [
     "evaluate/evaluate",
@@ -33,8 +33,8 @@ pytestmark = pytest.mark.stack
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with stack_in(tmp_path_factory.mktemp("stack")) as place:
+def stack() -> Iterator[Place]:
+    with folder_for_all("stack") as folder, stack_in(folder) as place:
         answer = json.loads((place.folder / "up.json").read_text())
         assert answer["deployments"] == DEPLOYMENTS
         assert answer["prefect"] == f"http://127.0.0.1:{place.ports['PREFECT']}"
