@@ -63,7 +63,11 @@ def main() -> None:
     signal.signal(signal.SIGUSR1, take_no_more)
     setup_signal_handlers_worker(os.getpid(), "the worker", print)
     with suppress(asyncio.CancelledError, KeyboardInterrupt):
-        asyncio.run(worker.start(with_healthcheck=given.with_healthcheck))
+        try:
+            asyncio.run(worker.start(with_healthcheck=given.with_healthcheck))
+        finally:  # a second signal would break off the end of the interpreter, with a trace in the log
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":
