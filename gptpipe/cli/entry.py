@@ -43,8 +43,9 @@ def main() -> NoReturn:
         run()
     except SystemExit as ended:
         code = ended.code
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
+    with suppress(KeyboardInterrupt):  # who cannot wait for the farewells need not
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()

@@ -72,6 +72,8 @@ def tokenize(config: DataConfig, out: str, engine: Engine | None = None) -> Toke
         UserError: sources that cannot be used, or a split that would be empty. Nothing is committed.
     """
     began = time.perf_counter()
+    # found once: what lies at a place may change while texts are read
+    config = config.model_copy(update={"tokenizer": get_tokenizer(config.tokenizer).reference})
     with engine or Processes(config.workers) as started:
         known = Fingerprints(out)
         listed = list_sources(config)
@@ -140,12 +142,10 @@ def _make(
 
 def _write_tokenizer(wanted: Wanted, config: DataConfig) -> set[str]:
     """Write the files of a tokenizer that came in files, before anybody reads them; returns their names."""
-    tokenizer = get_tokenizer(config.tokenizer)
-    if tokenizer.sha256 != wanted.tokenizer["sha256"]:
-        raise UserError("changed while it was read", where=tokenizer.reference, hint="run again when it is at rest")
-    for name, content in tokenizer.files.items():
+    files = get_tokenizer(config.tokenizer).files
+    for name, content in files.items():
         storage.write_bytes(storage.join(wanted.url, name), content)
-    return set(tokenizer.files)
+    return set(files)
 
 
 def _plan_shards(wanted: Wanted, config: DataConfig, earlier: Dataset | None, engine: Engine) -> list[ShardPlan]:

@@ -22,7 +22,6 @@ from gptpipe.tokenizer import GPT2_PATTERN, Tokenizer
 CELL = 500_000  # bytes
 PIECE_TOKENS = 2 * CELL  # no token is shorter than a byte, so the parts of a piece are never more than its cells
 _BLOCK = 1 << 20
-_BEHIND = 3  # bytes that a pattern looks back
 
 _NOT_SPACE = (  # any character that is no white space, seen from its last bytes
     rb"(?<![\x00-\x20\x7f])(?<!\xc2[\x85\xa0])(?<!\xe1\x9a\x80)(?<!\xe2\x80[\x80-\x8a\xa8\xa9\xaf])"
@@ -32,21 +31,41 @@ _ANY_PATTERN = (
     rb"(?<=[A-Za-z0-9])(?=[\n\t\r])|(?<=[\xe5-\xe8][\x80-\xbf][\x80-\xbf])(?=[\n\t\r])|" + _NOT_SPACE + rb"(?= )"
     rb"|(?<=[A-Za-z])(?=[0-9])|(?<=[0-9])(?=[A-Za-z])"
 )
-SAFE_ANYWHERE = re.compile(_ANY_PATTERN)
-SAFE_IN_GPT2 = re.compile(_ANY_PATTERN + rb"|" + _NOT_SPACE + rb"(?=[\n\t\r])")
 
 
-def safe_places(tokenizer: Tokenizer) -> re.Pattern[bytes]:
-    """Matches, with no width, where a text may be cut for this tokenizer: inside no token that text is searched for."""
+@dataclass(frozen=True)
+class SafePlaces:
+    """Where a text may be cut.
+
+    Attributes:
+        pattern: matches such places, with no width.
+        behind, ahead: how many bytes before a place, and from it on, it is judged by.
+    """
+
+    pattern: re.Pattern[bytes]
+    behind: int = 3
+    ahead: int = 1
+
+
+SAFE_ANYWHERE = SafePlaces(re.compile(_ANY_PATTERN))
+SAFE_IN_GPT2 = SafePlaces(re.compile(_ANY_PATTERN + rb"|" + _NOT_SPACE + rb"(?=[\n\t\r])"))
+
+
+def safe_places(tokenizer: Tokenizer) -> SafePlaces:
+    """Where a text may be cut for this tokenizer: inside no token that text is searched for."""
     safe = SAFE_IN_GPT2 if tokenizer.pattern == GPT2_PATTERN else SAFE_ANYWHERE
     whole = [token.text.encode() for token in tokenizer.added]
     inside = [(text[:place], text[place:]) for text in whole for place in range(1, len(text))]
     across = [
         rb"(?<=" + re.escape(left) + rb")" + re.escape(right)
         for left, right in inside
-        if any(match.start() == len(left) for match in safe.finditer(left + right))
+        if any(match.start() == len(left) for match in safe.pattern.finditer(left + right))
     ]
-    return re.compile(rb"(?!" + rb"|".join(across) + rb")(?:" + safe.pattern + rb")") if across else safe
+    if not across:
+        return safe
+    longest = max(map(len, whole))
+    pattern = rb"(?!" + rb"|".join(across) + rb")(?:" + safe.pattern.pattern + rb")"
+    return SafePlaces(re.compile(pattern), max(safe.behind, longest), max(safe.ahead, longest))
 
 
 @dataclass(frozen=True)
@@ -72,17 +91,17 @@ def cell_of(place: int) -> int:
     return place // CELL
 
 
-def cut(stream: IO[bytes], safe: re.Pattern[bytes], start: int = 0, stop: int | None = None) -> Iterator[Piece]:
+def cut(stream: IO[bytes], safe: SafePlaces, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
     """The pieces of a text that begin in [start, stop): what a range of it holds.
 
     A piece holds `CELL` bytes and the few up to a safe place; more only where the text has none.
 
     Args:
-        stream: the text, from `first_byte(start)` on.
+        stream: the text, from `first_byte(start, safe)` on.
         safe: the places where it may be cut, from `safe_places`.
         start, stop: multiples of `CELL`; `stop` None is the end.
     """
-    reader = _Reader(stream, first_byte(start), safe)
+    reader = _Reader(stream, first_byte(start, safe), safe)
     place = reader.next_cut(start) if start else 0
     while (stop is None or place < stop) and not reader.ends_at(place):
         until = reader.next_cut((cell_of(place) + 1) * CELL)
@@ -90,15 +109,15 @@ def cut(stream: IO[bytes], safe: re.Pattern[bytes], start: int = 0, stop: int | 
         place = until
 
 
-def first_byte(start: int) -> int:
-    """The byte from which `cut` wants a range that begins at `start`."""
-    return max(0, start - _BEHIND)
+def first_byte(start: int, safe: SafePlaces) -> int:
+    """The byte from which `cut` needs a range that begins at `start`."""
+    return max(0, start - safe.behind)
 
 
 class _Reader:
     """A window on a stream that grows forwards as cuts are looked for, and drops what was taken."""
 
-    def __init__(self, stream: IO[bytes], base: int, safe: re.Pattern[bytes]) -> None:
+    def __init__(self, stream: IO[bytes], base: int, safe: SafePlaces) -> None:
         self._stream, self._base, self._safe = stream, base, safe
         self._data = bytearray()
         self._ended = False
@@ -112,17 +131,18 @@ class _Reader:
 
     def next_cut(self, start: int) -> int:
         """The first safe place at or after `start`, or the end of the text."""
-        self._fill(start + 1)
         at = start
         while True:
-            found = self._safe.search(self._data, max(0, at - self._base))
-            if found:
-                return self._base + found.start()
+            self._fill(at + self._safe.ahead)
+            found = self._safe.pattern.search(self._data, max(0, at - self._base))
             end = self._base + len(self._data)
+            # so near to the end of what is there, a place is looked at again with all that it is judged by
+            judged = end if self._ended else end - self._safe.ahead
+            if found and self._base + found.start() <= judged:
+                return self._base + found.start()
             if self._ended:
                 return end
-            at = max(start, end)  # a place is judged by the byte after it too: the end is looked at again
-            self._fill(end + 1)
+            at = max(start, judged + 1)
 
     def ends_at(self, place: int) -> bool:
         self._fill(place + 1)
@@ -130,7 +150,7 @@ class _Reader:
 
     def take(self, start: int, stop: int) -> bytes:
         data = bytes(self._data[start - self._base : stop - self._base])
-        keep = max(0, stop - _BEHIND - self._base)
+        keep = max(0, stop - self._safe.behind - self._base)
         del self._data[:keep]
         self._base += keep
         return data

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from gptpipe import storage
-from gptpipe.corpus.cuts import PIECE_TOKENS, Piece, cell_of, safe_places
+from gptpipe.corpus.cuts import PIECE_TOKENS, Piece, SafePlaces, cell_of, safe_places
 from gptpipe.corpus.options import ReadOptions
 from gptpipe.corpus.plan import ShardPlan
 from gptpipe.corpus.records import read_records
@@ -162,7 +161,7 @@ def _at_cut(piece: Piece, cut: int) -> Iterator[tuple[str, int, Piece]]:
 
 
 def document_rows(
-    identity: str, text: str, tokenizer: Tokenizer, safe: re.Pattern[bytes], *, ends: bool = True
+    identity: str, text: str, tokenizer: Tokenizer, safe: SafePlaces, *, ends: bool = True
 ) -> Iterator[Row]:
     """A document that is in memory as rows; `ends` is whether a separator follows its last row."""
     for piece in pieces_of(text, safe):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from gptpipe.corpus.cuts import CELL, Piece, cut, first_byte
+from gptpipe.corpus.cuts import CELL, Piece, SafePlaces, cut, first_byte
 from gptpipe.corpus.options import ReadOptions
 from gptpipe.corpus.readers import open_range, open_whole, read_small
 from gptpipe.corpus.sources import Source
@@ -35,14 +34,14 @@ class TextFacts:
     cut: int = 0
 
 
-def text_pieces(source: Source, safe: re.Pattern[bytes], start: int = 0, stop: int | None = None) -> Iterator[Piece]:
+def text_pieces(source: Source, safe: SafePlaces, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
     """The pieces of a text file, or of the range of it that begins in [start, stop)."""
     ranged = start > 0 or stop is not None
-    with open_range(source, first_byte(start)) if ranged else open_whole(source) as stream:
+    with open_range(source, first_byte(start, safe)) if ranged else open_whole(source) as stream:
         yield from cut(stream, safe, start, stop)
 
 
-def read_text(source: Source, safe: re.Pattern[bytes], options: ReadOptions) -> tuple[TextFacts, Iterable[Piece]]:
+def read_text(source: Source, safe: SafePlaces, options: ReadOptions) -> tuple[TextFacts, Iterable[Piece]]:
     """A whole text file: what is to be known of it, and its pieces. A long one is read again for each."""
     if source.size <= CELL and not source.packing:
         piece = Piece(0, read_small(source), True)
@@ -66,7 +65,7 @@ class _Again:
     """The pieces of a source, from the beginning whenever they are asked for."""
 
     source: Source
-    safe: re.Pattern[bytes]
+    safe: SafePlaces
 
     def __iter__(self) -> Iterator[Piece]:
         return text_pieces(self.source, self.safe)
@@ -103,7 +102,7 @@ def needs_reading(source: Source, options: ReadOptions) -> bool:
         return stream.read(len(_BOM)) == _BOM
 
 
-def facts_of_range(source: Source, safe: re.Pattern[bytes], options: ReadOptions) -> TextFacts:
+def facts_of_range(source: Source, safe: SafePlaces, options: ReadOptions) -> TextFacts:
     """The facts of a text that is read in ranges, from its file's SHA-256 where that is all there is to it."""
     if needs_reading(source, options):
         return examine_text(source, _Again(source, safe), options)
@@ -150,7 +149,7 @@ def decode(data: bytes, source: Source, offset: int, where: str = "") -> str | N
         ) from None
 
 
-def pieces_of(text: str, safe: re.Pattern[bytes]) -> list[Piece]:
+def pieces_of(text: str, safe: SafePlaces) -> list[Piece]:
     """A text that is in memory, as pieces."""
     data = text.encode()
     return [Piece(0, data, True)] if len(data) <= CELL else list(cut(io.BytesIO(data), safe))

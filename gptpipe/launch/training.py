@@ -225,10 +225,10 @@ def _has_checkpoint(folder: str) -> bool:
 def check_fits(model: ModelConfig, config: TrainConfig, dataset: Dataset) -> None:
     """A UserError when model, ranks, device and dataset do not fit together."""
     check_ranks(config.batch_size, config.nproc * config.nodes)
-    check_vocabulary(model, dataset.tokenizer["vocab_size"], dataset.tokenizer["name"])
+    check_vocab_size(model, dataset.tokenizer["vocab_size"], dataset.tokenizer["name"])
 
 
-def check_vocabulary(model: ModelConfig, tokens: int, name: str) -> None:
+def check_vocab_size(model: ModelConfig, tokens: int, name: str) -> None:
     """A UserError when the model has not as many tokens as the tokenizer that the data is, or will be, made with."""
     if model.vocab_size != tokens:
         raise UserError(

@@ -11,7 +11,7 @@ from gptpipe.dataset.dataset import open_dataset
 from gptpipe.errors import UserError
 from gptpipe.evaluation.tasks import read_questions
 from gptpipe.export.folder import check_place
-from gptpipe.launch.training import check_vocabulary
+from gptpipe.launch.training import check_vocab_size
 from gptpipe.storage import check_writable, normalize
 from gptpipe.tokenizer import get_tokenizer
 from gptpipe.tracking.registry import check_tracking, resolve_weights
@@ -37,7 +37,7 @@ def _check(values: str) -> None:
     check_prompts(config.sample)
     tokenizer = get_tokenizer(config.data.tokenizer)
     if config.init == "scratch":
-        check_vocabulary(config.model, tokenizer.vocab_size, tokenizer.name)
+        check_vocab_size(config.model, tokenizer.vocab_size, tokenizer.name)
     if config.export:
         check_place(config.export, replace=True)
     check_tracking(config)

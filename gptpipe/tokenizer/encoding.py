@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -67,14 +68,13 @@ class Tokenizer:
         *,
         separator: str = "",
         added: Sequence[AddedToken] = (),
-        files: dict[str, bytes] | None = None,
     ) -> None:
         self.encoding = encoding
         self.vocab_size = encoding.n_vocab
         self.separator = separator or END_OF_TEXT
         self.end_of_text = encoding._special_tokens[self.separator]
         self.added = tuple(sorted(added, key=lambda token: token.id))
-        self.files = files or {}
+        self.files: dict[str, bytes] = {}
         self._is_own = bool(separator)
         self.name = f"{OWN}{self.sha256[:12]}" if self._is_own else encoding.name
         self.reference = self.name
@@ -94,7 +94,8 @@ class Tokenizer:
         for text, rank in sorted(self.encoding._special_tokens.items()):
             state.update(rank.to_bytes(4, "little") + text.encode())
         if self._is_own:
-            state.update(repr((self.separator, self.added)).encode())
+            added = [[token.text, token.id, token.special, token.first] for token in self.added]
+            state.update(json.dumps([self.separator, added]).encode())
         return state.hexdigest()
 
     @property
@@ -125,7 +126,7 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of `text`. The separator in it is one special token when `special`, plain text otherwise."""
         ids: list[int] = []
-        for part in self._split(text, self._searches(special)):
+        for part in self._split(text, special=special):
             ids += [part] if isinstance(part, int) else self.encoding.encode_ordinary(part)
         return ids
 
@@ -133,35 +134,29 @@ class Tokenizer:
         """Ids of `text` as plain text, shape (n,), in `dtype`, without a Python list in between."""
         parts = [
             np.array([part]) if isinstance(part, int) else self._encode_part(part)
-            for part in self._split(text, self._searches(False))
+            for part in self._split(text, special=False)
         ]
-        return (parts[0] if len(parts) == 1 else np.concatenate([[], *parts])).astype(self.dtype)
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts)).astype(self.dtype)
 
     def _encode_part(self, text: str) -> np.ndarray:
         ids = self._encode_without_looking_ahead(text) if self.pattern == GPT2_PATTERN else None
         return self.encoding.encode_to_numpy(text, disallowed_special=()) if ids is None else ids
 
-    def _searches(self, special: bool) -> list[_Search]:
-        return self._searches_with_separator if special else self._searches_in_text
-
     @cached_property
-    def _searches_in_text(self) -> list[_Search]:
-        return [_search(tokens) for tokens in self._added_in_turn() if tokens]
-
-    @cached_property
-    def _searches_with_separator(self) -> list[_Search]:
-        first, then = self._added_in_turn()
-        return [_search(tokens) for tokens in ({**first, self.separator: self.end_of_text}, then) if tokens]
-
-    def _added_in_turn(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Added tokens that are searched for first, and then."""
+    def _searches(self) -> dict[bool, list[_Search]]:
+        """What text is searched for, one after the other: with the separator among it, and without."""
         first = {token.text: token.id for token in self.added if token.first}
-        return first, {token.text: token.id for token in self.added if not token.first}
+        then = {token.text: token.id for token in self.added if not token.first}
+        with_separator = {**first, self.separator: self.end_of_text}
+        return {
+            special: [_search(tokens) for tokens in (with_separator if special else first, then) if tokens]
+            for special in (True, False)
+        }
 
-    def _split(self, text: str, searches: list[_Search]) -> list[str | int]:
+    def _split(self, text: str, *, special: bool) -> list[str | int]:
         """A text as the ids of the tokens that are searched for and the texts between them."""
         parts: list[str | int] = [text]
-        for pattern, ids in searches:
+        for pattern, ids in self._searches[special]:
             parts = [piece for part in parts for piece in _apart(part, pattern, ids)]
         return parts
 

@@ -54,8 +54,12 @@ def byte_of_character() -> dict[str, int]:
 
 def as_characters(token: bytes) -> str:
     """A token's bytes as the characters that stand for them."""
-    character = {byte: letter for letter, byte in byte_of_character().items()}
-    return "".join(character[byte] for byte in token)
+    return "".join(map(_character_of_byte().__getitem__, token))
+
+
+@lru_cache(maxsize=1)
+def _character_of_byte() -> dict[int, str]:
+    return {byte: letter for letter, byte in byte_of_character().items()}
 
 
 def _merges() -> bytes:

@@ -22,7 +22,9 @@ from gptpipe.tokenizer.gpt2 import byte_of_character, gpt2, gpt2_files
 
 WHOLE, VOCABULARY, MERGES, ADDED = "tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"
 SPECIAL, SETTINGS, MODEL_SETTINGS = "special_tokens_map.json", "tokenizer_config.json", "config.json"
+_MOST_IDS = 1 << 24
 FILES = (WHOLE, VOCABULARY, MERGES, ADDED, SPECIAL, SETTINGS)
+_SWITCHES = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
 _HINT = "byte-level BPE in GPT-2's manner is read; for another one train from scratch with a tokenizer of tiktoken's"
 
 
@@ -75,7 +77,7 @@ def read_files(contents: tuple[tuple[str, bytes], ...], where: str) -> Tokenizer
 def _parsed(name: str, content: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise UserError(f"{name} is not JSON of an object", where=where, hint="the file is damaged; fetch it again")
@@ -87,9 +89,9 @@ def _read_parts(values: Mapping[str, dict[str, Any]], merges: bytes | None, wher
     if WHOLE in values:
         whole = values[WHOLE]
         _check_steps(whole, settings, where)
-        model = whole.get("model") or {}
-        parts = _Parts(_ids(model.get("vocab"), where), [_pair(each, where) for each in model.get("merges") or []])
-        for each in whole.get("added_tokens") or []:
+        model = _object(whole.get("model"))
+        parts = _Parts(_ids(model.get("vocab"), where), [_pair(each, where) for each in _list(model.get("merges"))])
+        for each in map(_object, _list(whole.get("added_tokens"))):
             _add(parts, each.get("content"), each.get("id"), each, where)
     elif VOCABULARY in values:
         lines = (merges or b"").decode("utf-8", "replace").split("\n")
@@ -101,14 +103,28 @@ def _read_parts(values: Mapping[str, dict[str, Any]], merges: bytes | None, wher
         return None
     for text, id_ in values.get(ADDED, {}).items():
         _add(parts, text, id_, {}, where)
-    for number, each in (settings.get("added_tokens_decoder") or {}).items():
-        _add(parts, each.get("content"), int(number) if number.isdigit() else None, each, where)
+    for number, value in _object(settings.get("added_tokens_decoder")).items():
+        each = _object(value)
+        _add(parts, each.get("content"), int(number) if number.isdecimal() else None, each, where)
     _name_special(parts, {**values.get(SPECIAL, {}), **settings}, where)
     return parts
 
 
+def _object(value: Any) -> dict[str, Any]:
+    """What should be an object; an empty one in place of anything else, whose absence is then said."""
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _MOST_IDS
+
+
 def _ids(vocabulary: Any, where: str) -> dict[str, int]:
-    if not isinstance(vocabulary, dict) or not all(isinstance(id_, int) and id_ >= 0 for id_ in vocabulary.values()):
+    if not isinstance(vocabulary, dict) or not all(map(_is_id, vocabulary.values())):
         raise UserError("its tokenizer has no vocabulary of tokens and ids", where=where, hint=_HINT)
     return vocabulary
 
@@ -122,7 +138,7 @@ def _pair(merge: Any, where: str) -> tuple[str, str]:
 
 def _add(parts: _Parts, text: Any, id_: Any, flags: Mapping[str, Any], where: str) -> None:
     """One more token that text is searched for."""
-    if not isinstance(text, str) or not text or not isinstance(id_, int):
+    if not isinstance(text, str) or not text or not _is_id(id_):
         raise UserError(f"its tokenizer adds {text!r} as {id_!r}, which is no token", where=where, hint=_HINT)
     if has := [name for name in ("lstrip", "rstrip", "single_word") if flags.get(name)]:
         raise UserError(
@@ -143,8 +159,8 @@ def _name_special(parts: _Parts, named: Mapping[str, Any], where: str) -> None:
     ids = parts.everything
     listed = [(name, value) for name, value in named.items() if name.endswith("_token")]
     for key in ("additional_special_tokens", "extra_special_tokens"):
-        more = named.get(key) or []
-        listed += [("", value) for value in (more.values() if isinstance(more, dict) else more)]
+        more = named.get(key)
+        listed += [("", value) for value in (*_list(more), *_object(more).values())]
     for name, value in listed:
         text = value.get("content") if isinstance(value, dict) else value
         if isinstance(text, str) and text in ids:
@@ -155,7 +171,7 @@ def _name_special(parts: _Parts, named: Mapping[str, Any], where: str) -> None:
 
 def _check_steps(whole: dict[str, Any], settings: Mapping[str, Any], where: str) -> None:
     """What is done before bytes are merged: GPT-2's changes no text, and splits it by its own pattern."""
-    model, splits = whole.get("model") or {}, whole.get("pre_tokenizer") or {}
+    model, splits = _object(whole.get("model")), _object(whole.get("pre_tokenizer"))
     if (kind := model.get("type", "BPE")) != "BPE":
         raise UserError(f"its tokenizer is of the kind {kind}, not BPE", where=where, hint=_HINT)
     if has := [name for name in _SWITCHES if model.get(name)]:
@@ -164,9 +180,6 @@ def _check_steps(whole: dict[str, Any], settings: Mapping[str, Any], where: str)
     is_plain = splits.get("type") == "ByteLevel" and splits.get("use_regex", True)
     if whole.get("normalizer") or not is_plain or prefix:
         raise _changes_text(where)
-
-
-_SWITCHES = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
 
 
 def _changes_text(where: str) -> UserError:
@@ -215,10 +228,9 @@ def _build(parts: _Parts, separator: AddedToken, where: str) -> Tokenizer:
     encoding = tiktoken.Encoding(
         "own", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={**special, separator.text: separator.id}
     )
-    bare = Tokenizer(encoding, separator=separator.text, added=added)
-    return Tokenizer(
-        encoding, separator=separator.text, added=added, files=_files(parts, [*added, separator], bare.name)
-    )
+    tokenizer = Tokenizer(encoding, separator=separator.text, added=added)
+    tokenizer.files = _files(parts, [*added, separator], tokenizer.name)
+    return tokenizer
 
 
 def _check_apart(ids: list[int], where: str) -> None:

@@ -116,6 +116,6 @@ def _of_tiktoken(name: str) -> Tokenizer:
 
 def _read(url: str) -> bytes | None:
     try:
-        return storage.read_bytes(url)
+        return storage.read_bytes(url, small=True)
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -173,8 +173,9 @@ def _read_state_dict(url: str) -> Weights:
         return from_tensors(url, *loaded)
     tensors = standardized(_state_dict(loaded, url), url)
     arguments = loaded.get("model_args")
-    config = nanogpt_config(arguments, tensors, url) if isinstance(arguments, dict) else _config_beside(url)
-    return from_our_tensors(url, config, tensors, folder=storage.parent(url))
+    if isinstance(arguments, dict):
+        return from_our_tensors(url, nanogpt_config(arguments, tensors, url), tensors)
+    return from_our_tensors(url, _config_beside(url), tensors, storage.parent(url))
 
 
 def _config_beside(url: str) -> dict[str, Any] | None:

@@ -125,34 +125,21 @@ def check_same_shape(wanted: ModelConfig, have: ModelConfig, where: str) -> None
         raise UserError(f"the weights have another shape: {listed}", where=where, hint=f"give {settings}")
 
 
-def from_tensors(
-    url: str,
-    config: dict[str, Any] | None,
-    tensors: dict[str, Stored],
-    sha256: str = "",
-    step: int = 0,
-    *,
-    folder: str = "",
-) -> Weights:
-    """Held together: names, shapes and configuration.
+def from_tensors(url: str, config: dict[str, Any] | None, tensors: dict[str, Stored], folder: str = "") -> Weights:
+    """Weights of tensors in any layout, their names, shapes and configuration held together.
 
     Args:
         config: as Hugging Face's; None is guessed from the tensors.
-        sha256: of the tensors' file in our layout, where that is what they were read from.
         folder: where a tokenizer may lie that belongs to them.
+
+    Raises:
+        UserError: they do not fit together, or are not a GPT-2's.
     """
-    return from_our_tensors(url, config, standardized(tensors, url), sha256, step, folder=folder)
+    return from_our_tensors(url, config, standardized(tensors, url), folder)
 
 
-def from_our_tensors(
-    url: str,
-    config: dict[str, Any] | None,
-    tensors: dict[str, Stored],
-    sha256: str = "",
-    step: int = 0,
-    *,
-    folder: str = "",
-) -> Weights:
+def from_our_tensors(url: str, config: dict[str, Any] | None, tensors: dict[str, Stored], folder: str = "") -> Weights:
+    """Weights of tensors in our layout; arguments and errors are those of `from_tensors`."""
     tokenizer = tokenizer_of(config, folder, url)
     config = config or guessed_config(tensors, url)
     tensors = _without_padding(config, tensors, tokenizer, url)
@@ -173,7 +160,7 @@ def from_our_tensors(
     if model.tie_weights:
         tensors.pop("lm_head.weight", None)
     tensors = {name: replace(each, read=partial(_finite, name, each, url)) for name, each in tensors.items()}
-    return Weights(url, model, tensors, sha256, tokenizer, step)
+    return Weights(url, model, tensors, tokenizer=tokenizer)
 
 
 def tokenizer_of(config: dict[str, Any] | None, folder: str, where: str) -> str:

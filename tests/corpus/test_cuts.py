@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptpipe.corpus import cuts
-from gptpipe.tokenizer import END_OF_TEXT
+from gptpipe.tokenizer import END_OF_TEXT, AddedToken, Tokenizer
 from tests.fixtures.corpora import CL100K_PATTERN, GPT2, O200K_PATTERN, nasty
 
 
@@ -55,19 +56,52 @@ def test_ordinary_text_is_cut_at_the_first_safe_place_of_every_cell(words: list[
     assert places == sorted(wanted)
 
 
-@given(text=nasty, limit=st.integers(1, 20), step=st.integers(1, 5))
-@settings(max_examples=300)
-def test_ranges_read_apart_hold_the_pieces_of_the_whole(text: str, limit: int, step: int) -> None:
-    data = text.encode()
+def in_ranges(data: bytes, safe: Any, limit: int, step: int, block: int) -> tuple[list[cuts.Piece], list[cuts.Piece]]:
+    """The pieces of a text read at once, and of its ranges read apart in small blocks."""
     with mock.patch.object(cuts, "CELL", limit):
-        whole = list(cuts.cut(io.BytesIO(data), cuts.SAFE_ANYWHERE))
+        whole = list(cuts.cut(io.BytesIO(data), safe))
         found: list[cuts.Piece] = []
-        for start in range(0, len(data), step * limit):
-            stream = io.BytesIO(data)
-            stream.seek(cuts.first_byte(start))
-            stop = start + step * limit if start + step * limit < len(data) else None
-            found += cuts.cut(stream, cuts.SAFE_ANYWHERE, start, stop)
+        with mock.patch.object(cuts, "_BLOCK", block):
+            for start in range(0, len(data), step * limit):
+                stream = io.BytesIO(data)
+                stream.seek(cuts.first_byte(start, safe))
+                stop = start + step * limit if start + step * limit < len(data) else None
+                found += cuts.cut(stream, safe, start, stop)
+    return whole, found
+
+
+@given(text=nasty, limit=st.integers(1, 20), step=st.integers(1, 5), block=st.integers(1, 40))
+@settings(max_examples=300)
+def test_ranges_read_apart_hold_the_pieces_of_the_whole(text: str, limit: int, step: int, block: int) -> None:
+    whole, found = in_ranges(text.encode(), cuts.SAFE_ANYWHERE, limit, step, block)
     assert found == whole
+
+
+ADDED = ("<mark von zwei>", "zwei>", " und", "und 1", "a b c d e", "1a")
+
+
+@cache
+def with_added() -> Tokenizer:
+    """GPT-2's tokenizer with those tokens added."""
+    ids = {token: 50_257 + number for number, token in enumerate(ADDED)}
+    encoding = tiktoken.Encoding(
+        "own", pat_str=GPT2._pat_str, mergeable_ranks=GPT2._mergeable_ranks, special_tokens={END_OF_TEXT: 50_256, **ids}
+    )
+    return Tokenizer(encoding, separator=END_OF_TEXT, added=[AddedToken(token, id_) for token, id_ in ids.items()])
+
+
+parts = st.lists(st.sampled_from([*ADDED, " ", "\n", "u", "nd", "<mark", " von", "1", "a", "b "]), max_size=30)
+
+
+@given(text=parts.map("".join), limit=st.integers(1, 20), step=st.integers(1, 5), block=st.integers(1, 40))
+@settings(max_examples=600)
+def test_no_cut_is_inside_a_token_that_text_is_searched_for(text: str, limit: int, step: int, block: int) -> None:
+    tokenizer = with_added()
+    whole, found = in_ranges(text.encode(), cuts.safe_places(tokenizer), limit, step, block)
+    assert found == whole
+    assert b"".join(piece.data for piece in whole) == text.encode()
+    together = list(itertools.chain(*(tokenizer.encode(piece.data.decode()) for piece in whole)))
+    assert together == tokenizer.encode(text)
 
 
 def test_text_without_a_place_to_cut_stays_whole() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +25,9 @@ from gptpipe.evaluation.evaluate import evaluate
 from gptpipe.export.folder import export_hf
 from gptpipe.generation.generate import generate
 from gptpipe.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer, gpt2_files, tokenizer_in
+from gptpipe.tokenizer.huggingface import read_files
 from gptpipe.weights.adapt import import_weights
-from gptpipe.weights.find import load, read_weights
+from gptpipe.weights.find import read_weights
 
 GERMAN = (
     "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. Die Übung, die Größe und die Straße: "
@@ -187,9 +191,13 @@ def test_it_is_kept_through_import_tokenizing_evaluation_generation_and_export(t
         assert get_tokenizer(again_read.tokenizer).sha256 == ours.sha256
         with torch.inference_mode():
             same = GPT2LMHeadModel.from_pretrained(place)(ids[:, :16]).logits
-        assert torch.equal(same, load(str(folder))(ids[:, :16])) or torch.allclose(
-            same, reference(ids[:, :16]).logits, atol=1e-5
-        )
+            assert torch.allclose(same, reference(ids[:, :16]).logits, atol=1e-6)
+
+
+def test_what_a_tokenizer_is_called_is_pinned(tmp_path: Path) -> None:
+    """Ids of datasets and checkpoints' configurations hold it."""
+    ours, _ = both(tmp_path, "three tokens added to GPT-2's")
+    assert ours.name == "bpe-ef9c30601a6b"
 
 
 def test_rows_are_padding_only_where_no_token_has_them(tmp_path: Path) -> None:
@@ -238,9 +246,10 @@ def test_a_tokenizer_that_changed_where_it_is_kept_is_named(tmp_path: Path) -> N
     checkpoint = import_weights(str(tmp_path / "model"), str(tmp_path / "imported"))
     place = Path(checkpoint.url) / "tokenizer.json"
     whole = json.loads(place.read_text())
-    whole["model"]["vocab"]["a"], whole["model"]["vocab"]["b"] = 200, 100
+    ids = whole["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
     place.write_text(json.dumps(whole))
-    with pytest.raises(UserError, match=r"the tokenizer is bpe-.*, not bpe-|two tokens"):
+    with pytest.raises(UserError, match=r"the tokenizer is bpe-\w+, not bpe-\w+, which this was made with"):
         generate(checkpoint.url, ["wir"])
     place.unlink()
     Path(checkpoint.url, "tokenizer_config.json").unlink()
@@ -350,6 +359,37 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no vocabulary": (changed(("model", "vocab"), [["a", 0.5]]), "no vocabulary of tokens"),
     "a merge of three": (changed(("model", "merges"), ["a b c"]), "which is no pair"),
 }  # fmt: skip
+
+
+def spoiled(draw: st.DrawFn, value: Any) -> Any:
+    """A JSON value with one of its values in place of another."""
+    garbage = st.sampled_from([None, True, -1, 1 << 40, 0.5, "", "x y z", [], [None], {}, {"a": {}}, [[]]])
+    if not isinstance(value, (dict, list)) or not value or draw(st.integers(0, 2)) == 0:
+        return draw(garbage)
+    key = draw(st.sampled_from(list(value if isinstance(value, dict) else range(len(value)))[:12]))
+    other = copy.copy(value)
+    other[key] = spoiled(draw, value[key])
+    return other
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `transformers` writes of a tokenizer with added tokens, small."""
+    folder = tmp_path_factory.mktemp("saved")
+    with_marks_and_words(folder)
+    names = ("tokenizer.json", "tokenizer_config.json")
+    values = {name: json.loads((folder / name).read_text()) for name in names}
+    return {**values, "special_tokens_map.json": {"eos_token": "x"}, "added_tokens.json": {}, "config.json": {"a": 1}}
+
+
+@given(data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_files_with_anything_in_them_are_read_or_refused(data: st.DataObject, saved: dict[str, Any]) -> None:
+    name = data.draw(st.sampled_from(sorted(saved)))
+    values = {**saved, name: spoiled(data.draw, saved[name])}
+    contents = tuple((each, json.dumps(value).encode()) for each, value in values.items())
+    with suppress(UserError):  # anything else that is raised fails the test
+        read_files(contents, "here")
 
 
 @pytest.mark.parametrize("case", REFUSED)
