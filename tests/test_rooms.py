@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +29,17 @@ MOST_LINES = 400
 def room_of(parts: tuple[str, ...]) -> str:
     """The room of a module by its path: a package or a file directly in `gptpipe`; all of `flows` is one."""
     return parts[0] if parts[0] != "gptpipe" or len(parts) == 1 else parts[1].removesuffix(".py")
+
+
+def modules_of(path: Path, modules: set[str]) -> Iterator[str]:
+    """The modules that a file imports, or imports from."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inside = f"{node.module}.{alias.name}"
+                yield inside if inside in modules else node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
@@ -57,6 +69,17 @@ def test_a_package_imports_only_from_lower_floors() -> None:
             if other != room and FLOOR.get(other, 99) >= FLOOR[room]
         ]
     assert not upward, "\n".join(upward)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Within a package too."""
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    del files["gptpipe"]  # the package's face hands names on when they are first used
+    graph = {name: set(modules_of(path, set(files))) & set(files) - {name} for name, path in files.items()}
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        raise AssertionError(" → ".join(error.args[1])) from None
 
 
 def test_no_file_is_too_long_to_read() -> None:
