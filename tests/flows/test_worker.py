@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-# threads of a run's heartbeat may keep the interpreter from ending for a while: so does this one
+# a thread of a run's heartbeat may keep the interpreter from ending for a while: so does this one
 WORKER = """
 import asyncio, sys, threading, time
 from flows.machines import worker
@@ -25,9 +25,10 @@ class Ending:
 
 
 worker.SavingWorker = Ending
-threading.Thread(target=time.sleep, args=(3,)).start()
 sys.argv = ["worker", "--pool", "any", "--name", "any"]
 worker.main()
+threading.Thread(target=time.sleep, args=(3,)).start()
+print("ended", flush=True)
 """
 
 
@@ -37,11 +38,19 @@ def test_signals_while_it_ends_leave_no_trace(number: signal.Signals) -> None:
         [sys.executable, "-c", WORKER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    while "started" not in process.stdout.readline():
-        assert process.poll() is None, process.communicate()
-    for _ in range(8):
+
+    def wait_for(word: str) -> None:
+        for line in process.stdout or ():
+            if line.strip() == word:
+                return
+        raise AssertionError(process.communicate())
+
+    wait_for("started")
+    process.send_signal(number)
+    wait_for("ended")
+    for _ in range(5):
         process.send_signal(number)
-        time.sleep(0.15)
+        time.sleep(0.1)
     _, err = process.communicate(timeout=30)
     assert "Traceback" not in err
     assert process.returncode == 0
