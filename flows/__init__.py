@@ -1,10 +1,26 @@
-"""Prefect flows, one file each: thin, they call gptpipe and hold no logic of their own."""
+"""Prefect flows, one file each: thin, they call gptpipe and hold no logic of their own.
+
+Who runs one calls `begin` first; `flows.deployed` does so for Prefect's workers.
+"""
+
+from __future__ import annotations
+
+from functools import cache
 
 from gptpipe.config.settings import make_home, prepare_environment, settings
 
-prepare_environment()  # a worker imports the flows without passing through the command line
-make_home()
 
-from flows.server.logs import show_on_pages  # noqa: E402
+@cache
+def begin() -> None:
+    """Get this process ready to run flows, once: its environment, its local folder, its lines on the runs' pages.
 
-show_on_pages(settings().log_level)
+    Call it before Prefect is imported: it reads the environment then.
+
+    Raises:
+        UserError: a setting cannot be used, or the local folder cannot be written.
+    """
+    prepare_environment()
+    make_home()
+    from flows.server.logs import show_on_pages
+
+    show_on_pages(settings().log_level)

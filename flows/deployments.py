@@ -210,6 +210,7 @@ def _apply(each: Planned, pool: str, *, paused: bool) -> UUID:
         else None,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+    made.entrypoint = f"flows.deployed.{each.flow.fn.__name__}"
     made.model_fields_set.discard("schedules")  # an empty list would remove those that are there
     return cast(UUID, made.apply())
 

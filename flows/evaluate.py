@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefect import flow
 from pydantic import Field
@@ -14,7 +14,10 @@ from gptpipe import storage
 from gptpipe.config import EvaluateConfig, parse
 from gptpipe.config.form import FormSection, form_of
 from gptpipe.config.settings import settings
+from gptpipe.dataset.cache import TokenCache
 from gptpipe.evaluation.once import evaluate_against, evaluate_once
+from gptpipe.evaluation.result import Evaluation
+from gptpipe.tracking.client import Tracking
 from gptpipe.tracking.registry import resolve_weights
 from gptpipe.wording import side_by_side
 
@@ -43,18 +46,19 @@ class EvaluateParameters(FormSection):
     on_completion=[endings.last_word],
     on_failure=[endings.last_word],
 )
-def evaluate(parameters: EvaluateParameters) -> dict[str, Any]:
+def evaluate(parameters: EvaluateParameters) -> Evaluation:
     """Score weights, unless the same weights were scored on the same data before."""
-    out = storage.join(parameters.storage or settings().storage_url, "evaluations")
+    here = settings()
+    out = storage.join(parameters.storage or here.storage_url, "evaluations")
     given = parameters.config.model_dump(mode="json", exclude_none=True) if parameters.config else {}
     config: EvaluateConfig = parse(EvaluateConfig, given, where="config")
-    data = parameters.data
-    weights = resolve_weights(parameters.weights)
-    other = resolve_weights(parameters.against) if parameters.against else ""
-    if other:
-        found = evaluate_against(weights, other, data=data, config=config, out=out)
+    data, cache, tracking = parameters.data, TokenCache(limit=here.cache_bytes), Tracking.of(here)
+    weights = resolve_weights(parameters.weights, tracking)
+    if parameters.against:
+        other = resolve_weights(parameters.against, tracking)
+        found = evaluate_against(weights, other, data=data, config=config, out=out, cache=cache)
     else:
-        found = evaluate_once(weights, data=data, config=config, out=out)
+        found = evaluate_once(weights, data=data, config=config, out=out, cache=cache)
     log.info("evaluate: %s%s", "already done, " if found.already_done else "", found.sentence)
     columns, text = {"these weights": found.numbers}, found.sentence
     if found.against is not None:
@@ -64,4 +68,4 @@ def evaluate(parameters: EvaluateParameters) -> dict[str, Any]:
         text += f". Against {before.weights}: {comparison.sentence}"
     text += f"\n\nScored: {found.scored}, {found.windows}, {found.precision}; {found.tokens:,} tokens"
     report.page("evaluation", f"{text}\n\n{side_by_side(columns)}\n\nPage: `{found.page}`", description=found.sentence)
-    return found.as_dict()
+    return found

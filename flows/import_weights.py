@@ -13,6 +13,7 @@ from flows.server.names import last_part, named
 from gptpipe import storage
 from gptpipe.config import Section
 from gptpipe.config.settings import settings
+from gptpipe.tracking.client import Tracking
 from gptpipe.tracking.registry import resolve_weights
 from gptpipe.weights.adapt import import_name
 from gptpipe.weights.adapt import import_weights as write_weights
@@ -32,9 +33,10 @@ class ImportParameters(Section):
 @flow(name="import-weights", flow_run_name=named(lambda given: f"import · {last_part(given.weights)}"))
 def import_weights(parameters: ImportParameters) -> str:
     """Write the weights as a checkpoint, unless they are there; returns its URL."""
-    source = resolve_weights(parameters.weights)
+    here = settings()
+    source = resolve_weights(parameters.weights, Tracking.of(here))
     to: dict[str, Any] = {"context_length": parameters.context_length, "tokenizer": parameters.tokenizer}
-    out = storage.join(parameters.storage or settings().storage_url, "weights", import_name(source, **to))
+    out = storage.join(parameters.storage or here.storage_url, "weights", import_name(source, **to))
     found = write_weights(source, out, **to)
     log.info("import weights: %s → %s", parameters.weights, found.url)
     report.table("weights", "Imported weights", {"from": parameters.weights, "checkpoint": found.url})

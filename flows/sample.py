@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
@@ -13,7 +12,8 @@ from flows.server.names import last_part, named
 from gptpipe import storage
 from gptpipe.config import SampleConfig, Section
 from gptpipe.config.settings import settings
-from gptpipe.generation.generate import sample_once
+from gptpipe.generation.generate import Samples, sample_once
+from gptpipe.tracking.client import Tracking
 from gptpipe.tracking.registry import resolve_weights
 from gptpipe.weights.checkpoint import list_checkpoints
 from gptpipe.wording import counted
@@ -31,10 +31,11 @@ class SampleParameters(Section):
 
 
 @flow(name="sample", flow_run_name=named(lambda given: f"sample · {last_part(given.weights)}"))
-def sample(parameters: SampleParameters) -> dict[str, Any]:
-    """Continue the prompts, unless the same weights did so before."""
-    out = storage.join(parameters.storage or settings().storage_url, "samples")
-    weights = resolve_weights(parameters.weights)
+def sample(parameters: SampleParameters) -> list[Samples]:
+    """Continue the prompts, unless the same weights did so before; the samples of each checkpoint, by step."""
+    here = settings()
+    out = storage.join(parameters.storage or here.storage_url, "samples")
+    weights = resolve_weights(parameters.weights, Tracking.of(here))
     found = sample_once(weights, parameters.config, out=out)
     python = "" if found.python_lines is None else f", {found.python_lines:.0%} of the lines are Python"
     others = list_checkpoints(weights.rstrip("/").rpartition("/")[0]) if parameters.every else []
@@ -54,4 +55,4 @@ def sample(parameters: SampleParameters) -> dict[str, Any]:
         for sample in [each.samples[number]]
     ]
     create_table_artifact(table=rows, key="samples", description=f"Samples at step {found.step}{python}")
-    return {**found.as_dict(), "through": [each.as_dict() for each in through]}
+    return through

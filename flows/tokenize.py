@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from prefect import flow
 from pydantic import Field
@@ -15,6 +14,7 @@ from gptpipe import storage
 from gptpipe.config import DataConfig, Section
 from gptpipe.config.names import texts
 from gptpipe.config.settings import settings
+from gptpipe.corpus.build import TokenizeResult
 from gptpipe.corpus.build import tokenize as make_dataset
 from gptpipe.dataset.inspect import describe, inspect
 from gptpipe.tracking.plots import length_histogram
@@ -35,7 +35,7 @@ class TokenizeParameters(Section):
     flow_run_name=named(lambda given: f"tokenize · {texts(given.data.corpus)}"),
     task_runner=task_runner(),
 )
-def tokenize(parameters: TokenizeParameters) -> dict[str, Any]:
+def tokenize(parameters: TokenizeParameters) -> TokenizeResult:
     """Make the dataset of these texts, unless it is there."""
     out = storage.join(parameters.storage or settings().storage_url, "datasets")
     if (runner := settings().task_runner) != "processes":
@@ -59,4 +59,4 @@ def tokenize(parameters: TokenizeParameters) -> dict[str, Any]:
         report.page(
             "dataset-at-a-glance", f"```\n{describe(found)}\n```", picture, description="What the dataset holds"
         )
-    return result.as_dict()
+    return result

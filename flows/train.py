@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
 
 from prefect import flow
 from pydantic import Field
@@ -17,12 +16,16 @@ from flows.server.report import CancelWatch
 from gptpipe import storage
 from gptpipe.config import PipelineConfig, Section
 from gptpipe.config.names import pipeline_name
-from gptpipe.config.settings import settings
+from gptpipe.config.settings import Settings, settings
+from gptpipe.dataset.cache import TokenCache
 from gptpipe.errors import UserError
 from gptpipe.extras import install_hint
 from gptpipe.launch.hosts import Hosts
+from gptpipe.launch.network import route_to
 from gptpipe.launch.torchrun import Cancelled, Watchers
+from gptpipe.launch.training import TrainResult
 from gptpipe.storage.lease import Held
+from gptpipe.tracking.client import RunLink, Tracking
 from gptpipe.tracking.training import train_and_track
 from gptpipe.weights.adapt import starting_from
 
@@ -41,47 +44,52 @@ class TrainParameters(Section):
     storage: str | None = Field(None, description="Folder or s3:// URL; by default GPTPIPE_STORAGE")
 
 
-def _hosts() -> Hosts:
-    template = settings().jobset
-    if template is None:
-        return PrefectHosts()
+def _hosts(here: Settings) -> Hosts | None:
+    """Who has the machines. Prefect's own short-lived server has none: it loses what a killed process had reserved."""
+    if not here.prefect_host:
+        return None
+    address, ports = here.gang_address or route_to(here.prefect_host), here.gang_port_range
+    if here.jobset is None:
+        return PrefectHosts(address, ports)
     try:
         from flows.machines.jobsets import JobSetHosts
     except ImportError:
         raise UserError(
             "the Kubernetes client is not installed", where="GPTPIPE_JOBSET", hint=install_hint("kubernetes")
         ) from None
-    return JobSetHosts(template, settings().jobset_nodes)
+    return JobSetHosts(here.jobset, here.jobset_nodes, address, ports)
 
 
 @flow(name="train", flow_run_name=named(lambda given: f"train · {pipeline_name(given.config)}"))
-def train(parameters: TrainParameters) -> dict[str, Any]:
-    """Train, or go on from the newest checkpoint, unless this training is finished."""
-    out = storage.join(parameters.storage or settings().storage_url, "trainings")
+def train(parameters: TrainParameters) -> tuple[TrainResult, RunLink | None]:
+    """Train, or go on from the newest checkpoint, unless this training is finished; with the run in MLflow."""
+    here = settings()
+    out = storage.join(parameters.storage or here.storage_url, "trainings")
     config = starting_from(parameters.config, parameters.init)
     waits = False
     while True:
         try:
-            with Live(config).shown() as live, CancelWatch().running() as was_cancelled:
+            with Live(config).shown(bool(here.prefect_host)) as live, CancelWatch().running() as was_cancelled:
                 watchers = Watchers(on_metrics=live.add, is_cancelled=report.is_cancelling, was_cancelled=was_cancelled)
                 result, link = train_and_track(
                     config,
+                    Tracking.of(here),
                     data=parameters.data,
                     out=out,
                     init=parameters.init,
                     tags=report.run_tags(),
+                    cache=TokenCache(limit=here.cache_bytes),
                     watchers=watchers,
-                    # Prefect's own short-lived server loses what is reserved when its process is killed
-                    hosts=_hosts() if settings().prefect_host else None,
+                    hosts=_hosts(here),
                     on_link=live.link,
                 )
             break
         except Cancelled as stopped:
             return endings.cancelled(stopped)  # type: ignore[no-any-return]
         except Held as held:
-            if not settings().prefect_host:
+            if not here.prefect_host:
                 raise
-            if settings().same_training == "drop":
+            if here.same_training == "drop":
                 return endings.cancelled(held)  # type: ignore[no-any-return]
             if not waits:
                 log.warning("train: the same training runs already (%s); waiting for its end", held.message)
@@ -96,4 +104,4 @@ def train(parameters: TrainParameters) -> dict[str, Any]:
     page += f"[Run in MLflow]({link.url})" if link else "MLflow did not answer; the metrics are in metrics.jsonl."
     report.page("training", page, description="Where the training is")
     report.table("training-results", "The training", result.as_dict())
-    return {**result.as_dict(), "run_id": link and link.run_id, "experiment_id": link and link.experiment_id}
+    return result, link

@@ -1,4 +1,7 @@
-"""gptpipe: raw text in, an evaluated and registered GPT out, again every night."""
+"""gptpipe: raw text in, an evaluated and registered GPT out, again every night.
+
+A program that uses it as a library calls `prepare_environment` first, so that `.env` and `GPTPIPE_*` variables count.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from gptpipe.version import __version__
 
 if TYPE_CHECKING:
     from gptpipe.config import EvaluateConfig, ModelConfig, SampleConfig
+    from gptpipe.config.settings import prepare_environment
     from gptpipe.errors import UserError
     from gptpipe.evaluation.evaluate import evaluate
     from gptpipe.generation.generate import generate
@@ -25,6 +29,7 @@ __all__ = [
     "evaluate",
     "generate",
     "load",
+    "prepare_environment",
 ]
 
 # imported at first use: the command line and the tokenizing workers start without torch
@@ -37,6 +42,7 @@ _HOMES = {
     "evaluate": "gptpipe.evaluation.evaluate",
     "generate": "gptpipe.generation.generate",
     "load": "gptpipe.weights.find",
+    "prepare_environment": "gptpipe.config.settings",
 }
 
 

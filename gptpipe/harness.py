@@ -16,6 +16,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
 from gptpipe.config import SampleConfig
+from gptpipe.config.settings import prepare_environment
 from gptpipe.evaluation.continuations import likelihoods
 from gptpipe.evaluation.windows import apart_windows
 from gptpipe.generation.generate import generate
@@ -103,4 +104,5 @@ class GptpipeLM(TemplateLM):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
+    prepare_environment()
     cli_evaluate()

@@ -20,6 +20,7 @@ import pytest
 from gptpipe.config.settings import reload_settings
 from gptpipe.services.ports import free_ports
 from gptpipe.services.seaweedfs import SERVICES, bucket_ailment, find_weed, port_names, weed_command
+from tests.fixtures.environment import begin_again
 
 hypothesis.settings.register_profile("gptpipe", deadline=None)  # the first example builds what the others find
 hypothesis.settings.load_profile("gptpipe")
@@ -115,7 +116,7 @@ def s3_storage(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("GPTPIPE_S3_ENDPOINT", s3.endpoint)
     monkeypatch.setenv("GPTPIPE_S3_ACCESS_KEY", s3.access_key)
     monkeypatch.setenv("GPTPIPE_S3_SECRET_KEY", s3.secret_key)
-    reload_settings()
+    begin_again()
     return f"s3://{s3.bucket}/{secrets.token_hex(8)}"
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -24,6 +27,9 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS, 1) for room in rooms}
 FILES = sorted(path for top in ("gptpipe", "flows") for path in (ROOT / top).rglob("*.py"))
 MOST_LINES = 400
+
+
+ENTRIES = ("gptpipe/cli/", "flows/", "gptpipe/node.py", "gptpipe/config/settings.py")
 
 
 def room_of(parts: tuple[str, ...]) -> str:
@@ -91,3 +97,36 @@ def test_no_file_is_too_long_to_read() -> None:
 def test_every_package_says_what_it_is_for() -> None:
     packages = {path.parent for path in FILES if path.parent != ROOT / "gptpipe"}
     assert not [str(each) for each in packages if not ast.get_docstring(ast.parse((each / "__init__.py").read_text()))]
+
+
+def test_only_entry_points_read_the_settings() -> None:
+    """Everything else is given what it needs, so that what a function does is seen where it is called."""
+    asked = []
+    for path in FILES:
+        place = path.relative_to(ROOT).as_posix()
+        names = [node.func.id for node in ast.walk(ast.parse(path.read_text("utf-8"))) if _is_call(node)]
+        if "settings" in names and not place.startswith(ENTRIES):
+            asked.append(place)
+    assert not asked, (
+        f"these ask for the settings themselves: {', '.join(asked)}; let their callers pass what they need"
+    )
+
+
+def _is_call(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+
+
+def test_importing_flows_changes_nothing(tmp_path: Path) -> None:
+    """No folder, no variable, no handler: that is what `begin` is for."""
+    program = (
+        "import logging, os; before = dict(os.environ); import flows.retrain, flows.deployments, gptpipe; "
+        "changed = {k for k in {*before, *os.environ} if before.get(k) != os.environ.get(k)}; "
+        "assert not {k for k in changed if k.startswith(('GPTPIPE', 'PREFECT', 'MLFLOW', 'AWS', 'OMP'))}, changed; "
+        "assert not logging.getLogger('gptpipe').handlers"
+    )
+    home = {"HOME": str(tmp_path), "PREFECT_HOME": str(tmp_path / "prefect"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, **home}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / ".gptpipe").exists()

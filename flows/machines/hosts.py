@@ -32,7 +32,8 @@ START_A_WORKER = "start one with `infra/gpu-worker.sh` on each machine"
 class PrefectHosts:
     """`gptpipe.launch.gang.Hosts`, by the Prefect server that this flow run belongs to."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str, ports: range) -> None:
+        self.address, self.ports = address, ports
         self._runs: list[UUID] = []
         self._asked = 0.0
 

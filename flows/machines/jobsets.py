@@ -41,7 +41,8 @@ class JobSetHosts:
         UserError: the template is not a JobSet's.
     """
 
-    def __init__(self, template: Path, most: int) -> None:
+    def __init__(self, template: Path, most: int, address: str, ports: range) -> None:
+        self.address, self.ports = address, ports
         self._template, self._most = read_template(template), most
         self._namespace = str(self._template["metadata"].get("namespace", "default"))
         self._name, self._asked = "", 0.0

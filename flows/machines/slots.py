@@ -15,7 +15,6 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from gptpipe import storage
-from gptpipe.config.settings import settings
 from gptpipe.errors import UserError
 from gptpipe.storage.lease import lives, this_process
 from gptpipe.wording import counted
@@ -67,7 +66,7 @@ class Reservation:
 
     def _note(self, lease: UUID | str) -> Path:
         """Who of this machine holds a lease; a process that was killed leaves it behind."""
-        return settings().home_path / "slots" / f"{self._name}-{lease}.json"
+        return storage.home() / "slots" / f"{self._name}-{lease}.json"
 
     def _give_back_of_the_dead(self) -> bool:
         """Whether slots came free that were held by processes of this machine that are gone."""

@@ -10,6 +10,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows import begin
 from gptpipe.config.settings import settings
 from gptpipe.cores import usable_cores
 from gptpipe.corpus.engine import WINDOW, Engine, Processes
@@ -58,6 +59,7 @@ class Batch:
 @task(name="tokenize a batch", cache_policy=NO_CACHE, persist_result=False)
 def do_batch(work: Callable[[Any], Any], batch: Batch) -> list[Any]:
     """Do a batch in the process that runs this task: a worker of Dask or Ray."""
+    begin()
     return [work(item) for item in batch.items]
 
 

@@ -16,7 +16,6 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 
 from flows.server import report
 from gptpipe.config import PipelineConfig
-from gptpipe.config.settings import settings
 from gptpipe.progress import Progress
 from gptpipe.tracking.plots import loss_curve
 
@@ -53,9 +52,9 @@ class Live:
         self._link = url
 
     @contextmanager
-    def shown(self) -> Iterator[Live]:
+    def shown(self, has_server: bool) -> Iterator[Live]:
         """Show it while the block runs, unless the server is one that ends with this process and that nobody sees."""
-        if not settings().prefect_host:
+        if not has_server:
             yield self
             return
         thread = threading.Thread(target=self._work, name="live", daemon=True)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from gptpipe.cli.model_options import model_options
 from gptpipe.cli.options import ConfigFile, Corpora, Json, Overrides, corpus_value, named, print_answer
-from gptpipe.config import load_config
+from gptpipe.config import DataConfig, load_config
 from gptpipe.errors import UserError
 from gptpipe.wording import counted
 
 
+@model_options(DataConfig, "tokenizer", "validation", "workers")
 def tokenize(
     corpus: Corpora = None,
     out: Annotated[str, typer.Option(callback=named, help="Folder or URL; the dataset lies in <out>/<id>/.")] = ...,  # type: ignore[assignment]
-    tokenizer: Annotated[
-        str | None, typer.Option(help="A tiktoken encoding, or a Hugging Face tokenizer's folder.")
-    ] = None,
-    validation: Annotated[float | None, typer.Option(help="Share of the documents kept for validation.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
+    chosen: dict[str, Any] = {},  # noqa: B006
     config: ConfigFile = None,
     overrides: Overrides = None,
     as_json: Json = False,
@@ -27,13 +25,9 @@ def tokenize(
     """Corpora to Parquet token shards."""
     if not corpus and config is None and not any((o or "").startswith("data.corpus") for o in overrides or []):
         raise UserError("no corpus", where="--corpus", hint="give a file, folder, glob, s3:// URL, or stdlib:")
-    given = {
-        "tokenizer": tokenizer,
-        "validation": validation,
-        "workers": workers,
-        "corpus": [corpus_value(text) for text in corpus] if corpus else None,
-    }
-    options = load_config(file=config, overrides=overrides, data={k: v for k, v in given.items() if v is not None}).data
+    if corpus:
+        chosen["corpus"] = [corpus_value(text) for text in corpus]
+    options = load_config(file=config, overrides=overrides, data=chosen).data
     from gptpipe.corpus.build import tokenize as make_dataset
 
     result = make_dataset(options, out)

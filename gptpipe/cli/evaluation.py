@@ -7,12 +7,24 @@ from typing import Annotated, Any
 
 import typer
 
-from gptpipe.cli.options import ConfigFile, Json, Overrides, WeightsOption, named, print_answer, read_text
-from gptpipe.config import load_config
+from gptpipe.cli.model_options import model_options
+from gptpipe.cli.options import (
+    ConfigFile,
+    Json,
+    Overrides,
+    WeightsOption,
+    named,
+    print_answer,
+    read_text,
+    token_cache,
+    tracking,
+)
+from gptpipe.config import EvaluateConfig, load_config
 from gptpipe.errors import UserError
 from gptpipe.wording import counted, figure
 
 
+@model_options(EvaluateConfig, "stride", context_length="--context", tasks="--task")
 def evaluate(
     weights: WeightsOption,
     data: Annotated[str | None, typer.Option(help="Dataset whose split is scored.")] = None,
@@ -20,17 +32,10 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option(metavar="WEIGHTS", help="Score these on the same documents too, and compare.")
     ] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens a window; by default the model's context.")] = None,
-    stride: Annotated[
-        int | None, typer.Option(help="Tokens from one window to the next; by default a window: none overlap.")
-    ] = None,
+    chosen: dict[str, Any] = {},  # noqa: B006
     apart: Annotated[
         bool, typer.Option("--apart", help="Each document on its own after <|endoftext|>, as lm_eval has them.")
     ] = False,
-    task: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME:FILE", help="Score lambada:FILE or hellaswag:FILE too; may be given several times."),
-    ] = None,
     page: Annotated[
         str | None,
         typer.Option(metavar="FILE", callback=named, help="Write a page that shows the loss in the text, .html."),
@@ -40,12 +45,14 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Cross-entropy, perplexity and bits per byte over a dataset's split or a text."""
-    given = {"context_length": context, "stride": stride, "documents": "apart" if apart else None}
-    chosen = [f"evaluate.{key}={value}" for key, value in given.items() if value is not None]
-    options = load_config(file=config, overrides=[*(overrides or []), *chosen]).evaluate
+    tasks = chosen.pop("tasks", [])
+    if apart:
+        chosen["documents"] = "apart"
+    given = [f"evaluate.{key}={value}" for key, value in chosen.items()]
+    options = load_config(file=config, overrides=[*(overrides or []), *given]).evaluate
     if config is None and not any("evaluate.max_tokens" in o for o in overrides or []):
         options = options.model_copy(update={"max_tokens": 0})
-    options = options.model_copy(update={"tasks": [*options.tasks, *(task or [])]})
+    options = options.model_copy(update={"tasks": [*options.tasks, *tasks]})
     content = read_text(text) if text is not None else None
     if content == "":
         where = "standard input" if text == "-" else str(text)
@@ -61,11 +68,13 @@ def evaluate(
     where = storage.normalize(page) if page else ""
     if where:
         storage.check_writable(storage.parent(where))
-    own = read_weights(resolve_weights(weights))
-    others = read_weights(resolve_weights(against)) if against else None  # wrong ones are named before any are scored
+    track, cache = tracking(), token_cache()
+    own = read_weights(resolve_weights(weights, track))
+    # wrong ones are named before any are scored
+    others = read_weights(resolve_weights(against, track)) if against else None
     if others is not None:
         options = in_one_window(options, own, others)
-    scored = evaluate_whole(own, data=data, text=content, config=options)
+    scored = evaluate_whole(own, data=data, text=content, config=options, cache=cache)
     found = replace(scored.evaluation, page=where)
     columns = [found.numbers]
     size = f"{counted(found.tokens, 'token')}, {counted(found.bytes, 'byte')}"
@@ -76,7 +85,7 @@ def evaluate(
     if others is not None:
         tally = scored.tally
         del scored  # one model at a time
-        other = evaluate_whole(others, data=data, text=content, config=options)
+        other = evaluate_whole(others, data=data, text=content, config=options, cache=cache)
         comparison = compare_tallies(other.tally, tally)
         found = replace(found, against=Against(other.evaluation, comparison))
         columns.append(other.evaluation.numbers)

@@ -11,11 +11,27 @@ from typing import Annotated, Any
 
 import typer
 
-from gptpipe.cli.options import Json, WeightsOption, named, print_answer, read_text
+from gptpipe.cli.model_options import model_of, model_options
+from gptpipe.cli.options import Json, WeightsOption, named, print_answer, read_text, tracking
+from gptpipe.config import SampleConfig
 from gptpipe.errors import UserError
 from gptpipe.wording import counted
 
 
+@model_options(
+    SampleConfig,
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "stop",
+    "slide",
+    "precision",
+    "batch_size",
+    "seed",
+)
 def generate(
     weights: WeightsOption,
     prompt: Annotated[
@@ -29,26 +45,14 @@ def generate(
         str | None,
         typer.Option(callback=named, help="File or URL for the samples as JSONL, instead of standard output."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens generated a prompt.")] = 80,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest; 0 is all.")] = 50,
-    top_p: Annotated[float, typer.Option(help="Draw from the fewest that reach this probability.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Draw from tokens at least so likely beside the likeliest.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Over 1, what is there already is less likely.")] = 1.0,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="Text before which to end; may be given several times.")
-    ] = None,
+    chosen: dict[str, Any] = {},  # noqa: B006
     logprobs: Annotated[
         bool, typer.Option("--logprobs", help="With --json or --out: each token's log-probability.")
     ] = False,
-    slide: Annotated[str, typer.Option(help="Past the context: `one`, or `half`, which is far quicker.")] = "one",
-    batch_size: Annotated[int, typer.Option(help="Prompts continued at once.")] = 16,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 1337,
     as_json: Json = False,
 ) -> None:
     """Continue prompts. A single one appears token by token on a terminal."""
     from gptpipe import storage
-    from gptpipe.config import SampleConfig, parse
     from gptpipe.generation.generate import generate as continue_prompts
     from gptpipe.pipeline.checks import check_prompts
     from gptpipe.tracking.registry import resolve_weights
@@ -59,30 +63,13 @@ def generate(
         raise UserError("no prompt", where=prompts or "--prompt", hint="give --prompt TEXT, or --prompts FILE")
     if logprobs and not (as_json or out):
         raise UserError("text shows no log-probabilities", where="--logprobs", hint="give --json or --out FILE too")
-    given = {
-        "prompts": texts,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "stop": stop or [],
-        "slide": slide,
-        "batch_size": batch_size,
-        "seed": seed,
-    }
-    try:
-        options = parse(SampleConfig, given)
-    except UserError as error:
-        flag = f"--{error.where.replace('_', '-')}"
-        raise UserError(error.message, where=flag, hint="see `gptpipe generate --help`") from None
+    options = model_of(SampleConfig, {**chosen, "prompts": texts}, "generate")
     check_prompts(options)
     if out:
         storage.check_writable(storage.parent(storage.normalize(out)))
     streams = len(texts) == 1 and sys.stdout.isatty() and not as_json and not out and not options.stop
     printer = _printer(texts[0]) if streams else None
-    made = continue_prompts(resolve_weights(weights), texts, options, logprobs=logprobs, on_token=printer)
+    made = continue_prompts(resolve_weights(weights, tracking()), texts, options, logprobs=logprobs, on_token=printer)
     samples = [
         {**beside, **asdict(sample), "continuation": sample.continuation}
         for beside, sample in zip(given_prompts, made, strict=True)

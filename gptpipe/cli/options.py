@@ -7,13 +7,18 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gptpipe.config import PRESETS, PipelineConfig, load_config
 from gptpipe.config.form import corpus_of
+from gptpipe.config.settings import make_home, settings
 from gptpipe.errors import UserError
+
+if TYPE_CHECKING:
+    from gptpipe.dataset.cache import TokenCache
+    from gptpipe.tracking.client import Tracking
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, logs on stderr.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with any of the configuration's keys.")]
@@ -36,6 +41,22 @@ WeightsOption = Annotated[
         "--weights", help="Checkpoint or its parent, Hugging Face folder, .safetensors, .pth, or models:/NAME@ALIAS."
     ),
 ]
+
+
+def tracking() -> Tracking:
+    """Where runs and models are tracked, by the settings; the local folder is made where the database lies in it."""
+    from gptpipe.tracking.client import Tracking
+
+    if not settings().mlflow_uri:
+        make_home()
+    return Tracking.of(settings())
+
+
+def token_cache() -> TokenCache:
+    """This machine's decoded tokens, within the bound that the settings name."""
+    from gptpipe.dataset.cache import TokenCache
+
+    return TokenCache(limit=settings().cache_bytes)
 
 
 def named(value: str | None) -> str | None:

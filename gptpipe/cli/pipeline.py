@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -19,11 +19,16 @@ from gptpipe.cli.options import (
     configure,
     located,
     print_answer,
+    tracking,
 )
 from gptpipe.config import PipelineConfig
 from gptpipe.config.settings import make_home, reload_settings, settings
 from gptpipe.errors import Preempted
 from gptpipe.progress import show_on_console
+
+if TYPE_CHECKING:
+    from gptpipe.evaluation.result import Against
+    from gptpipe.pipeline.result import PipelineResult
 
 
 def use_storage(url: str | None) -> None:
@@ -54,10 +59,10 @@ def run(
     if force:
         parameters = parameters.model_copy(update={"force": True})
     result = _run_flow(parameters)
-    print_answer(result, as_json, _summary(parameters, result))
+    print_answer(result.as_dict(), as_json, _summary(parameters, result))
 
 
-def _run_flow(parameters: PipelineConfig) -> dict[str, Any]:
+def _run_flow(parameters: PipelineConfig) -> PipelineResult:
     """`retrain` in this process, with a Prefect server of its own beside it unless PREFECT_API_URL names one."""
     make_home()
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
@@ -67,7 +72,7 @@ def _run_flow(parameters: PipelineConfig) -> dict[str, Any]:
 
     server = None if os.environ.get("PREFECT_API_URL") else PrefectServer()  # it starts while this process gets ready
     try:
-        check_pipeline(parameters)
+        check_pipeline(parameters, settings().storage_url, tracking())
     except BaseException:
         if server:
             server.stop()
@@ -76,8 +81,10 @@ def _run_flow(parameters: PipelineConfig) -> dict[str, Any]:
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY
     from prefect.settings.context import temporary_settings
 
+    from flows import begin
     from flows.retrain import RetrainParameters, retrain
 
+    begin()
     show_on_console(settings().log_level)
     # each flow waits up to a second for its heartbeat's thread to end; nobody watches this process for zombies
     changes: dict[Any, Any] = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
@@ -92,46 +99,46 @@ def _run_flow(parameters: PipelineConfig) -> dict[str, Any]:
                 raise
             log.debug("the flow could not reach its server", exc_info=error)
             raise Preempted("Prefect's server in this command went away; what is done is not done again") from None
-    return dict(result)
+    return cast("PipelineResult", result)
 
 
-def _summary(parameters: PipelineConfig, result: dict[str, Any]) -> str:
+def _summary(parameters: PipelineConfig, result: PipelineResult) -> str:
     """What was made, how good it is, where it is, and how to look at it: a few lines."""
-    training, evaluation, samples, model = (result[key] for key in ("training", "evaluation", "samples", "model"))
-    speed = f", {training['tokens_per_second']:,.0f} tokens/s" if training["tokens_per_second"] else ""
+    training, evaluation, samples, model = result.training, result.evaluation, result.best_samples, result.model
+    speed = f", {training.tokens_per_second:,.0f} tokens/s" if training.tokens_per_second else ""
     is_python = any(c.url.startswith("stdlib:") for c in parameters.data.corpus)
-    python = samples["python_lines"] if is_python else None
-    there = result["dataset"]["splits"]["train"]
-    share = training["tokens"] / there
+    python = samples.python_lines if is_python else None
+    there = result.dataset.splits["train"]
+    share = training.tokens / there
     part = f"{share:.1%} of" if share < 1 else f"{share:.1f} times"
     kind = f"a {parameters.preset} GPT" if parameters.init == "scratch" else f"a GPT from {parameters.init}"
-    first = samples["samples"][0]
+    first = samples.samples[0]
     lines = [
         "",
-        f"made      {kind}, {training['steps']:,} steps over {training['tokens']:,} tokens, {part} the {there:,} there "
+        f"made      {kind}, {training.steps:,} steps over {training.tokens:,} tokens, {part} the {there:,} there "
         f"are{speed}",
-        f"good      {evaluation['sentence']}",
-        f"          {evaluation['bits_per_byte']:.3f} bits per byte"
+        f"good      {evaluation.sentence}",
+        f"          {evaluation.bits_per_byte:.3f} bits per byte"
         + (f"; {python:.0%} of its lines are Python's" if python is not None else ""),
-        *([_change(evaluation["against"])] if "against" in evaluation else []),
-        f"says      {first['text'][:100]!r}",
-        f"is at     {training['best_checkpoint']}",
+        *([_change(evaluation.against)] if evaluation.against else []),
+        f"says      {first.text[:100]!r}",
+        f"is at     {training.best_checkpoint}",
     ]
-    if model:
+    if model and result.run:
         lines += [
-            f"is        {model['uri']}, {'now' if model['champion'] else 'not'} {parameters.promote.alias} "
-            f"({model['decision']})",
-            f"look at   {located(model['how_to_open'])}",
-            f"compare   {model['compare']}",
+            f"is        {model.uri}, {'now' if model.decision.promote else 'not'} {parameters.promote.alias} "
+            f"({model.decision.reason})",
+            f"look at   {located(result.run.how_to_open)}",
+            f"compare   {result.run.compare_url}",
         ]
-    if result["export"]:
-        lines.append(f"exported  {result['export']}, a folder that transformers reads")
+    if result.export:
+        lines.append(f"exported  {result.export}, a folder that transformers reads")
     lines.append(
-        f"try it    {command_name('gptpipe')} generate --weights {shlex.quote(training['best_checkpoint'])} "
-        f"--prompt {shlex.quote((samples['samples'][:2][-1] if is_python else first)['prompt'])}"
+        f"try it    {command_name('gptpipe')} generate --weights {shlex.quote(training.best_checkpoint)} "
+        f"--prompt {shlex.quote((samples.samples[:2][-1] if is_python else first).prompt)}"
     )
     return "\n".join(lines)
 
 
-def _change(before: dict[str, Any]) -> str:
-    return f"change    before {before['cross_entropy']:.3f} nats per token; {before['comparison']['sentence']}"
+def _change(before: Against) -> str:
+    return f"change    before {before.evaluation.cross_entropy:.3f} nats per token; {before.comparison.sentence}"

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from gptpipe.cli.options import Json, command_name, print_answer
-from gptpipe.config.settings import make_home
+from gptpipe.config.settings import make_home, settings
 from gptpipe.errors import EXIT_FAILED
 from gptpipe.wording import counted
 
@@ -25,6 +25,7 @@ def up(as_json: Json = False) -> None:
     notes: list[str] = []
 
     def deployed() -> None:
+        make_home()
         from flows.deployments import deploy as register
 
         made = register(POOL)
@@ -80,17 +81,19 @@ def worker(
     cpu: Annotated[bool, typer.Option("--cpu", help="A machine without a GPU.")] = False,
 ) -> None:
     """Work for a Prefect server, by default as a node of trainings on several machines, until SIGTERM."""
+    make_home()
     from flows.deployments import deploy_nodes
     from flows.machines.hosts import NODE_POOL
     from flows.machines.worker import command
     from gptpipe.services.worker import check, work
 
-    make_home()
-    check(pool, wants_gpu=not cpu, make_pool=deploy_nodes if pool == NODE_POOL else lambda: None)
+    check(
+        pool, settings().storage_url, wants_gpu=not cpu, make_pool=deploy_nodes if pool == NODE_POOL else lambda: None
+    )
     # a machine is one node at a time: two trainings would share its devices
     limit = 1 if pool == NODE_POOL else None
     has_health_port = "PREFECT_WORKER_WEBSERVER_PORT" in os.environ
-    raise typer.Exit(work(command(pool, name or socket.gethostname(), limit, has_health_port)))
+    raise typer.Exit(work(command(pool, name or socket.gethostname(), limit, has_health_port), settings()))
 
 
 def deploy(
@@ -100,6 +103,7 @@ def deploy(
     from gptpipe.services.clients import the_prefect_server
 
     the_prefect_server().ask("admin/version")
+    make_home()
     from flows.deployments import deploy as register
 
     made = register(pool)
@@ -112,7 +116,7 @@ def doctor(as_json: Json = False) -> None:
     """What this machine has, and whether storage and tracking answer."""
     from gptpipe.services.doctor import examine
 
-    checks = examine()
+    checks = examine(settings())
     mark: Callable[[bool | None], str] = lambda ok: {True: "ok  ", False: "FAIL", None: "    "}[ok]  # noqa: E731
     text = "\n".join(f"{mark(c.ok)} {c.name:12} {c.detail}" + (f" — {c.hint}" if c.hint else "") for c in checks)
     print_answer({"checks": [vars(c) for c in checks]}, as_json, text)

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from gptpipe.cli.options import ConfigFile, Json, Overrides, Preset, configure, located, named, print_answer
+from gptpipe.cli.model_options import model_options
+from gptpipe.cli.options import (
+    ConfigFile,
+    Json,
+    Overrides,
+    Preset,
+    configure,
+    located,
+    named,
+    print_answer,
+    token_cache,
+    tracking,
+)
+from gptpipe.config import TrainConfig
 
 
+@model_options(TrainConfig, "nproc")
 def train(
     data: Annotated[str, typer.Option(help="Dataset, or the folder of datasets (the one made last).")],
     out: Annotated[str, typer.Option(callback=named, help="Folder or URL; the training lies in <out>/<id>/.")],
@@ -16,13 +30,14 @@ def train(
     overrides: Overrides = None,
     preset: Preset = None,
     init: Annotated[str | None, typer.Option(help="WEIGHTS to start from.")] = None,
-    nproc: Annotated[int | None, typer.Option(help="Ranks on this machine.")] = None,
+    chosen: dict[str, Any] = {},  # noqa: B006
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the newest checkpoint.")] = True,
     force: Annotated[bool, typer.Option("--force", help="A new attempt even if this training is finished.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train on a dataset, followed into MLflow."""
-    options = configure(config, [*(overrides or []), *([f"train.nproc={nproc}"] if nproc is not None else [])], preset)
+    given = [f"train.{name}={value}" for name, value in chosen.items()]
+    options = configure(config, [*(overrides or []), *given], preset)
     if force:
         options = options.model_copy(update={"force": True})
     from gptpipe import storage
@@ -30,16 +45,18 @@ def train(
     from gptpipe.tracking.training import train_and_track
     from gptpipe.weights.adapt import import_name, import_weights, starting_from
 
-    start = init or options.init
+    start, track = init or options.init, tracking()
     checkpoint = ""
     if start != "scratch":
-        source = resolve_weights(start, options)
+        source = resolve_weights(start, track, options)
         context = options.init_context_length
         name = import_name(source, context_length=context)
         place = storage.join(storage.normalize(out), "init", name)
         checkpoint = import_weights(source, place, context_length=context).url
     options = starting_from(options, checkpoint)
-    result, link = train_and_track(options, data=data, out=out, init=checkpoint, resume=resume)
+    result, link = train_and_track(
+        options, track, data=data, out=out, init=checkpoint, resume=resume, cache=token_cache()
+    )
     values = {**result.as_dict(), "run_id": link.run_id if link else None}
     done = "already done: " if result.already_done else ""
     text = f"{done}{result.steps:,} steps, {result.tokens:,} tokens → {result.checkpoint}"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from gptpipe.cli.options import Json, named, print_answer
+from gptpipe.cli.options import Json, named, print_answer, tracking
 from gptpipe.errors import UserError
 from gptpipe.extras import install_hint
 
@@ -24,7 +24,7 @@ def import_(
     from gptpipe.tracking.registry import resolve_weights
     from gptpipe.weights.adapt import import_weights
 
-    found = import_weights(resolve_weights(weights), out, context_length=context, tokenizer=tokenizer)
+    found = import_weights(resolve_weights(weights, tracking()), out, context_length=context, tokenizer=tokenizer)
     print_answer({"checkpoint": found.url, "step": found.step, "sha256": found.model_sha256}, as_json, found.url)
 
 
@@ -60,5 +60,5 @@ def export(
     if dtype not in types:
         hint = "q8_0 is for --format gguf" if dtype == "q8_0" else "leave it out for float32"
         raise UserError(f"{dtype!r} is not one of {', '.join(types)}", where="--dtype", hint=hint)
-    written = write(resolve_weights(weights), out, dtype)
+    written = write(resolve_weights(weights, tracking()), out, dtype)
     print_answer({"out": written, "format": layout, "dtype": dtype}, as_json, written)

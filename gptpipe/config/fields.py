@@ -47,6 +47,12 @@ def role_of(info: Any) -> str:
     return str(extra.get("role", "result")) if isinstance(extra, dict) else "result"
 
 
+def unit_of(info: Any) -> str:
+    """A field's unit; empty if it has none."""
+    extra = info.json_schema_extra
+    return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
+
+
 def known_keys(kind: type[Section], prefix: str = "") -> list[str]:
     """All dotted keys of a configuration model."""
     keys: list[str] = []

@@ -105,9 +105,9 @@ class Settings(BaseSettings):
         return found
 
     @property
-    def gang_port_range(self) -> tuple[int, int]:
+    def gang_port_range(self) -> range:
         first, _, last = self.gang_ports.partition("-")
-        return int(first), int(last)
+        return range(int(first), int(last) + 1)
 
     @property
     def prefect_host(self) -> str:
@@ -233,12 +233,15 @@ def prepare_environment() -> None:
     if not os.environ.get("PREFECT_API_URL"):
         os.environ.setdefault("PREFECT_HOME", str(here.home_path / "prefect"))
     places: dict[str, str | None] = {
+        "GPTPIPE_HOME": str(here.home_path),
         "MLFLOW_S3_ENDPOINT_URL": here.s3_endpoint,
         "AWS_ENDPOINT_URL_S3": here.s3_endpoint,
         "AWS_ACCESS_KEY_ID": here.s3_access_key,
         "AWS_SECRET_ACCESS_KEY": here.s3_secret_key.get_secret_value() if here.s3_secret_key else None,
         "AWS_DEFAULT_REGION": here.s3_region,
     }
+    if here.s3_access_key:  # one of another key's
+        os.environ.pop("AWS_SESSION_TOKEN", None)
     for name, place in places.items():
         if place:
             os.environ[name] = place

@@ -24,6 +24,7 @@ from gptpipe import storage
 from gptpipe.dataset.rows import ShardFile, ShardReader
 from gptpipe.errors import UserError
 
+LIMIT = 50_000_000_000  # bytes, where nothing else is said
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -31,12 +32,15 @@ class TokenCache:
     """The decoded shards in `<cache>/tokens/<boot>/`.
 
     Args:
+        cache: the folder; by default this machine's.
         limit: bytes that all decoded shards may take together.
     """
 
-    def __init__(self, cache: Path, limit: int) -> None:
+    def __init__(self, cache: Path | None = None, limit: int = LIMIT) -> None:
+        cache = cache or storage.cache_home()
         boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else str(round(psutil.boot_time(), -1))
-        self.folder, self.limit = cache / "tokens" / boot, limit
+        self.home, self.limit = cache, limit
+        self.folder = cache / "tokens" / boot
         self.folder.mkdir(parents=True, exist_ok=True)
         for other in self.folder.parent.iterdir():
             if other != self.folder:

@@ -47,7 +47,7 @@ class TokenStream:
         self.corpora = self.index.corpora()
         changes = np.flatnonzero(np.diff(self.index.corpus_codes())) + 1
         self.corpus_starts = self.starts[np.concatenate([[0], changes, [len(self.index)]])]
-        self._cache = cache
+        self.cache = cache
         self._lock = threading.RLock()
         self._open: OrderedDict[int, np.ndarray | PartialShard] = OrderedDict()
 
@@ -58,22 +58,22 @@ class TokenStream:
             UserError: the stream is larger than the cache may be, or a shard is damaged.
         """
         size = self.length * self.dtype.itemsize
-        if size > self._cache.limit:
+        if size > self.cache.limit:
             raise UserError(
                 f"the {self.split} split is {size / 1e9:.1f} GB decoded, the local cache may hold "
-                f"{self._cache.limit / 1e9:.1f}",
+                f"{self.cache.limit / 1e9:.1f}",
                 where=self.dataset.url,
                 hint="raise GPTPIPE_CACHE_GIGABYTES, or shuffle in two levels: train.shuffle=two-level",
             )
         missing = [
             (file, int(length))
             for file, length in zip(self.index, np.diff(self.starts), strict=True)
-            if not self._cache.has_whole(file, int(length) * self.dtype.itemsize)
+            if not self.cache.has_whole(file, int(length) * self.dtype.itemsize)
         ]
-        self._cache.make_room(sum(length for _, length in missing) * self.dtype.itemsize)
+        self.cache.make_room(sum(length for _, length in missing) * self.dtype.itemsize)
 
         def decode(what: tuple[ShardFile, int]) -> None:
-            self._cache.decode_whole(what[0], self.dataset.url, what[1], self.dtype, self.end_of_text)
+            self.cache.decode_whole(what[0], self.dataset.url, what[1], self.dtype, self.end_of_text)
 
         missing.sort(key=lambda what: -what[1])  # the longest first, so that no core is left with one at the end
         with ThreadPoolExecutor(1 + usable_cores()) as pool:
@@ -87,7 +87,7 @@ class TokenStream:
     def window_table(self, number: int, context_length: int, goes_on: bool) -> Path:
         """Where the table of a shard's windows is kept, beside its tokens."""
         name = f"{self.index[number].sha256}-{context_length}{'-goes-on' if goes_on else ''}.windows"
-        return self._cache.folder / name
+        return self.cache.folder / name
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens `start` to `stop` (exclusive), shape (stop - start,)."""
@@ -128,8 +128,8 @@ class TokenStream:
         file, length = self.index[shard], int(self.starts[shard + 1] - self.starts[shard])
         held: np.ndarray | PartialShard
         try:
-            held = np.asarray(np.memmap(self._cache.whole_path(file), dtype=self.dtype, mode="r", shape=(length,)))
+            held = np.asarray(np.memmap(self.cache.whole_path(file), dtype=self.dtype, mode="r", shape=(length,)))
         except (FileNotFoundError, ValueError):  # not decoded as a whole, or cut off by somebody
-            held = PartialShard(self._cache, file, self.dataset.url, length, self.dtype, self.end_of_text)
+            held = PartialShard(self.cache, file, self.dataset.url, length, self.dtype, self.end_of_text)
         self._open[shard] = held
         return held

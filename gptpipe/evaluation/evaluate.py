@@ -13,7 +13,6 @@ from dataclasses import replace
 import numpy as np
 
 from gptpipe.config import EvaluateConfig
-from gptpipe.config.settings import settings
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import open_dataset
 from gptpipe.dataset.stream import TokenStream
@@ -43,6 +42,7 @@ def evaluate(
     text: str | None = None,
     config: EvaluateConfig | None = None,
     tokenizer: str = "gpt2",
+    cache: TokenCache | None = None,
 ) -> Evaluation:
     """Score weights on a split of a dataset or on a text.
 
@@ -51,11 +51,12 @@ def evaluate(
         data: URL of a dataset; its split is `config.split`.
         text: a text, taken as one document.
         tokenizer: of a model that is given as such, as `get_tokenizer` finds it.
+        cache: where decoded tokens are; by default this machine's.
 
     Raises:
         UserError: weights, dataset and tokenizer do not fit, or no token has one before it.
     """
-    return evaluate_whole(weights, data=data, text=text, config=config, tokenizer=tokenizer).evaluation
+    return evaluate_whole(weights, data=data, text=text, config=config, tokenizer=tokenizer, cache=cache).evaluation
 
 
 def evaluate_whole(
@@ -65,6 +66,7 @@ def evaluate_whole(
     text: str | None = None,
     config: EvaluateConfig | None = None,
     tokenizer: str = "gpt2",
+    cache: TokenCache | None = None,
 ) -> Scored:
     """`evaluate`, with the sums and the documents that it comes from."""
     config = config or EvaluateConfig()
@@ -82,8 +84,8 @@ def evaluate_whole(
         check_vocabulary(read.config, encoding.vocab_size, encoding.name, url)
         if isinstance(read, Weights):
             check_tokenizer(read, encoding, dataset.url)
-        cache = TokenCache(settings().home_path / "cache", settings().cache_bytes)
-        documents = documents_of_split(TokenStream(dataset, config.split, cache), encoding)
+        stream = TokenStream(dataset, config.split, cache or TokenCache())
+        documents = documents_of_split(stream, encoding)
         what = f"{config.split} split of dataset {dataset.id}"
     else:
         assert text is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from gptpipe.launch.job import JobFile, Outcome
@@ -12,6 +13,7 @@ class ScoringJob(JobFile):
 
     Attributes:
         weights: URL. dataset: URL; empty where tokens.npy beside this file is scored.
+        cache: local folder for decoded tokens. cache_bytes: what they may take there.
         folder: the job's local folder.
         launcher: process id of the launcher; ranks end when it is gone.
     """
@@ -28,6 +30,8 @@ class ScoringJob(JobFile):
     batch_tokens: int
     nproc: int
     threads: int
+    cache: Path
+    cache_bytes: int
 
     def cancelled(self) -> str:
         return "cancelled; nothing of the evaluation is kept"

@@ -6,9 +6,11 @@ import io
 from dataclasses import replace
 
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from gptpipe import storage
 from gptpipe.config import EvaluateConfig, digest
+from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import open_dataset
 from gptpipe.evaluation.confidence import compare
 from gptpipe.evaluation.evaluate import evaluate_whole, in_one_window
@@ -18,9 +20,12 @@ from gptpipe.weights.find import read_weights
 from gptpipe.weights.weights import Weights
 
 STAGE_VERSION = 3
+_EVALUATION = TypeAdapter(Evaluation)
 
 
-def evaluate_once(weights: str | Weights, *, data: str, config: EvaluateConfig, out: str) -> Evaluation:
+def evaluate_once(
+    weights: str | Weights, *, data: str, config: EvaluateConfig, out: str, cache: TokenCache | None = None
+) -> Evaluation:
     """`evaluate`, kept below `out` under the id of what was asked, and read from there the next time.
 
     `<id>.json` is the evaluation, `<id>.parquet` what each document cost, `<id>.html` the page.
@@ -28,10 +33,11 @@ def evaluate_once(weights: str | Weights, *, data: str, config: EvaluateConfig, 
     read = read_weights(weights) if isinstance(weights, str) else weights
     place = _place(read, data, config, out)
     try:
-        return replace(Evaluation.of(storage.read_json(f"{place}.json")), weights=read.url, already_done=True)
+        kept = storage.read_as(f"{place}.json", _EVALUATION)
+        return replace(kept, weights=read.url, already_done=True)
     except FileNotFoundError:
         pass
-    scored = evaluate_whole(read, data=data, config=config)
+    scored = evaluate_whole(read, data=data, config=config, cache=cache)
     storage.write_bytes(f"{place}.parquet", scored.table())
     storage.write_bytes(f"{place}.html", scored.page().encode())
     found = replace(scored.evaluation, page=f"{place}.html")
@@ -52,7 +58,9 @@ def _place(read: Weights, data: str, config: EvaluateConfig, out: str) -> str:
     return storage.join(storage.normalize(out), identity)
 
 
-def evaluate_against(weights: str, other: str, *, data: str, config: EvaluateConfig, out: str) -> Evaluation:
+def evaluate_against(
+    weights: str, other: str, *, data: str, config: EvaluateConfig, out: str, cache: TokenCache | None = None
+) -> Evaluation:
     """`evaluate_once` of WEIGHTS and of others in the same windows, with the comparison in `against`.
 
     Raises:
@@ -60,7 +68,7 @@ def evaluate_against(weights: str, other: str, *, data: str, config: EvaluateCon
     """
     both = [read_weights(each) for each in (weights, other)]
     config = in_one_window(config, *both)
-    found, before = (evaluate_once(each, data=data, config=config, out=out) for each in both)
+    found, before = (evaluate_once(each, data=data, config=config, out=out, cache=cache) for each in both)
     tables = []
     for read in both:
         content = storage.read_bytes(f"{_place(read, data, config, out)}.parquet")

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gptpipe import storage
 from gptpipe.config import EvaluateConfig
-from gptpipe.config.settings import settings
 from gptpipe.cores import usable_cores
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import open_dataset
@@ -41,10 +41,11 @@ def score_on_ranks(
         UserError: a rank cannot use what was given. Preempted: asked to stop. Cancelled: stopped twice.
         RuntimeError: a rank failed.
     """
-    (settings().home_path / "jobs").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=settings().home_path / "jobs", prefix="scoring-") as name:
+    storage.jobs_home().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=storage.jobs_home(), prefix="scoring-") as name:
         folder = Path(name)
         stream = documents.tokens if isinstance(documents.tokens, TokenStream) else None
+        cache = stream.cache if stream else TokenCache()
         if stream is None:
             np.save(folder / _TOKENS, documents.tokens.read(0, documents.tokens.length))
         np.savez(folder / _ARRAYS, starts=documents.starts, ends=documents.ends, windows=windows)
@@ -57,6 +58,8 @@ def score_on_ranks(
             device=config.device,
             batch_tokens=batch_tokens,
             nproc=config.nproc,
+            cache=cache.home,
+            cache_bytes=cache.limit,
             threads=max(1, usable_cores() // config.nproc),
             folder=folder,
             launcher=os.getpid(),
@@ -85,7 +88,7 @@ def score_share(job: ScoringJob) -> Outcome:
     tokenizer = get_tokenizer(job.tokenizer)
     tokens: Tokens
     if job.dataset:
-        cache = TokenCache(settings().home_path / "cache", settings().cache_bytes)
+        cache = TokenCache(job.cache, job.cache_bytes)
         tokens = TokenStream(open_dataset(job.dataset), job.split, cache)
     else:
         tokens = TextTokens(np.load(job.folder / _TOKENS))

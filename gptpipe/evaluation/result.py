@@ -109,15 +109,6 @@ class Evaluation:
         del found["against"]
         return found if self.against is None else {**found, "against": self.against.as_dict()}
 
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> Evaluation:
-        """From what `as_dict` gave."""
-        known = {key: value for key, value in values.items() if key != "sentence"}
-        known["interval"] = Interval(**known["interval"]) if known["interval"] else None
-        known["tasks"] = [TaskScore(**each) for each in known["tasks"]]
-        known["against"] = Against.of(known["against"]) if known.get("against") else None
-        return cls(**known)
-
 
 @dataclass(frozen=True)
 class Against:
@@ -133,14 +124,6 @@ class Against:
     def as_dict(self) -> dict[str, Any]:
         comparison = {**asdict(self.comparison), "sentence": self.comparison.sentence}
         return {**self.evaluation.as_dict(), "comparison": comparison}
-
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> Against:
-        """From what `as_dict` gave."""
-        evaluation = Evaluation.of({key: value for key, value in values.items() if key != "comparison"})
-        known = {key: value for key, value in values["comparison"].items() if key != "sentence"}
-        interval = Interval(**known["interval"]) if known["interval"] else None
-        return cls(evaluation, Comparison(**{**known, "interval": interval}))
 
 
 @dataclass(frozen=True)

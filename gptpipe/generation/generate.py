@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from gptpipe import storage
@@ -334,10 +335,8 @@ class Samples:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> Samples:
-        """From what `as_dict` gave."""
-        return cls(**{**values, "samples": [Sample(**each) for each in values["samples"]]})
+
+_SAMPLES = TypeAdapter(Samples)
 
 
 def sample_once(weights: str, config: SampleConfig, *, out: str) -> Samples:
@@ -347,7 +346,8 @@ def sample_once(weights: str, config: SampleConfig, *, out: str) -> Samples:
     place = storage.join(storage.normalize(out), f"{identity}.json")
     try:
         # the same weights may lie elsewhere too
-        return replace(Samples.of(storage.read_json(place)), weights=read.url, step=read.step, already_done=True)
+        kept = storage.read_as(place, _SAMPLES)
+        return replace(kept, weights=read.url, step=read.step, already_done=True)
     except FileNotFoundError:
         pass
     made = generate(read, config.prompts, config)

@@ -17,14 +17,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from gptpipe.config.settings import settings
 from gptpipe.errors import UserError
 from gptpipe.launch.attempts import Tries, metrics_before, place_of, records_of, step_of
 from gptpipe.launch.channel import Channel, Invitation, Refused
 from gptpipe.launch.hosts import Hosts
 from gptpipe.launch.job import Job, Outcome
 from gptpipe.launch.members import Member, check_member
-from gptpipe.launch.network import listen, rendezvous_store, route_to
+from gptpipe.launch.network import listen, rendezvous_store
 from gptpipe.launch.torchrun import Cancelled, StopSignals, Watchers
 from gptpipe.wording import counted
 
@@ -116,8 +115,8 @@ class Gang:
         self._signals, self._started = signals, False
         self._joining: list[Member] = []
         self._invitation_token = secrets.token_hex(16)
-        address = settings().gang_address or route_to(settings().prefect_host or "127.0.0.1")
-        door, store_socket = listen(address), listen(address)
+        address = self.hosts.address
+        door, store_socket = (listen(address, self.hosts.ports) for _ in range(2))
         store_port = store_socket.getsockname()[1]
         store = rendezvous_store(address, store_socket)
         self._rendezvous = {"endpoint": f"{address}:{store_port}", "run_id": ""}

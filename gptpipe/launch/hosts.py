@@ -11,7 +11,15 @@ from gptpipe.launch.job import Outcome
 
 
 class Hosts(Protocol):
-    """Who has the machines: Prefect's work pools and limits, in `flows/machines/`."""
+    """Who has the machines: Prefect's work pools and limits, in `flows/machines/`.
+
+    Attributes:
+        address: where the nodes reach their parent, on this machine.
+        ports: those that the parent may take.
+    """
+
+    address: str
+    ports: range
 
     def this_machine(self) -> AbstractContextManager[None]:
         """Hold this machine for a training in place; waits for its turn."""

@@ -41,7 +41,7 @@ class Job(JobFile):
         training: URL of the training's folder, where checkpoints go.
         dataset: URL of the dataset.
         folder: the job's local folder: this file, metrics.jsonl, outcome.json, the ranks' pids.
-        cache: local folder for decoded tokens.
+        cache: local folder for decoded tokens. cache_bytes: what they may take there.
         init: checkpoint whose weights training starts from; empty is random weights.
         resume: checkpoint that training goes on from; empty is from the beginning.
         launcher: process id of the launcher; ranks end when it is gone.
@@ -53,6 +53,7 @@ class Job(JobFile):
     training: str
     dataset: str
     cache: Path
+    cache_bytes: int
     init: str = ""
     resume: str = ""
 

@@ -6,7 +6,6 @@ import socket
 from datetime import timedelta
 from typing import Any
 
-from gptpipe.config.settings import settings
 from gptpipe.errors import UserError
 
 
@@ -21,14 +20,13 @@ def route_to(host: str) -> str:
         return address
 
 
-def listen(address: str) -> socket.socket:
-    """A listening socket on a free port of GPTPIPE_GANG_PORTS.
+def listen(address: str, ports: range) -> socket.socket:
+    """A listening socket on a free one of these ports.
 
     Raises:
         UserError: none is free, or the address is not one of this machine.
     """
-    first, last = settings().gang_port_range
-    for port in range(first, last + 1):
+    for port in ports:
         found = socket.socket()
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -42,7 +40,7 @@ def listen(address: str) -> socket.socket:
             continue
         found.listen(128)
         return found
-    raise UserError("no port is free", where=f"GPTPIPE_GANG_PORTS={first}-{last}", hint="give a wider range")
+    raise UserError("no port is free", where=f"GPTPIPE_GANG_PORTS={ports[0]}-{ports[-1]}", hint="give a wider range")
 
 
 def rendezvous_store(address: str, listening: socket.socket) -> Any:

@@ -6,23 +6,21 @@ import logging
 import os
 import platform
 import socket
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import psutil
-from pydantic import ValidationError
 
+from gptpipe import storage
 from gptpipe.config import digest
-from gptpipe.config.settings import make_home, prepare_environment, settings
+from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import open_dataset
 from gptpipe.errors import UserError
 from gptpipe.launch.channel import Channel, Invitation, Refused
 from gptpipe.launch.job import Job, Outcome
 from gptpipe.launch.torchrun import Cancelled, Rendezvous, StopSignals, Torchrun, Watchers
 from gptpipe.launch.training import check_devices, prepare_folder, prepare_tokens
-from gptpipe.progress import show_on_console
 from gptpipe.version import __version__
 
 log = logging.getLogger(__name__)
@@ -34,20 +32,29 @@ class LinkLost(Exception):
     """The parent is gone or silent: the ranks here were ended, the last committed checkpoint stands."""
 
 
-def join(invitation: Invitation, is_cancelled: Callable[[], bool]) -> Outcome:
+def join(
+    invitation: Invitation,
+    is_cancelled: Callable[[], bool],
+    *,
+    address: str | None = None,
+    cache: TokenCache | None = None,
+) -> Outcome:
     """Take part in one attempt of a training, until it has ended.
 
     Args:
         is_cancelled: whether a SIGTERM means cancel (do not save) rather than preemption of this host (save).
+
+        address: where other nodes reach this one; by default the one on the route to the parent.
+        cache: where decoded tokens are; by default this machine's.
 
     Raises:
         UserError: this machine cannot take part; the parent has been told.
         Cancelled: the parent, or whoever cancelled this node, wants all ended without saving.
         LinkLost: the parent has not been heard of for five seconds.
     """
-    channel = _connect(invitation)
+    channel = _connect(invitation, address)
     try:
-        return _Node(channel, invitation, is_cancelled).run()
+        return _Node(channel, is_cancelled, cache or TokenCache()).run()
     except UserError as error:
         channel.send({"outcome": _as_outcome(error).model_dump(mode="json")})
         raise
@@ -88,7 +95,7 @@ def interface_of(address: str) -> str:
     )
 
 
-def _connect(invitation: Invitation) -> Channel:
+def _connect(invitation: Invitation, address: str | None) -> Channel:
     where = f"{invitation.host}:{invitation.port}"
     try:
         connection = socket.create_connection((invitation.host, invitation.port), _CONNECT_SECONDS)
@@ -101,7 +108,7 @@ def _connect(invitation: Invitation) -> Channel:
         ) from None
     channel = Channel(connection)
     about = about_this_node()
-    about["address"] = settings().node_address or channel.address
+    about["address"] = address or channel.address
     about["interface"] = interface_of(about["address"])
     about["clock"] = time.time()
     try:
@@ -122,8 +129,8 @@ def _as_outcome(error: UserError) -> Outcome:
 
 
 class _Node:
-    def __init__(self, channel: Channel, invitation: Invitation, is_cancelled: Callable[[], bool]) -> None:
-        self.channel, self.invitation, self.is_cancelled = channel, invitation, is_cancelled
+    def __init__(self, channel: Channel, is_cancelled: Callable[[], bool], cache: TokenCache) -> None:
+        self.channel, self.is_cancelled, self.cache = channel, is_cancelled, cache
         self._room, self._filled, self._left_out = float(_LINES_A_SECOND), time.monotonic(), 0
 
     def run(self) -> Outcome:
@@ -142,12 +149,12 @@ class _Node:
 
     def _prepared(self, job: Job) -> Job:
         """The parent's job with this machine's folders, its dataset decoded here."""
-        home = settings().home_path
-        folder = home / "jobs" / f"{job.id[:12]}-{digest([job.training, os.getpid()])[:12]}"
-        here = job.model_copy(update={"folder": folder, "cache": home / "cache", "launcher": os.getpid()})
+        folder = storage.jobs_home() / f"{job.id[:12]}-{digest([job.training, os.getpid()])[:12]}"
+        cache = {"cache": self.cache.home, "cache_bytes": self.cache.limit}
+        here = job.model_copy(update={"folder": folder, "launcher": os.getpid(), **cache})
         check_devices(here.train)
         dataset = open_dataset(here.dataset)
-        prepare_tokens(here.model, here.train, dataset, here.cache)
+        prepare_tokens(here.model, here.train, dataset, self.cache)
         prepare_folder(here)
         return here
 
@@ -203,18 +210,3 @@ class _Node:
 
     def _metrics(self, lines: list[dict[str, Any]]) -> None:
         self.channel.send({"metrics": lines})
-
-
-def main(invitation: str) -> int:
-    """`python -m gptpipe.node INVITATION`: a node that nothing but the parent starts, stops and follows."""
-    prepare_environment()
-    show_on_console(settings().log_level)
-    try:
-        make_home()
-        join(Invitation.model_validate_json(invitation), is_cancelled=lambda: False)
-    except Cancelled as stopped:
-        log.info("ended: %s", stopped)
-    except (LinkLost, UserError, ValidationError) as error:
-        print(f"gptpipe.node: {error}", file=sys.stderr)
-        return 1 if isinstance(error, LinkLost) else 2
-    return 0

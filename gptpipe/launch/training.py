@@ -8,12 +8,10 @@ import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from gptpipe import storage
 from gptpipe.config import ModelConfig, TrainConfig, digest
-from gptpipe.config.settings import settings
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import Dataset, open_dataset
 from gptpipe.dataset.loader import SampleOrder, check_ranks
@@ -74,6 +72,7 @@ def train(
     init: str = "",
     resume: bool = True,
     force: bool = False,
+    cache: TokenCache | None = None,
     watchers: Watchers | None = None,
     hosts: Hosts | None = None,
 ) -> TrainResult:
@@ -84,6 +83,7 @@ def train(
         init: checkpoint whose weights to start from; empty is random weights.
         resume: False starts from the beginning if there is an unfinished training.
         force: make a new attempt, `<out>/<id>-2/` and so on, even if this one is finished.
+        cache: where decoded tokens are; by default this machine's.
         hosts: who reserves this machine, and starts other ones where `config.nodes` wants several.
 
     Raises:
@@ -92,7 +92,7 @@ def train(
         Cancelled: stopped without saving.
         TrainingFailed: a rank failed.
     """
-    watchers = watchers or Watchers()
+    watchers, cache = watchers or Watchers(), cache or TokenCache()
     dataset = open_dataset(data)
     check_fits(model, config, dataset)
     start = check_start(init, model, dataset) if init else ""
@@ -109,7 +109,7 @@ def train(
         )
     if config.nodes == 1:
         check_devices(config)
-        prepare_tokens(model, config, dataset, settings().home_path / "cache")
+        prepare_tokens(model, config, dataset, cache)
     with Lease(training):
         if not resume:
             for name in storage.list_folders(training):
@@ -123,9 +123,10 @@ def train(
                 train=config,
                 training=training,
                 dataset=dataset.url,
-                cache=settings().home_path / "cache",
+                cache=cache.home,
+                cache_bytes=cache.limit,
                 init=init,
-                folder=settings().home_path / "jobs" / f"{identity[:12]}-{digest(training)[:12]}",
+                folder=storage.jobs_home() / f"{identity[:12]}-{digest(training)[:12]}",
                 resume=newest.url if newest else "",
                 launcher=os.getpid(),
             )
@@ -252,24 +253,22 @@ def check_devices(config: TrainConfig) -> None:
             )
 
 
-def prepare_tokens(model: ModelConfig, config: TrainConfig, dataset: Dataset, cache: Path) -> None:
+def prepare_tokens(model: ModelConfig, config: TrainConfig, dataset: Dataset, cache: TokenCache) -> None:
     """Decode the dataset into the local cache, unless it is shuffled in two levels and decoded on the way.
 
     Raises:
         UserError: a split is shorter than one window, does not fit into the cache, or has no such corpus.
     """
-    limit = settings().cache_bytes
-    tokens = TokenCache(cache, limit)
     if dataset.total("shards", "validation"):
-        TokenStream(dataset, "validation", tokens).prepare()
-    stream = TokenStream(dataset, "train", tokens)
+        TokenStream(dataset, "validation", cache).prepare()
+    stream = TokenStream(dataset, "train", cache)
     if config.shuffle == "global":
         stream.prepare()
     # a pool is read while the next is fetched, and a block lies in up to two row groups
-    elif (wanted := 4 * config.shuffle_blocks * ROW_GROUP_TOKENS * stream.dtype.itemsize) > limit:
+    elif (wanted := 4 * config.shuffle_blocks * ROW_GROUP_TOKENS * stream.dtype.itemsize) > cache.limit:
         raise UserError(
             f"two pools of {config.shuffle_blocks} blocks want {wanted / 1e9:.1f} GB of cache, "
-            f"there are {limit / 1e9:.1f}",
+            f"there are {cache.limit / 1e9:.1f}",
             where="train.shuffle_blocks",
             hint="lower it, or raise GPTPIPE_CACHE_GIGABYTES",
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 from gptpipe.config import EvaluateConfig, PipelineConfig, SampleConfig
-from gptpipe.config.settings import settings
 from gptpipe.corpus.sources import list_sources
 from gptpipe.dataset.dataset import open_dataset
 from gptpipe.errors import UserError
@@ -14,25 +13,29 @@ from gptpipe.export.folder import check_place
 from gptpipe.launch.training import check_vocab_size
 from gptpipe.storage import check_writable, normalize
 from gptpipe.tokenizer import get_tokenizer
+from gptpipe.tracking.client import Tracking
 from gptpipe.tracking.registry import check_tracking, resolve_weights
 from gptpipe.weights.find import read_weights
 from gptpipe.wording import is_unicode
 
 
-def check_pipeline(config: PipelineConfig) -> None:
+def check_pipeline(config: PipelineConfig, store: str, tracking: Tracking) -> None:
     """Find out, in seconds, what would end the pipeline after hours. A process looks once at the same configuration.
+
+    Args:
+        store: folder or URL for everything that is made.
 
     Raises:
         UserError: a text, a place, weights, a dataset or a setting with which a later stage cannot work.
     """
-    _check(config.model_dump_json())
+    _check(config.model_dump_json(), store, tracking)
 
 
 @lru_cache(maxsize=1)
-def _check(values: str) -> None:
+def _check(values: str, store: str, tracking: Tracking) -> None:
     config = PipelineConfig.model_validate_json(values)
     list_sources(config.data, quiet=True)
-    check_writable(normalize(settings().storage_url))
+    check_writable(normalize(store))
     check_evaluation(config.evaluate, config)
     check_prompts(config.sample)
     tokenizer = get_tokenizer(config.data.tokenizer)
@@ -40,9 +43,9 @@ def _check(values: str) -> None:
         check_vocab_size(config.model, tokenizer.vocab_size, tokenizer.name)
     if config.export:
         check_place(config.export, replace=True)
-    check_tracking(config)
+    check_tracking(config, tracking, store)
     if config.init != "scratch" and not config.init.startswith("hf:"):
-        read_weights(resolve_weights(config.init, config))
+        read_weights(resolve_weights(config.init, tracking, config))
 
 
 def check_evaluation(config: EvaluateConfig, pipeline: PipelineConfig) -> None:

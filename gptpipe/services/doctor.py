@@ -11,13 +11,13 @@ from pathlib import Path
 import psutil
 
 from gptpipe import storage
-from gptpipe.config.settings import settings
+from gptpipe.config.settings import Settings
 from gptpipe.cores import usable_cores
 from gptpipe.errors import UserError
 from gptpipe.launch.clocks import check_clock
 from gptpipe.services.clients import the_mlflow_server, the_prefect_server
 from gptpipe.services.stack import Stack
-from gptpipe.tracking.client import connect, experiment_id
+from gptpipe.tracking.client import Tracking
 from gptpipe.version import __version__
 from gptpipe.wording import counted
 
@@ -35,15 +35,15 @@ class Check:
     hint: str = ""
 
 
-def examine() -> list[Check]:
-    """All checks; none raises."""
+def examine(settings: Settings) -> list[Check]:
+    """All checks of what the settings name; none raises."""
     return [
         _versions(),
-        _machine(),
+        _machine(settings.home_path),
         _device(),
         _tokenizer(),
-        _storage(),
-        _tracking(),
+        _storage(settings.storage_url),
+        _tracking(Tracking.of(settings)),
         _prefect(),
         _schedules(),
         _stack(),
@@ -62,9 +62,8 @@ def _versions() -> Check:
     return Check("versions", not missing, ", ".join(found), hint)
 
 
-def _machine() -> Check:
+def _machine(home: Path) -> Check:
     memory = psutil.virtual_memory()
-    home = settings().home_path
     place = next(p for p in (home, *home.parents) if p.exists())
     free = psutil.disk_usage(str(place)).free / 1e9
     sizes = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB memory free, {free:.0f} GB disk free"
@@ -96,8 +95,7 @@ def _tokenizer() -> Check:
         return Check("tokenizer", False, error.message, error.hint)
 
 
-def _storage() -> Check:
-    url = settings().storage_url
+def _storage(url: str) -> Check:
     try:
         storage.check_writable(url)
         return Check("storage", True, f"{url} can be written and read")
@@ -105,26 +103,28 @@ def _storage() -> Check:
         return Check("storage", False, f"{url}: {error.message}", error.hint)
 
 
-def _tracking() -> Check:
-    uri = settings().tracking_uri
-    if not uri.startswith("http"):
+def _tracking(tracking: Tracking) -> Check:
+    uri = tracking.uri
+    if not tracking.is_server:
         if not Path(uri.removeprefix("sqlite:///")).exists():
             return Check("tracking", True, f"{uri} (made at the first run)")
-        return _experiment(uri) or Check("tracking", True, uri)
+        return _experiment(tracking) or Check("tracking", True, uri)
     try:
         running = str(the_mlflow_server(uri).ask("version")).strip()
         the_mlflow_server(uri).ask("api/2.0/mlflow/registered-models/search?max_results=1")
     except UserError as error:
         return Check("tracking", False, str(error), "start the MLflow server or set GPTPIPE_MLFLOW_URI")
-    return _experiment(uri) or Check("tracking", True, f"MLflow {running} at {uri} answers and lets this machine in")
+    return _experiment(tracking) or Check(
+        "tracking", True, f"MLflow {running} at {uri} answers and lets this machine in"
+    )
 
 
-def _experiment(uri: str) -> Check | None:
+def _experiment(tracking: Tracking) -> Check | None:
     """What is wrong with the experiment that runs go to."""
     try:
-        experiment_id(connect())
+        tracking.experiment_id(tracking.connect())
     except UserError as error:
-        return Check("tracking", False, f"{uri}: {error}")
+        return Check("tracking", False, f"{tracking.uri}: {error}")
     return None
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from gptpipe.config.settings import settings
+from gptpipe.config.settings import Settings
 from gptpipe.errors import UserError
 from gptpipe.launch.clocks import check_clock
 from gptpipe.launch.torchrun import StopSignals, send_signal
@@ -29,10 +29,11 @@ log = logging.getLogger(__name__)
 _POLL = 0.2
 
 
-def check(pool: str, *, wants_gpu: bool, make_pool: Callable[[], None] = lambda: None) -> None:
+def check(pool: str, store: str, *, wants_gpu: bool, make_pool: Callable[[], None] = lambda: None) -> None:
     """What would only come out in the middle of a run.
 
     Args:
+        store: folder or URL for everything that is made.
         make_pool: makes the pool where it is made by its first worker.
 
     Raises:
@@ -54,7 +55,7 @@ def check(pool: str, *, wants_gpu: bool, make_pool: Callable[[], None] = lambda:
         )
     make_pool()
     the_prefect_server().ask(f"work_pools/{pool}", absent=(f"no work pool {pool}", to_deploy))
-    check_writable(normalize(settings().storage_url))
+    check_writable(normalize(store))
     if wants_gpu:
         import torch
 
@@ -64,7 +65,7 @@ def check(pool: str, *, wants_gpu: bool, make_pool: Callable[[], None] = lambda:
             )
 
 
-def work(command: list[str]) -> int:
+def work(command: list[str], settings: Settings) -> int:
     """Run the worker until it is asked to stop; then have its runs save what they have, and end with them.
 
     Prefect's worker kills its runs when it is asked to stop. So the first signal has the worker take no more runs, has
@@ -72,13 +73,12 @@ def work(command: list[str]) -> int:
 
     Args:
         command: starts a worker that takes no more runs from SIGUSR1 on.
+        settings: what its runs get, which work in other folders where no `.env` lies.
 
     Returns:
         The worker's exit code.
     """
-    here = settings()
-    # its runs work in other folders, where no .env lies
-    environment = {**os.environ, **here.as_environment(), "GPTPIPE_HOME": str(here.home_path)}
+    environment = {**os.environ, **settings.as_environment(), "GPTPIPE_HOME": str(settings.home_path)}
     environment.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # by which a run whose machine is gone is found
     signals = StopSignals()
     with signals.caught():

@@ -6,6 +6,12 @@ May import: config and what is below it.
 from gptpipe.storage.faults import (
     explained,
 )
+from gptpipe.storage.home import (
+    cache_home,
+    home,
+    jobs_home,
+    scratch_home,
+)
 from gptpipe.storage.listing import (
     Entry,
     entry_of,
@@ -24,6 +30,7 @@ from gptpipe.storage.objects import (
     open_read,
     open_write,
     put_file,
+    read_as,
     read_bytes,
     read_json,
     remove,
@@ -39,7 +46,6 @@ from gptpipe.storage.temporary import (
     atomic_file,
     new_file,
     scratch_folder,
-    scratch_home,
     sweep_temporaries,
 )
 from gptpipe.storage.urls import (
@@ -58,6 +64,7 @@ __all__ = [
     "Entry",
     "as_uri",
     "atomic_file",
+    "cache_home",
     "check_whole",
     "check_writable",
     "copy",
@@ -67,9 +74,11 @@ __all__ = [
     "exists",
     "explained",
     "filesystem",
+    "home",
     "is_local",
     "is_local_file",
     "is_local_folder",
+    "jobs_home",
     "join",
     "lacks_bucket",
     "list_files",
@@ -83,6 +92,7 @@ __all__ = [
     "open_write",
     "parent",
     "put_file",
+    "read_as",
     "read_bytes",
     "read_json",
     "remove",

@@ -14,7 +14,6 @@ from typing import IO, Any
 
 from gptpipe import storage
 from gptpipe.config import digest
-from gptpipe.config.settings import settings
 from gptpipe.errors import UserError
 
 log = logging.getLogger("gptpipe.progress")
@@ -43,7 +42,7 @@ def local_copy(url: str, sha256: str = "", hint: str = "fetch or write it again"
     elif url.startswith(("https://", "http://")):
         yield _downloaded(url, sha256, hint)
     else:
-        cache = settings().home_path / "cache"
+        cache = storage.cache_home()
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=cache, prefix=".fetch-") as file:
             state = hashlib.sha256()
@@ -57,7 +56,7 @@ def local_copy(url: str, sha256: str = "", hint: str = "fetch or write it again"
 def _downloaded(url: str, sha256: str, hint: str) -> Path:
     """A file of the cache, fetched by one process while others wait for it."""
     found = storage.describe(url)
-    folder = settings().home_path / "cache" / "downloads" / digest([url, found.version, found.size])[:32]
+    folder = storage.cache_home() / "downloads" / digest([url, found.version, found.size])[:32]
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / url.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
     with (folder / ".lock").open("w") as lock:

@@ -11,7 +11,9 @@ import secrets
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from gptpipe.errors import UserError
 from gptpipe.storage.faults import explained
@@ -20,6 +22,8 @@ from gptpipe.storage.local import Local
 from gptpipe.storage.remote import Remote, filesystem
 from gptpipe.storage.temporary import is_temporary
 from gptpipe.storage.urls import is_local, join, normalize
+
+T = TypeVar("T")
 
 
 class Store(Protocol):
@@ -94,6 +98,16 @@ def read_json(url: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError("not a JSON object", where=url, hint=hint)
     return found
+
+
+def read_as(url: str, kind: TypeAdapter[T]) -> T:
+    """A file of one JSON object, as a dataclass or model; a UserError when it holds anything else."""
+    try:
+        return kind.validate_python(read_json(url))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where}: {first['msg']}", where=url, hint="the file is damaged; remove it") from None
 
 
 def write_bytes(url: str, data: bytes) -> None:

@@ -10,7 +10,6 @@ from typing import IO, Any, cast
 
 import fsspec
 
-from gptpipe.config.settings import settings
 from gptpipe.errors import UserError
 from gptpipe.extras import install_hint
 from gptpipe.storage.listing import Entry
@@ -25,12 +24,12 @@ def filesystem(url: str) -> tuple[Any, str]:
     protocol = url.split("://", 1)[0]
     options: dict[str, Any] = {}
     if protocol in ("s3", "s3a"):
-        here = settings()
+        # the client finds these in the environment too, but fsspec would not see that they have changed
         options = {
-            "key": here.s3_access_key or None,
-            "secret": here.s3_secret_key.get_secret_value() if here.s3_secret_key else None,
-            "endpoint_url": here.s3_endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or None,
-            "client_kwargs": {"region_name": here.s3_region} if here.s3_region else {},
+            "key": os.environ.get("AWS_ACCESS_KEY_ID") or None,
+            "secret": os.environ.get("AWS_SECRET_ACCESS_KEY") or None,
+            "token": os.environ.get("AWS_SESSION_TOKEN") or None,
+            "endpoint_url": os.environ.get("AWS_ENDPOINT_URL_S3") or None,
             "config_kwargs": {
                 "connect_timeout": 10,
                 "read_timeout": 60,

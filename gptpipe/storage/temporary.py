@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from gptpipe.config.settings import settings
 from gptpipe.storage.faults import explained
+from gptpipe.storage.home import scratch_home
 from gptpipe.storage.urls import is_local, local_path
 
 _TEMPORARY = re.compile(r"^\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}-")
@@ -74,11 +74,6 @@ def scratch_folder(url: str) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def scratch_home() -> Path:
-    """Where files wait that are on their way to an object store."""
-    return settings().home_path / "scratch"
 
 
 def _flush_folder(folder: Path) -> None:

@@ -22,22 +22,12 @@ from typing import TYPE_CHECKING, Any
 from gptpipe import storage
 from gptpipe.config import PipelineConfig, flatten
 from gptpipe.config.names import texts, training_name
-from gptpipe.config.settings import settings
 from gptpipe.corpus.sources import corpus_names
 from gptpipe.dataset.dataset import Dataset
 from gptpipe.dataset.rows import SPLITS
 from gptpipe.launch.job import METRICS
 from gptpipe.model.gpt import empty_model
-from gptpipe.tracking.client import (
-    TRAINING_TAG,
-    RunLink,
-    connect,
-    experiment_id,
-    find_run,
-    first_line,
-    in_a_line,
-    is_away,
-)
+from gptpipe.tracking.client import TRAINING_TAG, RunLink, Tracking, first_line, is_away
 from gptpipe.version import __version__
 
 if TYPE_CHECKING:
@@ -63,11 +53,13 @@ class TrainingTracker:
 
     def __init__(
         self,
+        tracking: Tracking,
         config: PipelineConfig,
         dataset: Dataset,
         tags: dict[str, str],
         on_link: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._tracking = tracking
         self._config, self._dataset, self._tags, self._on_link = config, dataset, tags, on_link
         self._lines: list[dict[str, Any]] = []
         self._lock = threading.Lock()
@@ -117,15 +109,15 @@ class TrainingTracker:
         if self._error is not None:
             raise self._error
         if self._thread.is_alive() or self._run is None or self._client is None:
-            log.warning("MLflow at %s does not answer: the metrics are kept in %s", settings().tracking_uri, METRICS)
+            log.warning("MLflow at %s does not answer: the metrics are kept in %s", self._tracking.uri, METRICS)
             return None
         try:
             self._client.set_terminated(self._run.info.run_id, status=status)
         except Exception as error:
             if not is_away(error):
-                raise in_a_line(error) from None
+                raise self._tracking.refusal(error) from None
             log.warning("MLflow did not take the run's end (%s)", first_line(error))
-        return RunLink(self._run.info.run_id, self._run.info.experiment_id)
+        return RunLink(self._tracking, self._run.info.run_id, self._run.info.experiment_id)
 
     def _work(self) -> None:
         while True:
@@ -138,7 +130,7 @@ class TrainingTracker:
                     return
             except Exception as error:
                 if not is_away(error):
-                    self._error = in_a_line(error)
+                    self._error = self._tracking.refusal(error)
                     log.warning("the training is not tracked: %s", first_line(self._error))
                     return
                 if not self._warned:  # a server that is away must not end a training
@@ -152,15 +144,15 @@ class TrainingTracker:
             self._wake.clear()
 
     def _open(self) -> None:
-        self._client = self._client or connect()
-        self._run = find_run(self._client, self._training)
+        self._client = self._client or self._tracking.connect()
+        self._run = self._tracking.find_run(self._client, self._training)
         if self._run is None:
             self._run = self._client.create_run(
-                experiment_id(self._client), run_name=self._name(), tags={TRAINING_TAG: self._training}
+                self._tracking.experiment_id(self._client), run_name=self._name(), tags={TRAINING_TAG: self._training}
             )
         run_id = self._run.info.run_id
         self._client.update_run(run_id, status="RUNNING")
-        self._on_link(RunLink(run_id, self._run.info.experiment_id).url)
+        self._on_link(RunLink(self._tracking, run_id, self._run.info.experiment_id).url)
         self._log_facts(self._client, self._run)
         history = self._client.get_metric_history(run_id, "train/loss")
         self._logged_step = max((point.step for point in history), default=-1)

@@ -9,21 +9,12 @@ from urllib.parse import unquote, urlsplit
 
 from gptpipe import storage
 from gptpipe.config import PipelineConfig
-from gptpipe.config.settings import settings
+from gptpipe.dataset.cache import TokenCache
 from gptpipe.errors import UserError
 from gptpipe.evaluation.once import evaluate_against
 from gptpipe.evaluation.result import Evaluation
 from gptpipe.launch.training import TrainResult
-from gptpipe.tracking.client import (
-    RunLink,
-    connect,
-    experiment_id,
-    first_line,
-    in_a_line,
-    is_away,
-    reaching_mlflow,
-    web_address,
-)
+from gptpipe.tracking.client import RunLink, Tracking, first_line, is_away
 from gptpipe.tracking.promote import ALREADY, NO_CHAMPION, Decision, decide, not_comparable
 
 if TYPE_CHECKING:
@@ -36,27 +27,29 @@ DECISION_TAG = "gptpipe.decision"  # of a version
 MODELS = "models:/"
 
 
-def check_tracking(config: PipelineConfig) -> None:
+def check_tracking(config: PipelineConfig, tracking: Tracking, store: str) -> None:
     """Look, before a training, whether it can be tracked and its model registered.
+
+    Args:
+        store: folder or URL where checkpoints will be.
 
     Raises:
         UserError: MLflow would refuse it. A server that cannot be reached now is waited for later.
     """
-    _check_registry(config)
+    _check_registry(config, tracking, store)
     try:
-        experiment_id(connect())
+        tracking.experiment_id(tracking.connect())
     except Exception as error:
         if not is_away(error):
-            raise in_a_line(error) from None
-        log.warning("MLflow at %s cannot be reached yet (%s)", settings().tracking_uri, first_line(error))
+            raise tracking.refusal(error) from None
+        log.warning("MLflow at %s cannot be reached yet (%s)", tracking.uri, first_line(error))
 
 
-def _check_registry(config: PipelineConfig) -> None:
-    here = settings()
-    if config.promote.register_model and here.tracking_uri.startswith("http") and storage.is_local(here.storage_url):
+def _check_registry(config: PipelineConfig, tracking: Tracking, store: str) -> None:
+    if config.promote.register_model and tracking.is_server and storage.is_local(store):
         raise UserError(
             "a tracking server registers no model from a local folder",
-            where=f"GPTPIPE_STORAGE={here.storage_url}",
+            where=f"GPTPIPE_STORAGE={store}",
             hint="set GPTPIPE_STORAGE to an s3:// URL, or promote.register_model=false",
         )
 
@@ -65,6 +58,7 @@ def _check_registry(config: PipelineConfig) -> None:
 class Registered:
     """A model's version in the registry, and whether it became champion."""
 
+    tracking: Tracking
     name: str
     version: str
     decision: Decision
@@ -76,22 +70,28 @@ class Registered:
     @property
     def url(self) -> str:
         """Its page in MLflow's registry."""
-        return f"{web_address()}/#/models/{self.name}/versions/{self.version}"
+        return f"{self.tracking.pages}/#/models/{self.name}/versions/{self.version}"
 
 
 def register(
-    config: PipelineConfig, link: RunLink, result: TrainResult, evaluation: Evaluation, *, out: str
+    config: PipelineConfig,
+    link: RunLink,
+    result: TrainResult,
+    evaluation: Evaluation,
+    *,
+    out: str,
+    cache: TokenCache | None = None,
 ) -> Registered:
     """Register the checkpoint as a model version, once, and move the alias to it if it is surely better.
 
     The champion is scored again on the text that this model was scored on: last month's number was of another text.
 
     Args:
-        out: folder where evaluations are kept.
+        out: folder where evaluations are kept. cache: where decoded tokens are.
     """
     promote = config.promote
-    with reaching_mlflow():
-        client = connect()
+    tracking = link.tracking
+    with tracking.reached() as client:
         source = storage.as_uri(result.best_checkpoint)
         _make_registered_model(client, promote.model_name)
         versions = client.search_model_versions(f"run_id = '{link.run_id}'")
@@ -106,22 +106,24 @@ def register(
             )
         champion = _champion(client, promote.model_name, promote.alias)
     if champion is not None and champion.version == version.version:
-        return Registered(promote.model_name, str(version.version), ALREADY)
-    decision = NO_CHAMPION if champion is None else _against(champion, config, result, out)
-    with reaching_mlflow():
+        return Registered(tracking, promote.model_name, str(version.version), ALREADY)
+    decision = NO_CHAMPION if champion is None else _against(champion, config, result, out, cache)
+    with tracking.reached() as client:
         if decision.promote:
             client.set_registered_model_alias(promote.model_name, promote.alias, version.version)
         client.set_model_version_tag(promote.model_name, version.version, DECISION_TAG, decision.reason)
-    return Registered(promote.model_name, str(version.version), decision)
+    return Registered(tracking, promote.model_name, str(version.version), decision)
 
 
-def _against(champion: Any, config: PipelineConfig, result: TrainResult, out: str) -> Decision:
+def _against(
+    champion: Any, config: PipelineConfig, result: TrainResult, out: str, cache: TokenCache | None
+) -> Decision:
     """The decision between the champion and a new model, on the text that the new one was scored on."""
     data = config.evaluate.data or result.dataset
     log.info("register: version %s, the %s, is scored on the same text", champion.version, config.promote.alias)
     try:
         found = evaluate_against(
-            result.best_checkpoint, _location(champion.source), data=data, config=config.evaluate, out=out
+            result.best_checkpoint, _location(champion.source), data=data, config=config.evaluate, out=out, cache=cache
         )
     except UserError as error:
         return not_comparable(f"version {champion.version}, the champion, could not be scored on this text: {error}")
@@ -163,8 +165,11 @@ def _location(source: Any) -> str:
     return unquote(urlsplit(text).path) if text.startswith("file:") else text
 
 
-def resolve_weights(weights: str, config: PipelineConfig | None = None) -> str:
+def resolve_weights(weights: str, tracking: Tracking, config: PipelineConfig | None = None) -> str:
     """`models:/NAME@ALIAS`, `models:/NAME/VERSION` and `champion` as the checkpoint's URL; others as they are.
+
+    Args:
+        config: whose model's champion is meant; by default the usual one's.
 
     Raises:
         UserError: no such model, version or alias.
@@ -179,10 +184,10 @@ def resolve_weights(weights: str, config: PipelineConfig | None = None) -> str:
     name, slash, number = weights.removeprefix(MODELS).partition("/")  # no name holds one, but it may hold @
     try:
         if slash:
-            version = connect().get_model_version(name, number)
+            version = tracking.connect().get_model_version(name, number)
         else:
             name, _, alias = name.rpartition("@")
-            version = connect().get_model_version_by_alias(name, alias)
+            version = tracking.connect().get_model_version_by_alias(name, alias)
     except MlflowException as error:
         raise UserError(
             error.message, where=weights, hint="give models:/NAME@ALIAS or models:/NAME/VERSION of a registered model"

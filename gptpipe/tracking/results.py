@@ -10,7 +10,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gptpipe import storage
 from gptpipe.config import PipelineConfig
@@ -20,16 +20,12 @@ from gptpipe.generation.degenerate import degenerate_share, fault_of
 from gptpipe.generation.generate import Samples
 from gptpipe.launch.job import METRICS
 from gptpipe.launch.training import TrainResult
-from gptpipe.tracking.client import RunLink, connect, reaching_mlflow
+from gptpipe.tracking.client import RunLink
 from gptpipe.tracking.follow import PARAMETERS_TAG
 from gptpipe.tracking.plots import loss_curve
 from gptpipe.tracking.promote import ALREADY
 from gptpipe.tracking.registry import DECISION_TAG, Registered
 from gptpipe.tracking.summary import training_summary
-
-if TYPE_CHECKING:
-    pass
-
 
 EVALUATION_PAGE = "evaluation.html"
 # MLflow's charts and tables are in the order of the alphabet, by group: what decides comes first
@@ -87,8 +83,7 @@ def log_results(
     if (degenerate := degenerate_share(best.samples)) is not None:
         values["samples/degenerate"] = degenerate
     now = int(time.time() * 1000)
-    with reaching_mlflow(), tempfile.TemporaryDirectory(prefix="gptpipe-") as folder:
-        client = connect()
+    with link.tracking.reached() as client, tempfile.TemporaryDirectory(prefix="gptpipe-") as folder:
         run = client.get_run(link.run_id)
         new = {key: value for key, value in values.items() if run.data.metrics.get(key) != value}
         client.log_batch(
@@ -136,8 +131,7 @@ def describe(
         "the loss in the text, token by token": link.artifact_url(EVALUATION_PAGE),
         "all runs side by side": link.compare_url,
     }
-    with reaching_mlflow():
-        client = connect()
+    with link.tracking.reached() as client:
         tags = client.get_run(link.run_id).data.tags
         if registered and decision == ALREADY:
             if DESCRIPTION in tags:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gptpipe.config import PipelineConfig
+from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import open_dataset
 from gptpipe.errors import Preempted
 from gptpipe.launch.hosts import Hosts
@@ -15,22 +16,21 @@ from gptpipe.launch.job import Job
 from gptpipe.launch.torchrun import Cancelled, Watchers
 from gptpipe.launch.training import TrainResult, train
 from gptpipe.progress import Progress
-from gptpipe.tracking.client import RunLink
+from gptpipe.tracking.client import RunLink, Tracking
 from gptpipe.tracking.follow import TrainingTracker
 from gptpipe.tracking.results import read_metrics
-
-if TYPE_CHECKING:
-    pass
 
 
 def train_and_track(
     config: PipelineConfig,
+    tracking: Tracking,
     *,
     data: str,
     out: str,
     init: str = "",
     resume: bool = True,
     tags: dict[str, str] | None = None,
+    cache: TokenCache | None = None,
     watchers: Watchers | None = None,
     hosts: Hosts | None = None,
     on_link: Callable[[str], None] = lambda _: None,
@@ -40,7 +40,7 @@ def train_and_track(
     Args:
         on_link: called, from a thread of the tracker's own, with the address of the run's page once there is one.
     """
-    tracker = TrainingTracker(config, open_dataset(data), tags or {}, on_link)
+    tracker = TrainingTracker(tracking, config, open_dataset(data), tags or {}, on_link)
     steps_tokens = config.train.batch_size * config.model.context_length
     progress = Progress(config.train.steps, steps_tokens)
     given = watchers or Watchers()
@@ -65,6 +65,7 @@ def train_and_track(
             init=init,
             resume=resume,
             force=config.force,
+            cache=cache,
             watchers=following,
             hosts=hosts,
         )

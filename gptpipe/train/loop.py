@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from gptpipe import storage
-from gptpipe.config.settings import settings
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import open_dataset
 from gptpipe.dataset.loader import TrainLoader, evaluation_batches
@@ -76,7 +75,7 @@ class _Training:
         dataset = open_dataset(job.dataset)
         self.tokenizer: Tokenizer = dataset.load_tokenizer()
         self.byte_lengths = torch.from_numpy(self.tokenizer.byte_lengths)
-        cache = TokenCache(job.cache, settings().cache_bytes)
+        cache = TokenCache(job.cache, job.cache_bytes)
         held_out = bool(dataset.total("shards", "validation"))
         self.training = TokenStream(dataset, "train", cache)
         self.validation = TokenStream(dataset, "validation", cache) if held_out else None

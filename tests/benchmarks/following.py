@@ -77,17 +77,22 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
         result = train(config.model, config.train, data=options.data, out=options.out).as_dict()
     elif options.variant == "mlflow":
+        from gptpipe.config.settings import settings
+        from gptpipe.tracking.client import Tracking
         from gptpipe.tracking.training import train_and_track
 
-        made, link = train_and_track(config, data=options.data, out=options.out)
+        made, link = train_and_track(config, Tracking.of(settings()), data=options.data, out=options.out)
         assert link is not None, "MLflow did not answer"
         result = made.as_dict()
     else:
+        from flows import begin
         from flows.train import TrainParameters
         from flows.train import train as train_flow
 
-        result = train_flow(TrainParameters(data=options.data, config=config, storage=options.out))
-        assert result["run_id"], "MLflow did not answer"
+        begin()
+        made, link = train_flow(TrainParameters(data=options.data, config=config, storage=options.out))
+        assert link is not None, "MLflow did not answer"
+        result = made.as_dict()
     return {"tokens_per_second": result["tokens_per_second"]}
 
 

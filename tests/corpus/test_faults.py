@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gptpipe.config.settings import reload_settings
 from gptpipe.corpus.build import tokenize
 from gptpipe.corpus.engine import Processes
 from gptpipe.dataset.dataset import open_dataset
@@ -37,6 +36,7 @@ from tests.fixtures.corpora import (
     some_text,
     write,
 )
+from tests.fixtures.environment import begin_again
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_object_storage_without_credentials_is_told(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("GPTPIPE_S3_ENDPOINT", "http://127.0.0.1:9")
-    reload_settings()
+    begin_again()
     folder = write(tmp_path / "corpus", {"a.txt": some_text(1)})
     url = "s3://no-such-bucket/texts"
     with pytest.raises(UserError, match="no S3 credentials") as caught:

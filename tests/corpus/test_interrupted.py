@@ -19,10 +19,10 @@ import psutil
 import pytest
 
 from gptpipe import storage
-from gptpipe.config.settings import reload_settings
 from gptpipe.errors import UserError
 from tests.fixtures.corpora import build, contents, remote_contents, some_text
 from tests.fixtures.datasets import serving
+from tests.fixtures.environment import begin_again
 
 # A build in a process of its own, with workers; says when it begins and what it came to.
 BUILD = """
@@ -354,7 +354,7 @@ def test_a_store_that_only_refuses_is_told_in_one_line_and_in_time(
         monkeypatch.setenv("GPTPIPE_S3_ENDPOINT", endpoint)
         monkeypatch.setenv("GPTPIPE_S3_ACCESS_KEY", "key")
         monkeypatch.setenv("GPTPIPE_S3_SECRET_KEY", "secret")
-        reload_settings()
+        begin_again()
         began = time.monotonic()
         with pytest.raises(UserError) as caught:
             build(tmp_path / "out", url) if place == "corpus" else build(url, tmp_path / "corpus")

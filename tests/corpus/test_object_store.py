@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from gptpipe import storage
-from gptpipe.config.settings import reload_settings
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import open_dataset
 from gptpipe.dataset.stream import TokenStream
 from gptpipe.errors import UserError
 from tests.fixtures.corpora import build, contents, remote_contents, some_text, upload, write
+from tests.fixtures.environment import begin_again
 
 
 @pytest.mark.stack
@@ -59,7 +59,7 @@ def test_keys_that_the_object_store_does_not_know_are_told(
 ) -> None:
     folder = write(tmp_path / "corpus", {f"{i}.txt": some_text(i) for i in range(20)})
     monkeypatch.setenv("GPTPIPE_S3_SECRET_KEY", "wrong")
-    reload_settings()
+    begin_again()
     for act in (lambda: build(s3_storage, folder), lambda: build(tmp_path / "out", s3_storage)):
         with pytest.raises(UserError) as caught:
             act()

@@ -11,9 +11,8 @@ import torch
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gptpipe import GPT, ModelConfig, UserError, evaluate, load
+from gptpipe import GPT, ModelConfig, UserError, evaluate, load, storage
 from gptpipe.config import DataConfig, EvaluateConfig
-from gptpipe.config.settings import settings
 from gptpipe.corpus.build import tokenize
 from gptpipe.dataset.windows import evaluation_windows
 from gptpipe.evaluation.breakdown import calibration
@@ -125,7 +124,7 @@ def test_ranks_of_their_own_score_the_same(theirs: GPT2LMHeadModel, dataset: str
     many = evaluate(str(tmp_path / "weights"), **what, config=config.model_copy(update={"nproc": nproc}))  # type: ignore[arg-type]
     assert many.cross_entropy == pytest.approx(alone.cross_entropy, rel=1e-6)
     assert (many.tokens, many.words, many.accuracy) == (alone.tokens, alone.words, alone.accuracy)
-    assert not list((settings().home_path / "jobs").iterdir())
+    assert not list(storage.jobs_home().iterdir())
 
 
 @pytest.mark.slow

@@ -19,18 +19,17 @@ SCRIPT = """
 import json
 import sys
 
-from gptpipe.config.settings import make_home, prepare_environment
+from flows import begin
 
 if __name__ == "__main__":
-    make_home()
-    prepare_environment()
+    begin()
     from gptpipe.config import DataConfig
     from gptpipe.errors import UserError
     from flows.tokenize import TokenizeParameters, tokenize
 
     data, storage = json.loads(sys.argv[1]), sys.argv[2]
     try:
-        answer = {"result": tokenize(TokenizeParameters(data=DataConfig(**data), storage=storage))}
+        answer = {"result": tokenize(TokenizeParameters(data=DataConfig(**data), storage=storage)).as_dict()}
     except UserError as error:
         answer = {"error": str(error), "where": error.where}
     except BaseException as error:

@@ -25,11 +25,11 @@ from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
 from flows.machines.jobsets import JobSetHosts, filled, read_template
 from gptpipe.config import ModelConfig, TrainConfig
-from gptpipe.config.settings import reload_settings
 from gptpipe.errors import UserError
 from gptpipe.launch.channel import Invitation
 from gptpipe.launch.torchrun import Cancelled, Watchers
 from gptpipe.launch.training import TrainResult, train
+from tests.fixtures.neighbours import PORTS
 from tests.fixtures.place import wait_until
 from tests.fixtures.trainings import MODEL, TRAIN, dataset
 
@@ -190,7 +190,7 @@ def test_two_pods_come_to_the_bits_of_two_ranks_and_nothing_is_left(
     cluster: Cluster, template: Path, dataset: str, tmp_path: Path
 ) -> None:
     alone = trained(dataset, tmp_path / "alone", None, nproc=2)
-    together = trained(dataset, tmp_path / "together", JobSetHosts(template, most=4), nodes=2)
+    together = trained(dataset, tmp_path / "together", JobSetHosts(template, 4, "127.0.0.1", PORTS), nodes=2)
     assert files(together.checkpoint) == files(alone.checkpoint)
     (made,) = cluster.made
     assert made["spec"]["replicatedJobs"][0]["template"]["spec"]["completions"] == 2
@@ -211,7 +211,7 @@ def test_a_pod_that_runs_out_of_memory_is_named_and_the_next_attempt_goes_on(
                 process.kill()
 
     alone = trained(dataset, tmp_path / "alone", None, nproc=2, steps=60)
-    hosts = JobSetHosts(template, most=2)
+    hosts = JobSetHosts(template, 2, "127.0.0.1", PORTS)
     with caplog.at_level("INFO"):
         together = trained(dataset, tmp_path / "together", hosts, poll=kill_one, nodes=2, steps=60)
     assert f"pod pod-{killed[0]} on host-1 ended: out of memory; once more from step" in caplog.text
@@ -237,7 +237,7 @@ def test_a_jobset_that_somebody_deletes_is_cancelled_before_it_runs(
     thread = threading.Thread(target=delete)
     thread.start()
     with pytest.raises(Cancelled, match="was deleted"):
-        trained(dataset, tmp_path / "deleted", JobSetHosts(template, most=2), nodes=2)
+        trained(dataset, tmp_path / "deleted", JobSetHosts(template, 2, "127.0.0.1", PORTS), nodes=2)
     thread.join()
 
 
@@ -250,7 +250,7 @@ def test_a_cluster_that_takes_no_jobset_says_why(
 ) -> None:
     cluster.refuses = status
     with pytest.raises(UserError, match=said):
-        trained(dataset, tmp_path / "refused", JobSetHosts(template, most=2), nodes=2)
+        trained(dataset, tmp_path / "refused", JobSetHosts(template, 2, "127.0.0.1", PORTS), nodes=2)
 
 
 def test_what_a_training_fills_in_leaves_the_rest_of_the_template(template: Path) -> None:
@@ -271,7 +271,7 @@ def test_what_is_no_template_is_refused_by_name(tmp_path: Path, content: str | N
     if content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match=r"GPTPIPE_JOBSET=.*jobset\.yaml: not the template of a JobSet"):
-        JobSetHosts(path, most=1)
+        JobSetHosts(path, 1, "127.0.0.1", PORTS)
 
 
 @pytest.mark.slow
@@ -282,9 +282,8 @@ def test_without_a_cluster_it_says_so(
 
     absent = str(tmp_path / "none")
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", absent)
-    reload_settings()
     with (
         temporary_settings({PREFECT_API_URL: prefect_api}),
         pytest.raises(UserError, match="GPTPIPE_JOBSET: no Kubernetes cluster"),
     ):
-        trained(dataset, tmp_path / "nowhere", JobSetHosts(template, most=2), nodes=2)
+        trained(dataset, tmp_path / "nowhere", JobSetHosts(template, 2, "127.0.0.1", PORTS), nodes=2)

@@ -15,7 +15,6 @@ import pytest
 
 from gptpipe import __version__, storage
 from gptpipe.config import DataConfig, ModelConfig, TrainConfig
-from gptpipe.config.settings import reload_settings
 from gptpipe.corpus.build import tokenize
 from gptpipe.errors import UserError
 from gptpipe.launch import gang, node
@@ -251,17 +250,16 @@ def test_a_parent_that_cannot_be_reached_is_named() -> None:
         node.join(invitation, is_cancelled=lambda: False)
 
 
-def test_ports_that_are_all_taken_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ports_that_are_all_taken_are_named() -> None:
     taken = socket.create_server(("127.0.0.1", 0))
     port = taken.getsockname()[1]
-    monkeypatch.setenv("GPTPIPE_GANG_PORTS", f"{port}-{port}")
-    reload_settings()
+    ports = range(port, port + 1)
     with pytest.raises(UserError, match=f"GPTPIPE_GANG_PORTS={port}-{port}: no port is free"):
-        gang.listen("127.0.0.1")
+        gang.listen("127.0.0.1", ports)
     taken.close()
-    gang.listen("127.0.0.1").close()
+    gang.listen("127.0.0.1", ports).close()
     with pytest.raises(UserError, match="not an address of this machine"):
-        gang.listen("192.0.2.1")
+        gang.listen("192.0.2.1", ports)
 
 
 def test_several_nodes_without_a_server_are_refused(dataset: str, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from gptpipe.launch.training import TrainResult
 from gptpipe.services.doctor import examine
 from gptpipe.services.ports import free_ports
 from gptpipe.tracking import follow as following
-from gptpipe.tracking.client import RunLink, connect, experiment_id
+from gptpipe.tracking.client import RunLink, Tracking
 from gptpipe.tracking.follow import TrainingTracker
 from gptpipe.tracking.registry import check_tracking, register, resolve_weights
 from gptpipe.tracking.results import DECIDING, describe, log_results
@@ -60,12 +60,16 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return open_dataset(tokenize(DataConfig(corpus=[str(file)]), str(file.parent / "out")).dataset)
 
 
+def tracking() -> Tracking:
+    return Tracking.of(settings())
+
+
 def lines(first: int, last: int) -> list[dict[str, Any]]:
     return [{"step": s, "tokens": 10 * s, "train/loss": 10.0 / s, "train/mfu": 0.5} for s in range(first, last + 1)]
 
 
 def follow(dataset: Dataset, training: str, *batches: list[dict[str, Any]], status: str = "FINISHED") -> RunLink:
-    tracker = TrainingTracker(PipelineConfig(), dataset, {"prefect.flow_run_id": "42"})
+    tracker = TrainingTracker(tracking(), PipelineConfig(), dataset, {"prefect.flow_run_id": "42"})
     tracker.start(training)
     for batch in batches:
         tracker.add(batch)
@@ -75,7 +79,7 @@ def follow(dataset: Dataset, training: str, *batches: list[dict[str, Any]], stat
 
 
 def curve(link: RunLink) -> list[tuple[int, float]]:
-    history = connect().get_metric_history(link.run_id, "train/loss")
+    history = tracking().connect().get_metric_history(link.run_id, "train/loss")
     return sorted((point.step, point.value) for point in history)
 
 
@@ -90,7 +94,7 @@ def test_a_resumed_training_logs_each_step_once_in_one_run(dataset: Dataset) -> 
 
 
 def test_a_run_says_what_was_chosen_and_what_it_read(dataset: Dataset) -> None:
-    run = connect().get_run(follow(dataset, "/trainings/z", lines(1, 3)).run_id)
+    run = tracking().connect().get_run(follow(dataset, "/trainings/z", lines(1, 3)).run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["model.n_layer"] == "4"
     assert run.data.params["train.learning_rate"] == "0.0015"
@@ -189,7 +193,7 @@ def test_results_registration_and_promotion(many_documents: Dataset, dataset: Da
         for _ in range(2):
             text = describe(config, link, result, evaluation, samples[-1], registered[name])
         assert picture.startswith(b"\x89PNG")
-        client = connect()
+        client = tracking().connect()
         assert {item.path for item in client.list_artifacts(link.run_id)} == {"evaluation.html", "loss.png", "samples"}
         tables = {item.path for item in client.list_artifacts(link.run_id, "samples")}
         assert tables == {"samples/step-00000008.json", "samples/step-00000012.json"}
@@ -215,9 +219,9 @@ def test_results_registration_and_promotion(many_documents: Dataset, dataset: Da
     # it became champion when it was registered first
     version = client.get_model_version("gptpipe", "3")
     assert "95 % interval -" in version.tags["gptpipe.decision"]
-    assert resolve_weights("champion", config) == str(tmp_path / "better" / "step-00000012")
-    assert resolve_weights("models:/gptpipe/1").endswith("first/step-00000012")
-    assert resolve_weights("/some/folder") == "/some/folder"
+    assert resolve_weights("champion", tracking(), config) == str(tmp_path / "better" / "step-00000012")
+    assert resolve_weights("models:/gptpipe/1", tracking()).endswith("first/step-00000012")
+    assert resolve_weights("/some/folder", tracking()) == "/some/folder"
     # one document of validation text decides nothing, and a champion whose weights are gone stays
     folder = tmp_path / "late"
     folder.mkdir()
@@ -235,7 +239,7 @@ def test_results_registration_and_promotion(many_documents: Dataset, dataset: Da
 @pytest.mark.parametrize("weights", ["models:/nobody@champion", "models:/gptpipe/9", "champion"])
 def test_models_that_are_not_registered(weights: str) -> None:
     with pytest.raises(UserError, match=r"(not found|does not exist)"):
-        resolve_weights(weights)
+        resolve_weights(weights, tracking())
 
 
 class Server:
@@ -299,7 +303,7 @@ def test_a_server_that_comes_late_gets_everything(
     server: Server, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(following, "_RETRY_SECONDS", 0.2)
-    tracker = TrainingTracker(PipelineConfig(), dataset, {})
+    tracker = TrainingTracker(tracking(), PipelineConfig(), dataset, {})
     tracker.start("/trainings/late")
     began = time.monotonic()
     tracker.add(lines(1, 50))
@@ -317,7 +321,7 @@ def test_a_server_that_comes_late_gets_everything(
 
 @pytest.mark.stack
 def test_a_server_that_is_away_ends_no_training(server: Server, dataset: Dataset) -> None:
-    tracker = TrainingTracker(PipelineConfig(), dataset, {})
+    tracker = TrainingTracker(tracking(), PipelineConfig(), dataset, {})
     tracker.start("/trainings/away")
     tracker.add(lines(1, 5))
     assert tracker.finish("FINISHED") is None
@@ -325,7 +329,7 @@ def test_a_server_that_is_away_ends_no_training(server: Server, dataset: Dataset
 
 def test_a_server_registers_no_local_folder(server: Server) -> None:
     with pytest.raises(UserError, match="registers no model from a local folder"):
-        check_tracking(PipelineConfig())
+        check_tracking(PipelineConfig(), tracking(), settings().storage_url)
 
 
 ODD = " !\"#$%&'()*+,-.;<=>@[\\]^_`{|}~é"  # every printable character but those that no path, or no model, may hold
@@ -349,8 +353,8 @@ def test_places_and_names_with_every_character_are_found_again(
     log_results(first, result, evaluation, samples)
     registered = register(config, first, result, evaluation, out=str(tmp_path / "evaluations"))
     assert registered.decision.promote
-    assert resolve_weights("champion", config) == result.best_checkpoint
-    assert resolve_weights(registered.uri) == result.best_checkpoint
+    assert resolve_weights("champion", tracking(), config) == result.best_checkpoint
+    assert resolve_weights(registered.uri, tracking()) == result.best_checkpoint
 
 
 @pytest.mark.parametrize("name", ["a/b", "a:b", " ", "a\nb"])
@@ -366,20 +370,20 @@ def test_an_alias_that_mlflow_keeps_for_itself_is_refused_first(alias: str) -> N
 
 
 def test_an_experiment_that_was_deleted_is_said_before_the_first_step(dataset: Dataset) -> None:
-    client = connect()
-    client.delete_experiment(experiment_id(client))
+    client = tracking().connect()
+    client.delete_experiment(tracking().experiment_id(client))
     with pytest.raises(UserError, match=r"was deleted.*experiments restore"):
-        check_tracking(PipelineConfig())
+        check_tracking(PipelineConfig(), tracking(), settings().storage_url)
     with pytest.raises(UserError, match="was deleted"):
         wait_for_refusal(dataset, "/trainings/deleted")
-    found = next(check for check in examine() if check.name == "tracking")
+    found = next(check for check in examine(settings()) if check.name == "tracking")
     assert found.ok is False
     assert "was deleted" in found.detail
 
 
 def wait_for_refusal(dataset: Dataset, training: str) -> None:
     """What a training does whose first lines come when MLflow has refused it."""
-    tracker = TrainingTracker(PipelineConfig(), dataset, {})
+    tracker = TrainingTracker(tracking(), PipelineConfig(), dataset, {})
     tracker.start(training)
     tracker._thread.join(30)
     tracker.add(lines(1, 1))
@@ -409,12 +413,12 @@ FEATURES: dict[str, dict[str, Any]] = {
 def test_every_feature_is_tracked(dataset: Dataset) -> None:
     for feature, values in FEATURES.items():
         config = PipelineConfig(**values)
-        tracker = TrainingTracker(config, dataset, {})
+        tracker = TrainingTracker(tracking(), config, dataset, {})
         tracker.start(f"/trainings/{feature}")
         tracker.add(lines(1, 3))
         link = tracker.finish("FINISHED")
         assert link is not None, feature
-        run = connect().get_run(link.run_id)
+        run = tracking().connect().get_run(link.run_id)
         assert run.info.status == "FINISHED"
         assert run.data.params == {key: str(value) for key, value in flatten(config).items()}
         assert run.data.metrics["train/loss"] == pytest.approx(10 / 3)
@@ -433,9 +437,9 @@ def test_a_training_with_a_mixture_is_tracked_end_to_end(tmp_path: Path) -> None
     shape = {"n_layer": 1, "n_head": 1, "n_embd": 8, "context_length": 16}
     train = {"steps": 3, "batch_size": 2, "mixture": {"a": 1.0, "b": 3.0}, "validate_tokens": 32}
     config = PipelineConfig(model=shape, train=train)
-    result, link = train_and_track(config, data=made.dataset, out=str(tmp_path / "trainings"))
+    result, link = train_and_track(config, tracking(), data=made.dataset, out=str(tmp_path / "trainings"))
     assert result.steps == 3
     assert link is not None
-    run = connect().get_run(link.run_id)
+    run = tracking().connect().get_run(link.run_id)
     assert run.data.params["train.mixture.b"] == "3.0"
-    assert [point.step for point in connect().get_metric_history(link.run_id, "train/loss")][-1] == 3
+    assert [point.step for point in tracking().connect().get_metric_history(link.run_id, "train/loss")][-1] == 3

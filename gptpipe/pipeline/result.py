@@ -1,0 +1,77 @@
+"""What a whole pipeline came to, stage by stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gptpipe.corpus.build import TokenizeResult
+from gptpipe.evaluation.result import Evaluation
+from gptpipe.generation.generate import Samples
+from gptpipe.launch.training import TrainResult
+from gptpipe.tracking.client import RunLink
+from gptpipe.tracking.registry import Registered
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """Each stage's result.
+
+    Attributes:
+        run: the training's run in MLflow; None where MLflow did not answer.
+        samples: of every checkpoint of the training, by step.
+        model: the registered version; None where nothing was registered.
+        export: folder or URL of the model as transformers reads it; empty where none was asked for.
+    """
+
+    dataset: TokenizeResult
+    training: TrainResult
+    run: RunLink | None
+    evaluation: Evaluation
+    samples: list[Samples]
+    model: Registered | None = None
+    export: str = ""
+
+    @property
+    def best_samples(self) -> Samples:
+        """Those of the best checkpoint."""
+        return samples_of(self.training.best_checkpoint, self.samples)
+
+    @property
+    def sentence(self) -> str:
+        """Whether anything was to do, how good the model is, and what became of it."""
+        done = f"{self.training.steps:,} steps"
+        if self.dataset.already_done and self.training.already_done:
+            done = "nothing is new: the texts and the settings are those of a training that is done"
+        verdict = (
+            f"; {self.model.name} version {self.model.version}: {self.model.decision.reason}" if self.model else ""
+        )
+        return f"{done}; cross-entropy {self.evaluation.cross_entropy:.3f} nats per token{verdict}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        run = {"run_id": self.run and self.run.run_id, "experiment_id": self.run and self.run.experiment_id}
+        return {
+            "dataset": self.dataset.as_dict(),
+            "training": {**self.training.as_dict(), **run},
+            "evaluation": self.evaluation.as_dict(),
+            "samples": {**self.best_samples.as_dict(), "through": [each.as_dict() for each in self.samples]},
+            "model": self.model and self._model(self.model),
+            "export": self.export,
+        }
+
+    def _model(self, model: Registered) -> dict[str, Any]:
+        links = {"how_to_open": self.run.how_to_open, "compare": self.run.compare_url} if self.run else {}
+        return {
+            "name": model.name,
+            "version": model.version,
+            "uri": model.uri,
+            **links,
+            "champion": model.decision.promote,
+            "decision": model.decision.reason,
+        }
+
+
+def samples_of(weights: str, samples: list[Samples]) -> Samples:
+    """Those that these weights made."""
+    return next(each for each in samples if each.weights == weights)
