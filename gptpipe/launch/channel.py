@@ -18,6 +18,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gptpipe.launch.messages import MESSAGE, About, Said
+
 BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 5.0
 _LONGEST_GREETING = 1 << 20  # bytes; whoever has not shown the token yet is not listened to for longer
@@ -41,7 +43,7 @@ class Refused(Exception):
 
 
 class Channel:
-    """One end of the link. `lost` says why it is no more; empty while it stands.
+    """One end of the link. `lost` says why it is no more; empty while it stands. `received` holds messages.
 
     Sending never raises and receiving never waits: whoever polls `received` looks at `lost` too.
     """
@@ -53,12 +55,12 @@ class Channel:
         self._file = connection.makefile("rb")
         self._sending = threading.Lock()
         self._closed = threading.Event()
-        self.received: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.received: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.lost = ""
         self.address: str = connection.getsockname()[0]
         self.peer: str = connection.getpeername()[0]
 
-    def invite(self, token: str) -> dict[str, Any]:
+    def invite(self, token: str) -> About:
         """The parent's half of the greeting: what a node that knows the token says about itself.
 
         Raises:
@@ -72,9 +74,9 @@ class Channel:
             self._write({"refused": {"message": "this attempt is over, or the token is another one"}})
             raise Refused(f"{self.peer} does not know this attempt's token")
         self._write({"answer": _answer(token, "parent", str(about.pop("challenge", "")))})
-        return about
+        return About.model_validate(about)
 
-    def greet(self, token: str, about: dict[str, Any]) -> None:
+    def greet(self, token: str, about: About) -> None:
         """The node's half.
 
         Raises:
@@ -83,7 +85,8 @@ class Channel:
         """
         challenge = secrets.token_hex(16)
         asked = self._read(_LONGEST_GREETING)
-        self._write({**about, "challenge": challenge, "answer": _answer(token, "node", str(asked.get("challenge")))})
+        answer = _answer(token, "node", str(asked.get("challenge")))
+        self._write({**about.model_dump(mode="json"), "challenge": challenge, "answer": answer})
         reply = self._read(_LONGEST_GREETING)
         if "refused" in reply:
             raise Refused(str(reply["refused"]["message"]))
@@ -95,10 +98,10 @@ class Channel:
         for work in (self._receive, self._beat):
             threading.Thread(target=work, name="gang-link", daemon=True).start()
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: Said) -> None:
         """Give a message to the other side, unless the link is lost."""
         try:
-            self._write(message)
+            self._write(message.model_dump(mode="json"))
         except OSError as error:
             self._give_up(_reason(error))
 
@@ -127,13 +130,16 @@ class Channel:
             while True:
                 message = self._read(_LONGEST)
                 if message:  # an empty one is a heartbeat
-                    self.received.put(message)
+                    self.received.put(MESSAGE.validate_python(message))
         except (OSError, ValueError) as error:
             self._give_up(_reason(error))
 
     def _beat(self) -> None:
         while not self._closed.wait(BEAT_SECONDS) and not self.lost:
-            self.send({})
+            try:
+                self._write({})
+            except OSError as error:
+                self._give_up(_reason(error))
 
     def _give_up(self, reason: str) -> None:
         if not self._closed.is_set():

@@ -14,8 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
 
 from gptpipe.errors import UserError
 from gptpipe.launch.attempts import Tries, metrics_before, place_of, records_of, step_of
@@ -23,8 +21,21 @@ from gptpipe.launch.channel import Channel, Invitation, Refused
 from gptpipe.launch.hosts import Hosts
 from gptpipe.launch.job import Job, Outcome
 from gptpipe.launch.members import Member, check_member
+from gptpipe.launch.messages import (
+    Ended,
+    Kill,
+    Line,
+    Meet,
+    Metrics,
+    NodeCancelled,
+    Ready,
+    Refuse,
+    Said,
+    Stop,
+    TakeJob,
+)
 from gptpipe.launch.network import listen, rendezvous_store
-from gptpipe.launch.torchrun import Cancelled, StopSignals, Watchers
+from gptpipe.launch.torchrun import Cancelled, Rendezvous, StopSignals, Watchers
 from gptpipe.wording import counted
 
 log = logging.getLogger(__name__)
@@ -59,8 +70,9 @@ def train_on_nodes(next_job: Callable[[], Job], hosts: Hosts, watchers: Watchers
             config = next_job().train
             try:
                 with hosts.nodes(config.nodes, config.min_nodes or config.nodes, poll) as nodes:
-                    gang = Gang(next_job(), nodes, min(nodes, config.min_nodes or nodes), attempt, hosts, watchers)
-                    outcome = gang.run(signals)
+                    least = min(nodes, config.min_nodes or nodes)
+                    gang = Gang(next_job(), nodes, least, attempt, hosts, watchers, signals)
+                    outcome = gang.run()
             except _Preempted as stopped:
                 return Outcome(status="preempted", reason=str(stopped), step=step_of(next_job().resume))
             # a node that goes away by itself is replaced; a stop of the whole training is the caller's
@@ -88,50 +100,52 @@ def _heed(signals: StopSignals, watchers: Watchers) -> None:
         raise Cancelled("cancelled; the last committed checkpoint stands")
 
 
-@dataclass
 class Gang:
     """One attempt: so many nodes, one rendezvous.
 
+    Args:
+        least: how many nodes are enough when the others do not come.
+        attempt: its number, from 1.
+        signals: those that ask the whole training to stop.
+
     Attributes:
-        least: how many are enough when the others do not come.
-        stopped: whether the parent itself was asked to stop.
+        members: the nodes that have joined.
+        stopped: the signal by which the parent itself was asked to stop; empty if it was not.
     """
 
-    job: Job
-    nodes: int
-    least: int
-    attempt: int
-    hosts: Hosts
-    watchers: Watchers
-    stopped: str = ""
-    members: list[Member] = field(default_factory=list)
+    def __init__(
+        self, job: Job, nodes: int, least: int, attempt: int, hosts: Hosts, watchers: Watchers, signals: StopSignals
+    ) -> None:
+        self.job, self.hosts, self.watchers = job, hosts, watchers
+        self.members: list[Member] = []
+        self.stopped = ""
+        self._nodes, self._least, self._attempt, self._signals = nodes, least, attempt, signals
+        self._token = secrets.token_hex(16)
+        self._joining: list[Member] = []  # let in by a thread of the door's, not taken in yet
+        self._started = False
 
-    def run(self, signals: StopSignals) -> Outcome:
+    def run(self) -> Outcome:
         """Gather the nodes, start them together, and stay until all have ended.
 
         Raises:
             Cancelled: no rank is left.
         """
-        self._signals, self._started = signals, False
-        self._joining: list[Member] = []
-        self._invitation_token = secrets.token_hex(16)
         address = self.hosts.address
         door, store_socket = (listen(address, self.hosts.ports) for _ in range(2))
-        store_port = store_socket.getsockname()[1]
+        endpoint = f"{address}:{store_socket.getsockname()[1]}"
         store = rendezvous_store(address, store_socket)
-        self._rendezvous = {"endpoint": f"{address}:{store_port}", "run_id": ""}
         threading.Thread(target=self._let_in, args=(door,), name="gang-door", daemon=True).start()
         invitation = Invitation(
             host=address,
             port=door.getsockname()[1],
-            attempt=self.attempt,
-            token=self._invitation_token,
+            attempt=self._attempt,
+            token=self._token,
             training=self.job.training,
         )
         reason, vanished = "this attempt is over", False
         try:
-            self.hosts.start(invitation, self.nodes)
-            outcome = self._gather() or self._follow()
+            self.hosts.start(invitation, self._nodes)
+            outcome = self._gather() or self._follow_from(endpoint)
             reason = outcome.reason or reason
             vanished = any(m.channel.lost and m.outcome is None for m in self.members)
         except Cancelled:
@@ -143,7 +157,7 @@ class Gang:
             door.close()
             for member in self.members:
                 if member.outcome is None:
-                    member.channel.send({"kill": reason})
+                    member.channel.send(Kill(reason=reason))
             self._wait_until_closed()
             if vanished and (cause := self._cause()):
                 outcome.reason += f": {cause}"
@@ -167,38 +181,35 @@ class Gang:
                 return Outcome(status="failed", reason=f"node {gone[0].name} is {gone[0].channel.lost}")
             ready = [m for m in self.members if m.ready]
             late = time.monotonic() - begun > _LATE_SECONDS
-            if len(ready) == self.nodes or (late and len(ready) >= self.least and len(ready) == len(self.members)):
+            if len(ready) == self._nodes or (late and len(ready) >= self._least and len(ready) == len(self.members)):
                 break
             if (ended := self.hosts.ailment()) is not None:
                 return ended
             if time.monotonic() - named > _LATE_SECONDS:
                 named = time.monotonic()
                 names = ", ".join(m.name for m in self.members) or "none"
-                log.warning("waiting for nodes: %d of %d (%s); %s", len(ready), self.nodes, names, self.hosts.missing())
+                log.warning(
+                    "waiting for nodes: %d of %d (%s); %s", len(ready), self._nodes, names, self.hosts.missing()
+                )
             time.sleep(_POLL)
-        if len(ready) < self.nodes:
-            log.warning("going on with %s of %d", counted(len(ready), "node"), self.nodes)
-        self.members.sort(key=lambda m: (m.about["name"], m.about["address"]))
+        if len(ready) < self._nodes:
+            log.warning("going on with %s of %d", counted(len(ready), "node"), self._nodes)
+        self.members.sort(key=lambda m: (m.about.name, m.about.address))
         log.info("training on %s: %s", counted(len(ready), "node"), ", ".join(m.name for m in self.members))
         self._started = True
+        return None
+
+    def _follow_from(self, endpoint: str) -> Outcome:
+        """Have the nodes meet at the store, and follow them to their ends."""
         self.watchers.on_start(self.job)
         if before := metrics_before(self.job):
             self.watchers.on_metrics(records_of(before))
-        run_id = f"{self.job.id[:12]}-{self.attempt}-{self._invitation_token}"
+        run_id = f"{self.job.id[:12]}-{self._attempt}-{self._token}"
         for member in self.members:
-            address = member.about["address"]
-            member.channel.send(
-                {
-                    "rendezvous": {
-                        **self._rendezvous,
-                        "run_id": run_id,
-                        "nodes": len(self.members),
-                        "address": address,
-                        "interface": member.about["interface"],
-                    }
-                }
-            )
-        return None
+            about = member.about
+            place = Rendezvous(endpoint, run_id, len(self.members), about.address, about.interface)
+            member.channel.send(Meet(rendezvous=place))
+        return self._follow()
 
     def _follow(self) -> Outcome:
         """Until every node has told how it ended, or one is lost."""
@@ -210,7 +221,7 @@ class Gang:
                 told, self.stopped = True, self._signals.first
                 log.warning("%s: finishing the step and saving; once more to stop without saving", self.stopped)
                 for member in self.members:
-                    member.channel.send({"stop": self.stopped})
+                    member.channel.send(Stop(reason=self.stopped))
             lost = [m for m in self.members if m.channel.lost and m.outcome is None]
             failed = [m for m in self.members if m.outcome and m.outcome.status in ("failed", "user_error")]
             if lost and not failed:
@@ -248,33 +259,33 @@ class Gang:
             while not member.channel.received.empty():
                 self._handle(member, member.channel.received.get())
 
-    def _handle(self, member: Member, message: dict[str, Any]) -> None:
-        if "line" in message:
-            self.watchers.on_line(message["line"])
-        elif "metrics" in message:
-            self.watchers.on_metrics(message["metrics"])
-        elif "ready" in message:
-            member.ready = True
-        elif "outcome" in message:
-            member.outcome = Outcome.model_validate(message["outcome"])
-            member.has_first_rank = bool(message.get("first"))
-        elif "cancelled" in message:
-            raise Cancelled(f"node {member.name} was cancelled; the last committed checkpoint stands")
+    def _handle(self, member: Member, message: Said) -> None:
+        match message:
+            case Line(line=line):
+                self.watchers.on_line(line)
+            case Metrics(lines=lines):
+                self.watchers.on_metrics(lines)
+            case Ready():
+                member.ready = True
+            case Ended(outcome=outcome, has_first_rank=has_first_rank):
+                member.outcome, member.has_first_rank = outcome, has_first_rank
+            case NodeCancelled():
+                raise Cancelled(f"node {member.name} was cancelled; the last committed checkpoint stands")
 
     def _take(self, member: Member) -> None:
         """Give a node its job, or say why it cannot have it."""
-        if self._started or len(self.members) == self.nodes:
-            member.channel.send({"refused": {"message": "all nodes are here", "where": "", "hint": "nothing to do"}})
+        if self._started or len(self.members) == self._nodes:
+            member.channel.send(Refuse(message="all nodes are here", hint="nothing to do"))
             return
         self.members.append(member)
         try:
             check_member(member.about, [m.about for m in self.members[:-1]], self.job)
         except UserError as error:
-            member.channel.send({"refused": error.as_dict()})
+            member.channel.send(Refuse(**error.as_dict()))
             member.outcome = Outcome(status="user_error", reason=str(error), error=error.as_dict())
             return
-        log.info("node %s has joined: %d of %d", member.name, len(self.members), self.nodes)
-        member.channel.send({"job": self.job.model_dump(mode="json")})
+        log.info("node %s has joined: %d of %d", member.name, len(self.members), self._nodes)
+        member.channel.send(TakeJob(job=self.job))
 
     def _let_in(self, door: socket.socket) -> None:
         """Greet whoever calls, each in a thread of its own: one that says nothing keeps nobody waiting."""
@@ -288,8 +299,8 @@ class Gang:
     def _greet(self, connection: socket.socket) -> None:
         try:
             channel = Channel(connection)
-            about = channel.invite(self._invitation_token)
-            about["skew"] = float(about["clock"]) - time.time()
+            about = channel.invite(self._token)
+            about.skew = about.clock - time.time()
             channel.start()
             self._joining.append(Member(channel, about))
         except Refused as error:

@@ -8,7 +8,7 @@ import platform
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -19,11 +19,26 @@ from gptpipe.dataset.dataset import open_dataset
 from gptpipe.errors import UserError
 from gptpipe.launch.channel import Channel, Invitation, Refused
 from gptpipe.launch.job import Job, Outcome
-from gptpipe.launch.torchrun import Cancelled, Rendezvous, StopSignals, Torchrun, Watchers
+from gptpipe.launch.messages import (
+    About,
+    Ended,
+    Kill,
+    Line,
+    Meet,
+    Metrics,
+    NodeCancelled,
+    Ready,
+    Refuse,
+    Said,
+    Stop,
+    TakeJob,
+)
+from gptpipe.launch.torchrun import Cancelled, StopSignals, Torchrun, Watchers
 from gptpipe.launch.training import check_devices, prepare_folder, prepare_tokens
 from gptpipe.version import __version__
 
 log = logging.getLogger(__name__)
+M = TypeVar("M", bound=Said)
 _CONNECT_SECONDS = 10
 _LINES_A_SECOND = 50  # more would drown the flow run's log
 
@@ -56,27 +71,27 @@ def join(
     try:
         return _Node(channel, is_cancelled, cache or TokenCache()).run()
     except UserError as error:
-        channel.send({"outcome": _as_outcome(error).model_dump(mode="json")})
+        channel.send(Ended(outcome=_as_outcome(error)))
         raise
     except Cancelled:
-        channel.send({"cancelled": True})
+        channel.send(NodeCancelled())
         raise
     finally:
         channel.close()
 
 
-def about_this_node() -> dict[str, Any]:
+def about_this_node() -> About:
     """What a parent wants to know before it takes a node: versions, devices, clock."""
     import torch
 
-    return {
-        "name": socket.gethostname(),
-        "version": __version__,
-        "torch": torch.__version__.split("+")[0],
-        "python": platform.python_version(),
-        "gpus": torch.cuda.device_count() if torch.cuda.is_available() else 0,
-        "clock": time.time(),
-    }
+    return About(
+        name=socket.gethostname(),
+        version=__version__,
+        torch=torch.__version__.split("+")[0],
+        python=platform.python_version(),
+        gpus=torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        clock=time.time(),
+    )
 
 
 def interface_of(address: str) -> str:
@@ -108,9 +123,9 @@ def _connect(invitation: Invitation, address: str | None) -> Channel:
         ) from None
     channel = Channel(connection)
     about = about_this_node()
-    about["address"] = address or channel.address
-    about["interface"] = interface_of(about["address"])
-    about["clock"] = time.time()
+    about.address = address or channel.address
+    about.interface = interface_of(about.address)
+    about.clock = time.time()
     try:
         channel.greet(invitation.token, about)
     except (Refused, OSError, ValueError) as error:
@@ -134,9 +149,9 @@ class _Node:
         self._room, self._filled, self._left_out = float(_LINES_A_SECOND), time.monotonic(), 0
 
     def run(self) -> Outcome:
-        job = self._prepared(Job.model_validate(self._wait_for("job")))
-        self.channel.send({"ready": True})
-        rendezvous = Rendezvous(**self._wait_for("rendezvous"))
+        job = self._prepared(self._wait_for(TakeJob).job)
+        self.channel.send(Ready())
+        rendezvous = self._wait_for(Meet).rendezvous
         ranks = Torchrun(
             job,
             Watchers(on_line=self._line, on_metrics=self._metrics, is_cancelled=self.is_cancelled),
@@ -144,7 +159,7 @@ class _Node:
             on_poll=self._poll,
         )
         outcome = ranks.run()
-        self.channel.send({"outcome": outcome.model_dump(mode="json"), "first": (job.folder / "rank-0.pid").exists()})
+        self.channel.send(Ended(outcome=outcome, has_first_rank=(job.folder / "rank-0.pid").exists()))
         return outcome
 
     def _prepared(self, job: Job) -> Job:
@@ -158,27 +173,27 @@ class _Node:
         prepare_folder(here)
         return here
 
-    def _wait_for(self, name: str) -> Any:
-        """The parent's next word, which must be this one."""
+    def _wait_for(self, kind: type[M]) -> M:
+        """The parent's next message of this kind."""
         signals = StopSignals()
         with signals.caught():
             while True:
                 for message in self._heard():
-                    if name in message:
-                        return message[name]
+                    if isinstance(message, kind):
+                        return message
                 if signals.count:
                     raise Cancelled("stopped before the ranks were started")
                 time.sleep(0.05)
 
-    def _heard(self) -> list[dict[str, Any]]:
+    def _heard(self) -> list[Said]:
         """What the parent said; raises when it wants no more of this node, or says nothing at all."""
-        messages = []
+        messages: list[Said] = []
         while not self.channel.received.empty():
             message = self.channel.received.get()
-            if "refused" in message:
-                raise UserError(**message["refused"])
-            if "kill" in message:
-                raise Cancelled(str(message["kill"]))
+            if isinstance(message, Refuse):
+                raise UserError(message.message, where=message.where, hint=message.hint)
+            if isinstance(message, Kill):
+                raise Cancelled(message.reason)
             messages.append(message)
         if self.channel.lost:
             raise LinkLost(f"the parent at {self.channel.peer} is {self.channel.lost}")
@@ -186,12 +201,12 @@ class _Node:
 
     def _poll(self, ranks: Torchrun) -> None:
         for message in self._heard():
-            if "stop" in message:
-                ranks.preempt(message["stop"])
+            if isinstance(message, Stop):
+                ranks.preempt(message.reason)
         if ranks.signals.count > 1 or (ranks.signals.count and not ranks.stop_reason and self.is_cancelled()):
             raise Cancelled("this node was cancelled")
         if ranks.signals.count and not ranks.stop_reason:
-            self.channel.send({"line": f"{ranks.signals.first}: this host goes away; saving"})
+            self.channel.send(Line(line=f"{ranks.signals.first}: this host goes away; saving"))
             ranks.preempt(f"{ranks.signals.first} on {socket.gethostname()}")
 
     def _line(self, line: str) -> None:
@@ -206,7 +221,7 @@ class _Node:
         if self._left_out:
             line = f"({self._left_out:,} lines left out)\n{line}"
             self._left_out = 0
-        self.channel.send({"line": line})
+        self.channel.send(Line(line=line))
 
     def _metrics(self, lines: list[dict[str, Any]]) -> None:
-        self.channel.send({"metrics": lines})
+        self.channel.send(Metrics(lines=lines))

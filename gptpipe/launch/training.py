@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from gptpipe import storage
@@ -98,45 +99,66 @@ def train(
     start = check_start(init, model, dataset) if init else ""
     identity = training_id(model, config, dataset.id, start)
     training = attempt_folder(storage.join(storage.normalize(out), identity), force)
-    ended = Outcome.read(storage.join(training, OUTCOME))
-    if ended is not None and ended.status == "finished" and open_checkpoint(ended.checkpoint):
+    if ended := _finished(training):
         return _result(identity, training, dataset, ended, already_done=True)
-    if config.nodes > 1 and hosts is None:
-        raise UserError(
-            "several nodes want a Prefect server",
-            where=f"train.nodes={config.nodes}",
-            hint="set PREFECT_API_URL, or start a server with `gptpipe up`; `gptpipe run` then starts them",
-        )
-    if config.nodes == 1:
+    if config.nodes > 1:
+        _check_hosts(config, hosts)
+    else:
         check_devices(config)
         prepare_tokens(model, config, dataset, cache)
+    job = Job(
+        id=identity,
+        model=model,
+        train=config,
+        training=training,
+        dataset=dataset.url,
+        cache=cache.home,
+        cache_bytes=cache.limit,
+        init=init,
+        folder=storage.jobs_home() / f"{identity[:12]}-{digest(training)[:12]}",
+        launcher=os.getpid(),
+    )
     with Lease(training):
         if not resume:
             for name in storage.list_folders(training):
                 storage.remove_tree(storage.join(training, name))
-
-        def next_job() -> Job:
-            newest = newest_checkpoint(training)
-            return Job(
-                id=identity,
-                model=model,
-                train=config,
-                training=training,
-                dataset=dataset.url,
-                cache=cache.home,
-                cache_bytes=cache.limit,
-                init=init,
-                folder=storage.jobs_home() / f"{identity[:12]}-{digest(training)[:12]}",
-                resume=newest.url if newest else "",
-                launcher=os.getpid(),
-            )
-
-        if hosts is not None and config.nodes > 1:
-            outcome = train_on_nodes(next_job, hosts, watchers)
-        else:
-            with hosts.this_machine() if hosts else nullcontext():
-                outcome = train_here(next_job, watchers)
+        outcome = _run(partial(_from_newest, job), config, hosts, watchers)
         outcome.write(storage.join(training, OUTCOME))
+    _raise_unless_finished(outcome, config)
+    return _result(identity, training, dataset, outcome, already_done=False)
+
+
+def _finished(training: str) -> Outcome | None:
+    """The outcome of a training that is done and whose last checkpoint is there."""
+    ended = Outcome.read(storage.join(training, OUTCOME))
+    is_there = ended is not None and ended.status == "finished" and open_checkpoint(ended.checkpoint) is not None
+    return ended if is_there else None
+
+
+def _check_hosts(config: TrainConfig, hosts: Hosts | None) -> None:
+    if hosts is None:
+        raise UserError(
+            "several nodes need a Prefect server",
+            where=f"train.nodes={config.nodes}",
+            hint="set PREFECT_API_URL, or start a server with `gptpipe up`; `gptpipe run` then starts them",
+        )
+
+
+def _from_newest(job: Job) -> Job:
+    """What to train from now on: the job, from the newest checkpoint there is."""
+    newest = newest_checkpoint(job.training)
+    return job.model_copy(update={"resume": newest.url if newest else ""})
+
+
+def _run(next_job: Callable[[], Job], config: TrainConfig, hosts: Hosts | None, watchers: Watchers) -> Outcome:
+    """Train on several nodes, or on this machine, which `hosts` reserves where there are some."""
+    if hosts is not None and config.nodes > 1:
+        return train_on_nodes(next_job, hosts, watchers)
+    with hosts.this_machine() if hosts else nullcontext():
+        return train_here(next_job, watchers)
+
+
+def _raise_unless_finished(outcome: Outcome, config: TrainConfig) -> None:
     if outcome.status == "user_error":
         error = outcome.error or {"message": outcome.reason}
         raise UserError(error["message"], where=error.get("where", ""), hint=error.get("hint", ""))
@@ -144,7 +166,6 @@ def train(
         raise TrainingFailed(outcome.reason, outcome.traceback)
     if outcome.status == "preempted":
         raise Preempted(f"{outcome.reason}; saved at step {outcome.step} of {config.steps}, run again to go on")
-    return _result(identity, training, dataset, outcome, already_done=False)
 
 
 def train_here(next_job: Callable[[], Job], watchers: Watchers) -> Outcome:

@@ -63,8 +63,8 @@ class Stepper:
         precision: Precision,
         state: TrainState,
     ) -> None:
-        self._wrapped, self._model, self._optimizers = wrapped, model, optimizers
-        self._config, self._ranks, self._precision, self._state = config, ranks, precision, state
+        self._wrapped, self.model, self._optimizers = wrapped, model, optimizers
+        self._config, self._ranks, self._precision, self.state = config, ranks, precision, state
         self._guard: SpikeGuard | None = None
         if config.spike_action != "off":
             self._guard = SpikeGuard(config.spike_window, config.spike_zscore, state.spike_window)
@@ -74,13 +74,13 @@ class Stepper:
 
     def take(self, batch: TrainBatch) -> StepResult:
         """One step over this rank's part of a global batch."""
-        config, state = self._config, self._state
+        config, state = self._config, self.state
         rate = learning_rate(state.step, config)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        loss = self._backward(batch)
-        parameters = list(self._model.parameters())
+        loss = self.backward(batch)
+        parameters = list(self.model.parameters())
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         # where the norm is known here anyway, gradients that need no scaling are not gone through again
         if config.grad_clip and (self.decides_on_device or not norm.item() <= config.grad_clip):
@@ -109,20 +109,20 @@ class Stepper:
     def settle(self) -> None:
         """Count what was decided on the device so far into the state."""
         if self.decides_on_device:
-            self._state.skipped_steps += int(self._skipped)
-            self._state.bad_in_a_row = int(self._in_a_row)
+            self.state.skipped_steps += int(self._skipped)
+            self.state.bad_in_a_row = int(self._in_a_row)
             self._skipped.zero_()
 
-    def _backward(self, batch: TrainBatch) -> Tensor:
+    def backward(self, batch: TrainBatch) -> Tensor:
         """Gradients of the whole batch; this rank's summed loss, float64."""
-        state = self._state
+        state = self.state
         total = torch.zeros((), dtype=torch.float64, device=self._ranks.device)
         # DDP takes the mean over ranks of what each hands in; the loss is the mean over all target tokens
         scale = self._ranks.world_size / batch.tokens
         starts = range(0, len(batch.inputs), state.micro_batch)
         for micro, start in enumerate(starts):
             part = slice(start, start + state.micro_batch)
-            if self._model.config.dropout:
+            if self.model.config.dropout:
                 torch.manual_seed(dropout_seed(self._config.seed, state.step, micro, self._ranks.rank))
             with without_sync(self._wrapped, skip=start != starts[-1]):
                 with self._precision.autocast():

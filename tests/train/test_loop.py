@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from gptpipe.train import loop
 from gptpipe.train.budget import MemoryBudget
 from gptpipe.train.distributed import Ranks
 from gptpipe.train.runtime import check_memory, choose_micro_batch
+from gptpipe.train.saver import Saver
 from gptpipe.train.spikes import SpikeGuard
 from gptpipe.train.state import TrainState
 from gptpipe.train.step import Stepper
@@ -58,6 +60,7 @@ def run(tmp_path: Path, dataset: str) -> Run:
             dataset=dataset,
             folder=tmp_path / "job",
             cache=tmp_path / "cache",
+            cache_bytes=10**9,
             resume=resume,
             launcher=os.getpid(),
         )
@@ -77,15 +80,15 @@ def lines(tmp_path: Path) -> list[dict[str, float]]:
 def test_gradients_that_stay_bad_end_the_training_and_name_the_documents(
     run: Run, tmp_path: Path, dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Stepper._backward
+    real = Stepper.backward
 
     def bad_from_step_eight(stepper: Stepper, batch: Any) -> Any:
         loss = real(stepper, batch)
-        if stepper._state.step >= 7:
-            stepper._model.wte.weight.grad.fill_(float("nan"))  # type: ignore[union-attr]
+        if stepper.state.step >= 7:
+            stepper.model.wte.weight.grad.fill_(float("nan"))  # type: ignore[union-attr]
         return loss
 
-    monkeypatch.setattr(Stepper, "_backward", bad_from_step_eight)
+    monkeypatch.setattr(Stepper, "backward", bad_from_step_eight)
     with pytest.raises(UserError, match="not finite in 4 steps in a row; step 9 is kept") as caught:
         run(stop_after_bad_steps=4)
     assert caught.value.where == "step 11"
@@ -94,7 +97,7 @@ def test_gradients_that_stay_bad_end_the_training_and_name_the_documents(
     kept = newest_checkpoint(str(tmp_path / "training"))
     assert kept is not None
     assert all(value.isfinite().all() for value in kept.tensors("model.safetensors").values())
-    monkeypatch.setattr(Stepper, "_backward", real)
+    monkeypatch.setattr(Stepper, "backward", real)
     assert run(resume=kept.url).status == "finished"  # and it can go on
 
 
@@ -125,15 +128,15 @@ def test_a_roll_back_takes_weights_and_moments_of_the_checkpoint_and_goes_on_in_
         return "spike" if len(judged) == 11 else "ordinary"
 
     seen: dict[int, dict[str, torch.Tensor]] = {}
-    real = loop._Training._step
+    real = loop.Loop.step
 
-    def watched(training: Any) -> Any:
-        done = real(training)
-        seen[training.state.step] = {n: v.clone() for n, v in training.model.state_dict().items()}
-        return done
+    def watched(training: loop.Loop) -> None:
+        real(training)
+        parts = training.parts
+        seen[parts.state.step] = {n: v.clone() for n, v in parts.model.state_dict().items()}
 
     monkeypatch.setattr(SpikeGuard, "judge", spike_at_eleven)
-    monkeypatch.setattr(loop._Training, "_step", watched)
+    monkeypatch.setattr(loop.Loop, "step", watched)
     outcome = run(spike_action="rollback")
     assert outcome.status == "finished"
     assert [r.message.split(", ")[-1] for r in caplog.records] == ["back to the weights of step 9"]
@@ -158,9 +161,8 @@ def test_an_upload_that_fails_does_not_stop_training_but_the_last_must_be_saved(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from gptpipe.train import checkpointing as resume
-    from gptpipe.train import saver
 
-    monkeypatch.setattr(saver.Saver.__init__, "__defaults__", (1, 0.0))
+    monkeypatch.setattr(loop, "Saver", partial(Saver, attempts=1, pause=0.0))
     real, steps = resume.write, []
 
     def fails_in_the_middle(job: Job, taken: Any, metrics: bytes) -> None:
@@ -227,9 +229,9 @@ def test_a_gpu_that_is_full_is_a_line_with_what_to_do(monkeypatch: pytest.Monkey
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(loop, "_Training", full)
+    monkeypatch.setattr(loop, "set_up", full)
     given = {"id": "0", "model": ModelConfig(), "train": TrainConfig(), "training": "", "dataset": ""}
-    job = Job(**given, folder=tmp_path, cache=tmp_path, launcher=1)
+    job = Job(**given, folder=tmp_path, cache=tmp_path, cache_bytes=0, launcher=1)
     with pytest.raises(UserError, match=r"memory is full: CUDA out of memory.* — choose a smaller preset"):
         loop.train(job, StopRequest(0))
 

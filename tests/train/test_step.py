@@ -53,7 +53,7 @@ class Rig:
 
     def gradients(self, given: TrainBatch) -> tuple[float, dict[str, Tensor]]:
         """Summed loss and gradients of a batch, no step taken."""
-        loss = self.stepper._backward(given).item()
+        loss = self.stepper.backward(given).item()
         found = {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
         self.model.zero_grad(set_to_none=True)
         return loss, found
@@ -190,14 +190,14 @@ def test_a_gradient_is_scaled_to_the_limit_and_one_below_it_is_left(limit: float
 
 def poisoned(rig: Rig, value: float) -> None:
     """From now on a backward pass leaves one gradient that is not finite."""
-    real = rig.stepper._backward
+    real = rig.stepper.backward
 
     def backward(given: TrainBatch) -> Tensor:
         loss = real(given)
         rig.model.h[0].mlp.c_fc.weight.grad[0, 0] = value  # type: ignore[index,union-attr]
         return loss
 
-    rig.stepper._backward = backward  # type: ignore[method-assign]
+    rig.stepper.backward = backward  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("on_device", [False, True])
@@ -208,7 +208,7 @@ def test_a_gradient_that_is_not_finite_is_not_taken(on_device: bool, value: floa
     rig.stepper.take(batch())
     rig.stepper.settle()
     before, moments = rig.weights(), {k: v.clone() for k, v in optimizer_tensors(rig.model, rig.optimizers).items()}
-    real = rig.stepper._backward
+    real = rig.stepper.backward
     poisoned(rig, value)
     for _ in range(3):
         rig.stepper.take(batch())
@@ -217,7 +217,7 @@ def test_a_gradient_that_is_not_finite_is_not_taken(on_device: bool, value: floa
     assert all(torch.equal(value, before[name]) for name, value in rig.weights().items())
     after = optimizer_tensors(rig.model, rig.optimizers)
     assert all(torch.equal(after[name], moments[name]) for name in moments)
-    rig.stepper._backward = real  # type: ignore[method-assign]
+    rig.stepper.backward = real  # type: ignore[method-assign]
     rig.stepper.take(batch())
     rig.stepper.settle()
     assert (rig.state.skipped_steps, rig.state.bad_in_a_row) == (3, 0)
