@@ -158,30 +158,30 @@ def deploy(pool: str) -> Deployed:
     Raises:
         UserError: the cron expression or the time zone is not one.
     """
-    wanted = planned()
-    crons = [_schedule(each) for each in wanted]
+    deployments = planned()
+    crons = [_schedule(each) for each in deployments]
     notes: list[str] = []
     with get_client(sync_client=True) as client:
         _make_pool(client, pool, "Flow runs of gptpipe, as processes of its workers")
         if pool == NODE_POOL or _read(client, _node().full_name) is not None:
-            wanted.append(_node())
+            deployments.append(_node())
             crons.append(None)
         identities = []
-        for each, cron in zip(wanted, crons, strict=True):
+        for each, cron in zip(deployments, crons, strict=True):
             before = _read(client, each.full_name)
             identity = _apply(each, pool, paused=bool(before and before.paused))
             identities.append(identity)
             notes += _settle_schedules(client, each, identity, cron)
             notes += _differences(each, before)
-        retrainings = [one for one, each in zip(identities, wanted, strict=True) if each.flow is retrain]
+        retrainings = [one for one, each in zip(identities, deployments, strict=True) if each.flow is retrain]
         automations.apply(client, automations.planned(TAG, retrainings))
-        names = {each.full_name for each in wanted}
+        names = {each.full_name for each in deployments}
         ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
-        for found in client.read_deployments(deployment_filter=ours):
-            flow_name = client.read_flow(found.flow_id).name
-            if f"{flow_name}/{found.name}" not in names:
-                client.delete_deployment(found.id)
-                log.info("deploy: removed %s/%s", flow_name, found.name)
+        for deployed in client.read_deployments(deployment_filter=ours):
+            flow_name = client.read_flow(deployed.flow_id).name
+            if f"{flow_name}/{deployed.name}" not in names:
+                client.delete_deployment(deployed.id)
+                log.info("deploy: removed %s/%s", flow_name, deployed.name)
     return Deployed(sorted(names), notes)
 
 
@@ -218,25 +218,29 @@ def _apply(each: Planned, pool: str, *, paused: bool) -> UUID:
 def _settle_schedules(client: SyncPrefectClient, each: Planned, identity: UUID, cron: CronSchedule | None) -> list[str]:
     """Make the deployment's schedule from the settings as they are; notes about all that people have set."""
     there = client.read_deployment_schedules(identity)
-    own = [found for found in there if found.slug == ENVIRONMENT]
+    own = [schedule for schedule in there if schedule.slug == ENVIRONMENT]
     notes = [
-        f"{each.full_name}: {_described(found.schedule)}, added in the UI, stays" for found in there if found not in own
+        f"{each.full_name}: {_described(schedule.schedule)}, added in the UI, stays"
+        for schedule in there
+        if schedule not in own
     ]
     if cron is None:
-        for found in own:
-            client.delete_deployment_schedule(identity, found.id)
-            notes.append(f"{each.full_name}: {_described(found.schedule)} is removed: {each.cron_setting} is empty")
+        for schedule in own:
+            client.delete_deployment_schedule(identity, schedule.id)
+            notes.append(f"{each.full_name}: {_described(schedule.schedule)} is removed: {each.cron_setting} is empty")
         return notes
     if not own:
         made = DeploymentScheduleCreate(schedule=cron, active=True, slug=ENVIRONMENT)
         client.create_deployment_schedules(identity, [made])
         return notes
-    (found,) = own
-    if not found.active:
+    (schedule,) = own
+    if not schedule.active:
         notes.append(f"{each.full_name}: {each.cron_setting} is paused in the UI, and stays so")
-    if _described(found.schedule) != _described(cron):
-        client.update_deployment_schedule(identity, found.id, active=found.active, schedule=cron)
-        notes.append(f"{each.full_name}: {_described(found.schedule)} is now {_described(cron)}: {each.cron_setting}")
+    if _described(schedule.schedule) != _described(cron):
+        client.update_deployment_schedule(identity, schedule.id, active=schedule.active, schedule=cron)
+        notes.append(
+            f"{each.full_name}: {_described(schedule.schedule)} is now {_described(cron)}: {each.cron_setting}"
+        )
     return notes
 
 
@@ -266,16 +270,16 @@ def cancel_running(seconds: float = 20) -> int:
         deployment_id=FlowRunFilterDeploymentId(is_null_=False),
     )
     with get_client(sync_client=True) as client:
-        found = client.read_flow_runs(flow_run_filter=running)
-        for run in found:
+        runs = client.read_flow_runs(flow_run_filter=running)
+        for run in runs:
             client.set_flow_run_state(run.id, Cancelling(message="the stack is being stopped"))
         until = time.monotonic() + seconds
-        left = [run.id for run in found]
+        left = [run.id for run in runs]
         while left and time.monotonic() < until:
             time.sleep(0.2)
             states = [client.read_flow_run(each).state for each in left]
             left = [each for each, state in zip(left, states, strict=True) if state and not state.is_final()]
-    return len(found)
+    return len(runs)
 
 
 def _values() -> dict[str, Any]:

@@ -56,16 +56,20 @@ def evaluate(parameters: EvaluateParameters) -> Evaluation:
     weights = resolve_weights(parameters.weights, tracking)
     if parameters.against:
         other = resolve_weights(parameters.against, tracking)
-        found = evaluate_against(weights, other, data=data, config=config, out=out, cache=cache)
+        evaluation = evaluate_against(weights, other, data=data, config=config, out=out, cache=cache)
     else:
-        found = evaluate_once(weights, data=data, config=config, out=out, cache=cache)
-    log.info("evaluate: %s%s", "already done, " if found.already_done else "", found.sentence)
-    columns, text = {"these weights": found.numbers}, found.sentence
-    if found.against is not None:
-        before, comparison = found.against.evaluation, found.against.comparison
+        evaluation = evaluate_once(weights, data=data, config=config, out=out, cache=cache)
+    log.info("evaluate: %s%s", "already done, " if evaluation.already_done else "", evaluation.sentence)
+    columns, text = {"these weights": evaluation.numbers}, evaluation.sentence
+    if evaluation.against is not None:
+        before, comparison = evaluation.against.evaluation, evaluation.against.comparison
         log.info("evaluate: against %s: %s", before.weights, comparison.sentence)
         columns["before"] = before.numbers
         text += f". Against {before.weights}: {comparison.sentence}"
-    text += f"\n\nScored: {found.scored}, {found.windows}, {found.precision}; {found.tokens:,} tokens"
-    report.page("evaluation", f"{text}\n\n{side_by_side(columns)}\n\nPage: `{found.page}`", description=found.sentence)
-    return found
+    text += (
+        f"\n\nScored: {evaluation.scored}, {evaluation.windows}, {evaluation.precision}; {evaluation.tokens:,} tokens"
+    )
+    report.page(
+        "evaluation", f"{text}\n\n{side_by_side(columns)}\n\nPage: `{evaluation.page}`", description=evaluation.sentence
+    )
+    return evaluation

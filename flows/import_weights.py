@@ -37,7 +37,7 @@ def import_weights(parameters: ImportParameters) -> str:
     source = resolve_weights(parameters.weights, Tracking.of(here))
     to: dict[str, Any] = {"context_length": parameters.context_length, "tokenizer": parameters.tokenizer}
     out = storage.join(parameters.storage or here.storage_url, "weights", import_name(source, **to))
-    found = write_weights(source, out, **to)
-    log.info("import weights: %s → %s", parameters.weights, found.url)
-    report.table("weights", "Imported weights", {"from": parameters.weights, "checkpoint": found.url})
-    return found.url
+    checkpoint = write_weights(source, out, **to)
+    log.info("import weights: %s → %s", parameters.weights, checkpoint.url)
+    report.table("weights", "Imported weights", {"from": parameters.weights, "checkpoint": checkpoint.url})
+    return checkpoint.url

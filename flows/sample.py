@@ -36,23 +36,23 @@ def sample(parameters: SampleParameters) -> list[Samples]:
     here = settings()
     out = storage.join(parameters.storage or here.storage_url, "samples")
     weights = resolve_weights(parameters.weights, Tracking.of(here))
-    found = sample_once(weights, parameters.config, out=out)
-    python = "" if found.python_lines is None else f", {found.python_lines:.0%} of the lines are Python"
+    own = sample_once(weights, parameters.config, out=out)
+    python = "" if own.python_lines is None else f", {own.python_lines:.0%} of the lines are Python"
     others = list_checkpoints(weights.rstrip("/").rpartition("/")[0]) if parameters.every else []
-    through = [sample_once(each.url, parameters.config, out=out) for each in others if each.step != found.step]
-    through = sorted([found, *through], key=lambda each: each.step)
+    through = [sample_once(each.url, parameters.config, out=out) for each in others if each.step != own.step]
+    through = sorted([own, *through], key=lambda each: each.step)
     log.info(
         "sample: %s%s continued%s%s",
         "already done, " if all(each.already_done for each in through) else "",
-        counted(len(found.samples), "prompt"),
+        counted(len(own.samples), "prompt"),
         f" by {counted(len(through), 'checkpoint')}" if len(through) > 1 else "",
         python,
     )
     rows = [
         {"prompt": sample.prompt, "step": each.step, "continuation": sample.continuation}
-        for number in range(len(found.samples))  # a prompt's continuations stand below one another
+        for number in range(len(own.samples))  # a prompt's continuations stand below one another
         for each in through
         for sample in [each.samples[number]]
     ]
-    create_table_artifact(table=rows, key="samples", description=f"Samples at step {found.step}{python}")
+    create_table_artifact(table=rows, key="samples", description=f"Samples at step {own.step}{python}")
     return through

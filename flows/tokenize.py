@@ -54,9 +54,11 @@ def tokenize(parameters: TokenizeParameters) -> TokenizeResult:
         )
     report.table("dataset", "The token dataset", result.as_dict())
     if not result.already_done:
-        found = inspect(result.dataset)
-        picture = length_histogram(found.histogram, f"{counted(found.documents, 'document')} of {found.id}")
+        inspection = inspect(result.dataset)
+        picture = length_histogram(
+            inspection.histogram, f"{counted(inspection.documents, 'document')} of {inspection.id}"
+        )
         report.page(
-            "dataset-at-a-glance", f"```\n{describe(found)}\n```", picture, description="What the dataset holds"
+            "dataset-at-a-glance", f"```\n{describe(inspection)}\n```", picture, description="What the dataset holds"
         )
     return result

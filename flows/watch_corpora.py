@@ -61,5 +61,5 @@ def watch_corpora(parameters: WatchParameters) -> Any:
         resource = {"prefect.resource.id": "gptpipe.corpora", "prefect.resource.name": config.corpus[0].url}
         emit_event(EVENT, resource=resource, payload={"files": total, "new": len(unread), "first": unread[:10]})
     rest = f"{EVENT} starts retrain/on-new-data" if unread else "nothing to do"
-    found = {"files": total, "new": len(unread)}
-    return Completed(message=f"{len(unread):,} of {total:,} files are new or changed; {rest}", data=found)
+    counts = {"files": total, "new": len(unread)}
+    return Completed(message=f"{len(unread):,} of {total:,} files are new or changed; {rest}", data=counts)

@@ -80,8 +80,8 @@ class GptpipeLM(TemplateLM):  # type: ignore[misc]
             for begin, length, scored in windows:
                 window = ids[begin : begin + length + 1].tolist()
                 pairs.append((window[: -int(scored)], window[-int(scored) :]))
-        found = iter(self._likelihoods(pairs))
-        return [sum(next(found).logprob for _ in range(size)) for size in sizes]
+        scores = iter(self._likelihoods(pairs))
+        return [sum(next(scores).logprob for _ in range(size)) for size in sizes]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         alike: dict[str, list[int]] = {}  # numbers of the requests with the same options, which go together

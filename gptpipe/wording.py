@@ -32,7 +32,7 @@ def figure(value: object, absent: str = "–") -> str:
 
 
 def side_by_side(columns: Mapping[str, Mapping[str, object]]) -> str:
-    """A Markdown table, a row a number and a column per model."""
+    """A Markdown table, a row per number and a column per model."""
     names = dict.fromkeys(name for column in columns.values() for name in column)
     lines = [f"| | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
     lines += [f"| {name} | {' | '.join(figure(column.get(name)) for column in columns.values())} |" for name in names]

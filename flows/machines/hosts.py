@@ -40,8 +40,8 @@ class PrefectHosts:
     def this_machine(self) -> AbstractContextManager[None]:
         return slots.machine(socket.gethostname())
 
-    def nodes(self, wanted: int, least: int, poll: Callable[[], None]) -> AbstractContextManager[int]:
-        return slots.nodes(wanted, least, poll, lambda: len(self._online()), self.missing)
+    def nodes(self, most: int, least: int, poll: Callable[[], None]) -> AbstractContextManager[int]:
+        return slots.nodes(most, least, poll, lambda: len(self._online()), self.missing)
 
     def start(self, invitation: Invitation, nodes: int) -> None:
         parameters = {"invitation": invitation.model_dump()}
@@ -98,7 +98,7 @@ class PrefectHosts:
         """The names of the workers that are online in the pool of nodes."""
         with get_client(sync_client=True) as client:
             try:
-                found = client.read_workers_for_work_pool(NODE_POOL)
+                workers = client.read_workers_for_work_pool(NODE_POOL)
             except ObjectNotFound:
                 return []
-        return sorted(worker.name for worker in found if worker.status == WorkerStatus.ONLINE)
+        return sorted(worker.name for worker in workers if worker.status == WorkerStatus.ONLINE)

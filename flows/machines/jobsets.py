@@ -50,8 +50,8 @@ class JobSetHosts:
     def this_machine(self) -> AbstractContextManager[None]:
         return slots.machine(socket.gethostname())
 
-    def nodes(self, wanted: int, least: int, poll: Callable[[], None]) -> AbstractContextManager[int]:
-        return slots.nodes(wanted, least, poll, lambda: self._most, self.missing)
+    def nodes(self, most: int, least: int, poll: Callable[[], None]) -> AbstractContextManager[int]:
+        return slots.nodes(most, least, poll, lambda: self._most, self.missing)
 
     def start(self, invitation: Invitation, nodes: int) -> None:
         _find_cluster()
@@ -78,7 +78,7 @@ class JobSetHosts:
             return None
         self._asked = time.monotonic()
         try:
-            found: Any = client.CustomObjectsApi().get_namespaced_custom_object(
+            jobset: Any = client.CustomObjectsApi().get_namespaced_custom_object(
                 _GROUP, _VERSION, self._namespace, _PLURAL, self._name
             )
         except ApiException as error:
@@ -87,7 +87,7 @@ class JobSetHosts:
             return None
         except HTTPError:
             return None  # the cluster's API may be away for a while; the nodes speak for themselves
-        conditions = found.get("status", {}).get("conditions", [])
+        conditions = jobset.get("status", {}).get("conditions", [])
         failed = [c for c in conditions if c["type"] == "Failed" and c["status"] == "True"]
         if not failed:
             return None
@@ -118,8 +118,8 @@ class JobSetHosts:
                 raise
 
     def _pods(self) -> list[Any]:
-        found = client.CoreV1Api().list_namespaced_pod(self._namespace, label_selector=f"{_LABEL}={self._name}")
-        return list(found.items)
+        pods = client.CoreV1Api().list_namespaced_pod(self._namespace, label_selector=f"{_LABEL}={self._name}")
+        return list(pods.items)
 
 
 def read_template(path: Path) -> dict[str, Any]:
@@ -129,9 +129,9 @@ def read_template(path: Path) -> dict[str, Any]:
         UserError: it is not there, or not one with a job whose pod has a container.
     """
     try:
-        found = yaml.safe_load(path.read_text("utf-8"))
-        pod = found["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
-        if found["kind"] != "JobSet" or not pod["containers"]:
+        template = yaml.safe_load(path.read_text("utf-8"))
+        pod = template["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+        if template["kind"] != "JobSet" or not pod["containers"]:
             raise KeyError("kind")
     except (OSError, yaml.YAMLError, LookupError, TypeError) as error:
         raise UserError(
@@ -139,8 +139,8 @@ def read_template(path: Path) -> dict[str, Any]:
             where=f"GPTPIPE_JOBSET={path}",
             hint="take infra/kubernetes/jobsets/jobset.yaml for a start",
         ) from None
-    found.setdefault("metadata", {})
-    return dict(found)
+    template.setdefault("metadata", {})
+    return dict(template)
 
 
 def filled(template: dict[str, Any], name: str, invitation: Invitation, nodes: int) -> dict[str, Any]:

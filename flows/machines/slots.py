@@ -144,7 +144,7 @@ def machine(name: str) -> Iterator[None]:
 
 @contextmanager
 def nodes(
-    wanted: int, least: int, poll: Callable[[], None], available: Callable[[], int], missing: Callable[[], str]
+    most: int, least: int, poll: Callable[[], None], available: Callable[[], int], missing: Callable[[], str]
 ) -> Iterator[int]:
     """All of them at once, so that two trainings never hold half of what each needs.
 
@@ -154,7 +154,7 @@ def nodes(
         missing: why there may be fewer than `least`, and what to do.
 
     Returns:
-        How many are held, from `least` to `wanted`.
+        How many are held, from `least` to `most`.
     """
     said = 0.0
     while True:
@@ -166,7 +166,7 @@ def nodes(
             else:
                 with get_client(sync_client=True) as client:
                     _set_limit(client, _NODES, there)
-                count = min(wanted, there)
+                count = min(most, there)
                 reservation = Reservation(_NODES, count)
                 if reservation.take():
                     break

@@ -91,11 +91,11 @@ def _silence(tagged: ResourceSpecification, after: set[str]) -> EventTrigger:
     )
 
 
-def apply(client: SyncPrefectClient, wanted: list[AutomationCore]) -> None:
+def apply(client: SyncPrefectClient, planned: list[AutomationCore]) -> None:
     """Make them, or make them as they should be; the same again changes nothing."""
-    for automation in wanted:
-        found = client.read_automations_by_name(automation.name)
-        if not found:
+    for automation in planned:
+        known = client.read_automations_by_name(automation.name)
+        if not known:
             client.create_automation(automation)
-        elif AutomationCore.model_validate(found[0].model_dump(include=set(AutomationCore.model_fields))) != automation:
-            client.update_automation(found[0].id, automation)
+        elif AutomationCore.model_validate(known[0].model_dump(include=set(AutomationCore.model_fields))) != automation:
+            client.update_automation(known[0].id, automation)

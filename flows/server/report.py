@@ -76,8 +76,8 @@ def is_cancelling() -> bool:
 
 def _is_cancelling(client: SyncPrefectClient) -> bool:
     ids = [UUID(str(flow_run.id)), UUID(top_run())]  # a subflow is still running when its parent is cancelled
-    found = client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=ids)))
-    return any(run.state is not None and run.state.type in _CANCELLED for run in found)
+    runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=ids)))
+    return any(run.state is not None and run.state.type in _CANCELLED for run in runs)
 
 
 class CancelWatch:

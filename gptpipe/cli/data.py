@@ -52,5 +52,5 @@ def inspect(
     from gptpipe.dataset.inspect import describe
     from gptpipe.dataset.inspect import inspect as look_at
 
-    found = look_at(dataset)
-    print_answer(found.as_dict(), as_json, describe(found))
+    inspection = look_at(dataset)
+    print_answer(inspection.as_dict(), as_json, describe(inspection))

@@ -75,10 +75,10 @@ def evaluate(
     if others is not None:
         options = in_one_window(options, own, others)
     scored = evaluate_whole(own, data=data, text=content, config=options, cache=cache)
-    found = replace(scored.evaluation, page=where)
-    columns = [found.numbers]
-    size = f"{counted(found.tokens, 'token')}, {counted(found.bytes, 'byte')}"
-    notes = [f"scored: {found.scored}, {found.windows}, {found.precision}; {size}"]
+    evaluation = replace(scored.evaluation, page=where)
+    columns = [evaluation.numbers]
+    size = f"{counted(evaluation.tokens, 'token')}, {counted(evaluation.bytes, 'byte')}"
+    notes = [f"scored: {evaluation.scored}, {evaluation.windows}, {evaluation.precision}; {size}"]
     if where:
         storage.write_bytes(where, scored.page().encode())
         notes.append(f"page: {where}")
@@ -87,10 +87,12 @@ def evaluate(
         del scored  # one model at a time
         other = evaluate_whole(others, data=data, text=content, config=options, cache=cache)
         comparison = compare_tallies(other.tally, tally)
-        found = replace(found, against=Against(other.evaluation, comparison))
+        evaluation = replace(evaluation, against=Against(other.evaluation, comparison))
         columns.append(other.evaluation.numbers)
         notes.append(f"against {other.evaluation.weights}: {comparison.sentence}")
-    print_answer(found.as_dict(), as_json, "\n".join([found.sentence, "", *_side_by_side(columns), "", *notes]))
+    print_answer(
+        evaluation.as_dict(), as_json, "\n".join([evaluation.sentence, "", *_side_by_side(columns), "", *notes])
+    )
 
 
 def _side_by_side(columns: list[dict[str, Any]]) -> list[str]:

@@ -92,7 +92,7 @@ def _read_prompts(name: str) -> list[dict[str, Any]]:
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not name.endswith(".jsonl"):
         return [{"prompt": line} for _, line in lines]
-    found = []
+    prompts = []
     for number, line in lines:
         try:
             each = json.loads(line)
@@ -102,8 +102,8 @@ def _read_prompts(name: str) -> list[dict[str, Any]]:
             raise UserError(
                 "not an object with a `prompt`", where=f"{name}, line {number}", hint='write {"prompt": "…"}'
             )
-        found.append(each)
-    return found
+        prompts.append(each)
+    return prompts
 
 
 def _printer(prompt: str) -> Callable[[int, bytes], None]:

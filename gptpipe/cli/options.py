@@ -96,8 +96,8 @@ def corpus_value(text: str) -> dict[str, str]:
 def command_name(name: str) -> str:
     """How this environment's `name` is called in a shell: by its path where it is not the one on PATH."""
     beside = Path(sys.executable).parent / name
-    found = shutil.which(name)
-    if not beside.exists() or (found and Path(found).resolve() == beside.resolve()):
+    on_path = shutil.which(name)
+    if not beside.exists() or (on_path and Path(on_path).resolve() == beside.resolve()):
         return name
     path = beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside
     return shlex.quote(str(path))

@@ -24,8 +24,12 @@ def import_(
     from gptpipe.tracking.registry import resolve_weights
     from gptpipe.weights.adapt import import_weights
 
-    found = import_weights(resolve_weights(weights, tracking()), out, context_length=context, tokenizer=tokenizer)
-    print_answer({"checkpoint": found.url, "step": found.step, "sha256": found.model_sha256}, as_json, found.url)
+    checkpoint = import_weights(resolve_weights(weights, tracking()), out, context_length=context, tokenizer=tokenizer)
+    print_answer(
+        {"checkpoint": checkpoint.url, "step": checkpoint.step, "sha256": checkpoint.model_sha256},
+        as_json,
+        checkpoint.url,
+    )
 
 
 def export(

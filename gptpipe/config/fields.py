@@ -32,14 +32,14 @@ class Section(BaseModel):
 
     def result_fields(self) -> dict[str, Any]:
         """The fields that decide the result and differ from their default, by dotted name."""
-        found: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         for name, info in type(self).model_fields.items():
             value = getattr(self, name)
             if isinstance(value, Section):
-                found |= {f"{name}.{key}": inner for key, inner in value.result_fields().items()}
+                fields |= {f"{name}.{key}": inner for key, inner in value.result_fields().items()}
             elif role_of(info) == "result" and value != info.get_default(call_default_factory=True):
-                found[name] = self.model_dump(mode="json", include={name})[name]
-        return found
+                fields[name] = self.model_dump(mode="json", include={name})[name]
+        return fields
 
 
 def role_of(info: Any) -> str:

@@ -26,12 +26,12 @@ def changes(config: PipelineConfig) -> dict[str, Any]:
     warmup = usual["train.warmup_steps"] * min(config.train.steps, usual["train.steps"]) // usual["train.steps"]
     usual["train.warmup_steps"] = warmup
     sections = ("train.", "init") if config.init != "scratch" else ("model.", "train.", "init")
-    found = {
+    changed = {
         key: value
         for key, value in flatten(config).items()
         if key.startswith(sections) and value != usual.get(key) and key not in OPERATIONAL
     }
-    return {key: found[key] for key in [*_FIRST, *found] if key in found}
+    return {key: changed[key] for key in [*_FIRST, *changed] if key in changed}
 
 
 def chosen(config: PipelineConfig) -> str:

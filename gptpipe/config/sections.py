@@ -223,7 +223,7 @@ class EvaluateConfig(Section):
     max_tokens: int = result(
         0, "Tokens scored, roughly: whole windows, spread evenly over the split; 0 is all", "tokens", ge=0
     )
-    context_length: int = result(0, "Tokens a window; 0 is the model's context", "tokens", ge=0)
+    context_length: int = result(0, "Tokens per window; 0 is the model's context", "tokens", ge=0)
     stride: int = result(
         0,
         "Tokens from one window to the next: less than a window, and every token is predicted with at least the rest "
@@ -258,7 +258,7 @@ class SampleConfig(Section):
         "Texts to continue",
         min_length=1,
     )
-    max_new_tokens: int = result(80, "Tokens generated a prompt", "tokens", ge=1, le=1 << 20)
+    max_new_tokens: int = result(80, "Tokens generated per prompt", "tokens", ge=1, le=1 << 20)
     temperature: float = result(0.8, "Divides the logits; 0 takes the likeliest token", ge=0, le=100)
     top_k: int = result(50, "Draw from the k likeliest tokens; 0 is all", "tokens", ge=0)
     top_p: float = result(1.0, "Draw from the fewest tokens whose probability reaches this", gt=0, le=1)
@@ -266,7 +266,7 @@ class SampleConfig(Section):
     repetition_penalty: float = result(1.0, "Makes tokens that are there already less likely; 1 does not", gt=0, le=10)
     stop: list[str] = result([], "Texts before which a continuation ends")
     slide: Literal["one", "half"] = result(
-        "one", "Past the context: drop one token a time and compute all anew, or half a context, and go on from there"
+        "one", "Past the context: drop one token at a time and compute all anew, or half a context, and go on from there"
     )
     precision: Literal["float32", "bfloat16"] = result("float32", "Type of the large matrices")
     batch_size: int = operational(16, "Prompts continued at once; the next begins where one ends", "prompts", ge=1)

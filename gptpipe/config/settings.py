@@ -96,13 +96,13 @@ class Settings(BaseSettings):
 
     def as_environment(self) -> dict[str, str]:
         """What was set by hand, secrets too, for a process that reads no `.env`."""
-        found = {}
+        variables = {}
         for name in sorted(self.model_fields_set & type(self).model_fields.keys()):
             value = getattr(self, name)
             if value is not None:
                 plain = value.get_secret_value() if isinstance(value, SecretStr) else value
-                found[f"GPTPIPE_{name.upper()}"] = str(plain)
-        return found
+                variables[f"GPTPIPE_{name.upper()}"] = str(plain)
+        return variables
 
     @property
     def gang_port_range(self) -> range:

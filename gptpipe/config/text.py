@@ -109,11 +109,11 @@ def read_override(text: str, kind: type[BaseModel]) -> dict[str, Any]:
 
 def _nested(values: dict[Any, Any]) -> dict[str, Any]:
     """Dotted keys as mappings in mappings."""
-    found: dict[str, Any] = {}
+    mapping: dict[str, Any] = {}
     for key, value in values.items():
         inner = _nested(value) if isinstance(value, dict) else value
         *above, last = str(key).split(".")
-        place = found
+        place = mapping
         for part in above:
             place = place.setdefault(part, {})
             if not isinstance(place, dict):
@@ -123,7 +123,7 @@ def _nested(values: dict[Any, Any]) -> dict[str, Any]:
         elif last in place:
             raise _GivenTwice(f"{key!r} is given twice")
         place[last] = inner
-    return found
+    return mapping
 
 
 def _merged(one: dict[str, Any], other: dict[str, Any], name: str) -> dict[str, Any]:

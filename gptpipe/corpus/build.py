@@ -22,7 +22,7 @@ from gptpipe.corpus.duplicates import DigestTask, Duplicates, find_duplicates, w
 from gptpipe.corpus.engine import Engine, Processes
 from gptpipe.corpus.fingerprints import Fingerprints, State, hash_file
 from gptpipe.corpus.options import ReadOptions
-from gptpipe.corpus.plan import ShardPlan, Wanted, finish_plan, identify, plan_buckets
+from gptpipe.corpus.plan import DatasetPlan, ShardPlan, finish_plan, identify, plan_buckets
 from gptpipe.corpus.readers import remove_copies
 from gptpipe.corpus.shards import ShardReport, ShardTask, make_shard
 from gptpipe.corpus.sources import Source, list_sources
@@ -95,17 +95,17 @@ def _tokenize(
     few = earlier is not None and "validation_below" in earlier.options
     find_split = partial(_known_split, earlier, config=config)
     try:
-        wanted = identify(config, out, listed, known, find_split, few=few)
-        return _make(wanted, config, out, earlier, known, engine, began)
+        planned = identify(config, out, listed, known, find_split, few=few)
+        return _make(planned, config, out, earlier, known, engine, began)
     except _EmptySplit:
-        if few or wanted.by_position:
+        if few or planned.by_position:
             raise
-    wanted = identify(config, out, listed, known, find_split, few=True)
-    return _make(wanted, config, out, earlier, known, engine, began)
+    planned = identify(config, out, listed, known, find_split, few=True)
+    return _make(planned, config, out, earlier, known, engine, began)
 
 
 def _make(
-    wanted: Wanted,
+    planned: DatasetPlan,
     config: DataConfig,
     out: str,
     earlier: Dataset | None,
@@ -113,46 +113,46 @@ def _make(
     engine: Engine,
     began: float,
 ) -> TokenizeResult:
-    storage.sweep_temporaries(wanted.url)
-    if storage.exists(storage.join(wanted.url, MANIFEST)):
-        dataset = open_dataset(wanted.url)
+    storage.sweep_temporaries(planned.url)
+    if storage.exists(storage.join(planned.url, MANIFEST)):
+        dataset = open_dataset(planned.url)
         if not _remove_damaged(dataset, known):
             _remember(dataset, config, out)
             return _result(dataset, [], None)
-    own = _write_tokenizer(wanted, config)
+    own = _write_tokenizer(planned, config)
     try:
-        plans = _plan_shards(wanted, config, earlier, engine)
+        plans = _plan_shards(planned, config, earlier, engine)
         reports: dict[str, ShardReport] = {}
-        for report in engine.run(make_shard, shard_tasks(plans, wanted, config, earlier)):
+        for report in engine.run(make_shard, shard_tasks(plans, planned, config, earlier)):
             reports[report.hash] = report
-        dataset = commit(wanted, plans, config, [reports[plan.hash] for plan in plans])
+        dataset = commit(planned, plans, config, [reports[plan.hash] for plan in plans])
     except _EmptySplit:
-        storage.remove_tree(wanted.url)
+        storage.remove_tree(planned.url)
         raise
     finally:
         remove_copies()
-        if set(storage.list_names(wanted.url)) <= own:
-            storage.remove_tree(wanted.url)
+        if set(storage.list_names(planned.url)) <= own:
+            storage.remove_tree(planned.url)
     known.remember(_states(dataset).values())
     _remember(dataset, config, out)
-    size = sum(source.size for source in wanted.sources)
+    size = sum(source.size for source in planned.sources)
     speed = size / 1e6 / max(time.perf_counter() - began, 1e-9)
     return _result(dataset, list(reports.values()), speed)
 
 
-def _write_tokenizer(wanted: Wanted, config: DataConfig) -> set[str]:
+def _write_tokenizer(planned: DatasetPlan, config: DataConfig) -> set[str]:
     """Write the files of a tokenizer that came in files, before anybody reads them; returns their names."""
     files = get_tokenizer(config.tokenizer).files
     for name, content in files.items():
-        storage.write_bytes(storage.join(wanted.url, name), content)
+        storage.write_bytes(storage.join(planned.url, name), content)
     return set(files)
 
 
-def _plan_shards(wanted: Wanted, config: DataConfig, earlier: Dataset | None, engine: Engine) -> list[ShardPlan]:
+def _plan_shards(planned: DatasetPlan, config: DataConfig, earlier: Dataset | None, engine: Engine) -> list[ShardPlan]:
     """All shards, once it is known what must be: facts of large texts, and which documents are copies."""
-    options = ReadOptions.of(config, by_position=wanted.by_position, validation=wanted.below)
+    options = ReadOptions.of(config, by_position=planned.by_position, validation=planned.below)
     safe = safe_places(get_tokenizer(config.tokenizer))
-    buckets = list(plan_buckets(wanted, config.shard_megabytes))
+    buckets = list(plan_buckets(planned, config.shard_megabytes))
     large = {b.sources[0]: None for b in buckets if b.is_range and b.sources[0].kind == "text"}
     with ThreadPoolExecutor() as pool:
         examined = pool.map(lambda source: facts_of_range(source, safe, options), large)
@@ -160,30 +160,30 @@ def _plan_shards(wanted: Wanted, config: DataConfig, earlier: Dataset | None, en
     known = {bucket.hash: facts.get(bucket.sources[0]) if bucket.is_range else None for bucket in buckets}
     copies: Duplicates = {}
     if config.drop_duplicates:
-        place = earlier.url if earlier is not None and earlier.options == wanted.options else ""
+        place = earlier.url if earlier is not None and earlier.options == planned.options else ""
         tasks = [
-            DigestTask(bucket, wanted.url, wanted.tokenizer_reference, options, known[bucket.hash], place)
+            DigestTask(bucket, planned.url, planned.tokenizer_reference, options, known[bucket.hash], place)
             for bucket in buckets
         ]
         documents = sum(report.documents for report in engine.run(write_digests, tasks))
-        copies = find_duplicates(buckets, wanted.url, documents)
+        copies = find_duplicates(buckets, planned.url, documents)
     plans = []
     whole: dict[Source, dict[str, list[int]]] = {}  # what a text's first range says is true of all of it
     for bucket in buckets:
         duplicates = copies.get(bucket.hash, {})
         if bucket.is_range and bucket.sources[0].kind == "text":
             duplicates = whole.setdefault(bucket.sources[0], duplicates)
-        plans.append(finish_plan(wanted, bucket, duplicates, known[bucket.hash]))
+        plans.append(finish_plan(planned, bucket, duplicates, known[bucket.hash]))
     return plans
 
 
 def shard_tasks(
-    plans: list[ShardPlan], wanted: Wanted, config: DataConfig, earlier: Dataset | None
+    plans: list[ShardPlan], planned: DatasetPlan, config: DataConfig, earlier: Dataset | None
 ) -> Iterator[ShardTask]:
     """One task a shard, largest first; what an earlier dataset already holds is to be taken from there."""
-    there = {entry.path for entry in storage.list_files(wanted.url)}
-    options = ReadOptions.of(config, by_position=wanted.by_position, validation=wanted.below)
-    usable = earlier is not None and (earlier.options, earlier.tokenizer) == (wanted.options, wanted.tokenizer)
+    there = {entry.path for entry in storage.list_files(planned.url)}
+    options = ReadOptions.of(config, by_position=planned.by_position, validation=planned.below)
+    usable = earlier is not None and (earlier.options, earlier.tokenizer) == (planned.options, planned.tokenizer)
     holding = earlier.sources() if earlier is not None and usable else {}
     files = earlier.index().by_hash() if earlier is not None and usable else {}
     for plan in sorted(plans, key=lambda plan: -plan.size):
@@ -199,7 +199,7 @@ def shard_tasks(
             used = tuple(file for shard in sorted(set(known.values())) for file in files[shard])
             taken = {"earlier": earlier.url, "files": used, "unchanged": frozenset(known)}
         look = any(shard_path(split, plan.hash) in there for split in SPLITS)
-        yield ShardTask(plan, wanted.url, wanted.tokenizer_reference, options, look, **taken)
+        yield ShardTask(plan, planned.url, planned.tokenizer_reference, options, look, **taken)
 
 
 def _states(dataset: Dataset) -> dict[str, tuple[State, str]]:
@@ -225,7 +225,7 @@ def _remove_damaged(dataset: Dataset, known: Fingerprints) -> int:
     return len(damaged)
 
 
-def commit(wanted: Wanted, plans: list[ShardPlan], config: DataConfig, reports: list[ShardReport]) -> Dataset:
+def commit(planned: DatasetPlan, plans: list[ShardPlan], config: DataConfig, reports: list[ShardReport]) -> Dataset:
     """Write the index and then the manifest.
 
     Args:
@@ -251,30 +251,30 @@ def commit(wanted: Wanted, plans: list[ShardPlan], config: DataConfig, reports: 
                 where=corpora,
                 hint="give more documents, change data.validation, or set it to 0 to train without one",
             )
-    if wanted.below != config.validation:
+    if planned.below != config.validation:
         log.info(
             "data.validation=%g would leave one split empty: %s for training, %s for validation",
             config.validation,
             *(counted(documents[split], "document") for split in splits),
         )
-    if not wanted.by_position and 0 < documents.get("validation", _FEW) < _FEW:
+    if not planned.by_position and 0 < documents.get("validation", _FEW) < _FEW:
         held = counted(documents["validation"], "document")
         log.warning("the validation split is %s: its numbers will say little about other text", held)
     index_bytes = index_table(files)
     source_bytes = _sources_table(plans)
-    storage.write_bytes(storage.join(wanted.url, SOURCES), source_bytes)
-    storage.write_bytes(storage.join(wanted.url, INDEX), index_bytes)
+    storage.write_bytes(storage.join(planned.url, SOURCES), source_bytes)
+    storage.write_bytes(storage.join(planned.url, INDEX), index_bytes)
     manifest = {
         "format": FORMAT_VERSION,
-        "id": wanted.id,
-        "tokenizer": wanted.tokenizer,
-        "options": wanted.options,
-        "corpora": _totals(wanted, plans, reports),
+        "id": planned.id,
+        "tokenizer": planned.tokenizer,
+        "options": planned.options,
+        "corpora": _totals(planned, plans, reports),
         "index_sha256": _sha256(index_bytes),
         "sources_sha256": _sha256(source_bytes),
     }
-    storage.write_json(storage.join(wanted.url, MANIFEST), manifest)
-    return open_dataset(wanted.url)
+    storage.write_json(storage.join(planned.url, MANIFEST), manifest)
+    return open_dataset(planned.url)
 
 
 def _sources_table(plans: list[ShardPlan]) -> bytes:
@@ -288,7 +288,7 @@ def _sources_table(plans: list[ShardPlan]) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def _totals(wanted: Wanted, plans: list[ShardPlan], reports: list[ShardReport]) -> dict[str, Any]:
+def _totals(planned: DatasetPlan, plans: list[ShardPlan], reports: list[ShardReport]) -> dict[str, Any]:
     """Per corpus: totals per split, number of sources, what was dropped and why, and what could not be read."""
     totals: dict[str, Any] = {}
     for plan, report in zip(plans, reports, strict=True):
@@ -302,7 +302,7 @@ def _totals(wanted: Wanted, plans: list[ShardPlan], reports: list[ShardReport]) 
             for key in ("documents", "tokens", "bytes"):
                 split[key] += getattr(file, key)
             split["shards"] += 1
-    for name, count in wanted.empty_sources.items():
+    for name, count in planned.empty_sources.items():
         totals[name]["sources"] += count
         totals[name]["dropped"]["empty"] += count
     return totals

@@ -134,12 +134,12 @@ class _Reader:
         at = start
         while True:
             self._fill(at + self._safe.ahead)
-            found = self._safe.pattern.search(self._data, max(0, at - self._base))
+            match = self._safe.pattern.search(self._data, max(0, at - self._base))
             end = self._base + len(self._data)
             # so near to the end of what is there, a place is looked at again with all that it is judged by
             judged = end if self._ended else end - self._safe.ahead
-            if found and self._base + found.start() <= judged:
-                return self._base + found.start()
+            if match and self._base + match.start() <= judged:
+                return self._base + match.start()
             if self._ended:
                 return end
             at = max(start, judged + 1)

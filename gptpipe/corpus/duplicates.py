@@ -112,15 +112,15 @@ def find_duplicates(buckets: list[Bucket], dataset: str, documents: int) -> Dupl
     are compared at once.
     """
     shares = max(1, -(-documents // _AT_ONCE))
-    found: Duplicates = {}
+    duplicates: Duplicates = {}
     for share in range(shares):
         copies = _Copies(buckets)
         for number, bucket in enumerate(buckets):
             table = _read(digests_url(dataset, bucket.hash))
             assert table is not None  # this run wrote it
             copies.add(number, table, share, shares)
-        copies.mark(found)
-    return found
+        copies.mark(duplicates)
+    return duplicates
 
 
 class _Copies:
@@ -142,7 +142,7 @@ class _Copies:
         self._digests.append(digests[keep])
         self._rows.append((bucket, table.select(["path", "position"]).take(keep)))
 
-    def mark(self, found: Duplicates) -> None:
+    def mark(self, duplicates: Duplicates) -> None:
         """Note every document but the one with the smallest id of those that say the same."""
         if not self._digests:
             return
@@ -158,7 +158,7 @@ class _Copies:
             same.setdefault(int(group[place]), []).append((path, position, corpus, bucket))
         for members in same.values():
             for path, position, _, bucket in sorted(members)[1:]:
-                found.setdefault(self._buckets[bucket].hash, {}).setdefault(path, []).append(position)
-        for paths in found.values():
+                duplicates.setdefault(self._buckets[bucket].hash, {}).setdefault(path, []).append(position)
+        for paths in duplicates.values():
             for positions in paths.values():
                 positions.sort()

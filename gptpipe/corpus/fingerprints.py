@@ -33,11 +33,11 @@ class Fingerprints:
         """The SHA-256 of each; those that are not known are hashed now and remembered."""
         new = [state for state in states if state not in self._known]
         small = [state for state in new if storage.is_local(state[0]) and state[1] < _HASH_BLOCK]
-        found = {state: hash_file(state) for state in small}  # threads would wait for one another longer than for them
+        hashes = {state: hash_file(state) for state in small}  # threads would wait for one another longer than for them
         with ThreadPoolExecutor(_READERS) as pool:
-            large = [state for state in new if state not in found]
-            found |= dict(zip(large, pool.map(hash_file, large), strict=True))
-        hashed = [self._known.get(state) or found[state] for state in states]
+            large = [state for state in new if state not in hashes]
+            hashes |= dict(zip(large, pool.map(hash_file, large), strict=True))
+        hashed = [self._known.get(state) or hashes[state] for state in states]
         self.remember(zip(states, hashed, strict=True))
         return hashed
 
@@ -45,8 +45,8 @@ class Fingerprints:
         """Whether a source needs no hashing."""
         return (source.url, source.size, source.version) in self._known
 
-    def remember(self, found: Iterable[tuple[State, str]]) -> None:
-        new = {state: sha256 for state, sha256 in found if self._known.get(state) != sha256}
+    def remember(self, hashes: Iterable[tuple[State, str]]) -> None:
+        new = {state: sha256 for state, sha256 in hashes if self._known.get(state) != sha256}
         if not new:
             return
         merged = {state[0]: (state, sha256) for state, sha256 in (self._known | new).items()}  # one state a file

@@ -70,7 +70,7 @@ def kind_of_json(beginning: bytes, field: str, *, where: str, needs_field: bool)
         first = _first_object(text[1:].lstrip())
         if first is not None and (not needs_field or isinstance(text_at(first, field), str)):
             raise UserError(
-                "one array of objects, where a line an object is read",
+                "one array of objects, where one object per line is read",
                 where=where,
                 hint="make lines of it, for example with `jq -c '.[]' FILE > FILE.jsonl`",
             )
@@ -87,7 +87,7 @@ def kind_of_json(beginning: bytes, field: str, *, where: str, needs_field: bool)
 
 def _first_object(text: str) -> dict[str, Any] | None:
     try:
-        found, _ = json.JSONDecoder().raw_decode(text)
+        value, _ = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None

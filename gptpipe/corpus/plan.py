@@ -83,8 +83,8 @@ class ShardPlan:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A dataset that is wanted: its id, its place, and all its sources."""
+class DatasetPlan:
+    """A dataset that is to be there: its id, its place, and all its sources."""
 
     id: str
     url: str
@@ -121,7 +121,7 @@ def identify(
     known_split: Callable[[Source], str] = lambda source: "",
     *,
     few: bool = False,
-) -> Wanted:
+) -> DatasetPlan:
     """Hash the sources that changed since the last time, and give the dataset its id.
 
     Args:
@@ -143,7 +143,7 @@ def identify(
     base = {"format": FORMAT_VERSION, "tokenizer": described, "options": options}
     identity = digest({**base, "sources": everything, "empty": empty})
     url = storage.join(storage.normalize(out), identity)
-    return Wanted(identity, url, options, described, tuple(sources), empty)
+    return DatasetPlan(identity, url, options, described, tuple(sources), empty)
 
 
 def _corpus(source: Source) -> str:
@@ -177,14 +177,14 @@ def content_options(config: DataConfig, split: str, below: float) -> dict[str, o
     }
 
 
-def plan_buckets(wanted: Wanted, shard_megabytes: int) -> Iterator[Bucket]:
+def plan_buckets(planned: DatasetPlan, shard_megabytes: int) -> Iterator[Bucket]:
     """All buckets, in the order of the dataset."""
     limit = shard_megabytes * 1_000_000
-    for corpus, group in groupby(wanted.sources, key=_corpus):
+    for corpus, group in groupby(planned.sources, key=_corpus):
         for sources in split_into_buckets(list(group), limit):
             members = [[source.path, source.sha256, source.errors] for source in sources]
-            described = {**wanted.base, "corpus": corpus, "sources": members}
-            ranges = list(_ranges(sources[0], limit, wanted.by_position)) if len(sources) == 1 else []
+            described = {**planned.base, "corpus": corpus, "sources": members}
+            ranges = list(_ranges(sources[0], limit, planned.by_position)) if len(sources) == 1 else []
             if len(ranges) < 2:
                 yield Bucket(corpus, digest(described), tuple(sources))
                 continue
@@ -213,12 +213,12 @@ def _ranges(source: Source, limit: int, by_position: bool) -> Iterator[tuple[int
 
 
 def finish_plan(
-    wanted: Wanted, bucket: Bucket, duplicates: dict[str, list[int]], facts: TextFacts | None = None
+    planned: DatasetPlan, bucket: Bucket, duplicates: dict[str, list[int]], facts: TextFacts | None = None
 ) -> ShardPlan:
     """A bucket's shard, now that it is known which of its documents are copies."""
     if not duplicates:
         return ShardPlan(bucket, bucket.hash, {}, facts)
-    return ShardPlan(bucket, digest({**wanted.base, "bucket": bucket.hash, "without": duplicates}), duplicates, facts)
+    return ShardPlan(bucket, digest({**planned.base, "bucket": bucket.hash, "without": duplicates}), duplicates, facts)
 
 
 def split_into_buckets(sources: list[Source], limit: int) -> Iterator[list[Source]]:

@@ -79,8 +79,8 @@ def make_shard(task: ShardTask) -> ShardReport:
         for source in task.plan.sources:
             note = LeftOut()
             if source.path in earlier:
-                wanted = frozenset(task.plan.duplicates.get(source.path, ()))
-                rows: Iterable[tuple[str, Row]] = earlier[source.path].take(wanted, note)
+                copies = frozenset(task.plan.duplicates.get(source.path, ()))
+                rows: Iterable[tuple[str, Row]] = earlier[source.path].take(copies, note)
             else:
                 rows = source_rows(source, task, tokenizer, note)
             for split, row in rows:
@@ -232,25 +232,25 @@ def _reuse(task: ShardTask) -> dict[str, _Earlier]:
     """By path, the unchanged sources whose documents are all in an earlier dataset's files.
 
     A file that is gone, or not what its index says, is not used: none of the sources counts as unchanged. A source
-    of which a document was left out as a copy and is wanted now is read again.
+    of which a document was left out as a copy and is kept now is read again.
     """
-    found = {path: _Earlier() for path in task.unchanged}
+    earlier_of = {path: _Earlier() for path in task.unchanged}
     for file in task.files:
         content = read_verified(task.earlier, file)
         if content is None:
             return {}
         reader = ShardReader(content)
         for path, left_out in reader.note().left_out.items():
-            if path in found:
-                found[path].left_out = left_out
+            if path in earlier_of:
+                earlier_of[path].left_out = left_out
         for row in reader.rows():
-            if row.path in found:
-                found[row.path].rows.append((file.split, row))
-    wanted = task.plan.duplicates
+            if row.path in earlier_of:
+                earlier_of[row.path].rows.append((file.split, row))
+    copies = task.plan.duplicates
     return {
         path: earlier
-        for path, earlier in found.items()
-        if frozenset(earlier.left_out.duplicates) <= frozenset(wanted.get(path, ()))
+        for path, earlier in earlier_of.items()
+        if frozenset(earlier.left_out.duplicates) <= frozenset(copies.get(path, ()))
     }
 
 

@@ -101,10 +101,10 @@ def list_sources(config: DataConfig, *, quiet: bool = False) -> list[Source]:
     """
     sources: list[Source] = []
     for corpus, name in zip(config.corpus, corpus_names(config.corpus), strict=True):
-        found = _list_corpus(corpus, name, config, quiet)
-        if not any(source.size for source in found):
+        listed = _list_corpus(corpus, name, config, quiet)
+        if not any(source.size for source in listed):
             raise UserError("every file of it is empty", where=corpus.url, hint="give files with text in them")
-        sources += sorted(found, key=lambda source: source.path)
+        sources += sorted(listed, key=lambda source: source.path)
     return sources
 
 
@@ -145,22 +145,22 @@ def _list_corpus(corpus: Corpus, name: str, config: DataConfig, quiet: bool) -> 
         field = config.text_field
         looked_at = list(pool.map(lambda each: _by_content(each[0], each[1], each[2], field, listed_whole), kinds))
     kinds = [(entry, kind, packing) for (entry, _, packing), kind in zip(kinds, looked_at, strict=True)]
-    found = [_source(entry, name, kind, packing, config.errors) for entry, kind, packing in kinds if kind]
+    sources = [_source(entry, name, kind, packing, config.errors) for entry, kind, packing in kinds if kind]
     if not quiet and (others := [entry.path for entry, kind, _ in kinds if not kind]):
         log.info("%s: %s left out, which hold no text (%s)", url, counted(len(others), "file"), _some(others))
     if not quiet and passed_over:
         log.warning("%s: %s passed over (%s)", url, counted(len(passed_over), "name"), _some(passed_over))
-    for source in found:
+    for source in sources:
         if not source.path.isprintable() and source.path.encode("utf-8", "replace") != source.path.encode(
             "utf-8", "surrogateescape"
         ):
             raise UserError("a file's name is not UTF-8", where=ascii(source.url), hint="rename the file")
-    if not found:
+    if not sources:
         detail = f"none of its {len(entries)} files is text, .jsonl or .parquet" if entries else "no file matches"
         if not entries and storage.lacks_bucket(url):
             raise UserError("there is no such bucket", where=url, hint="correct its name, or create it")
         raise UserError(detail, where=url, hint="give a file, a folder, a glob in quotes, an s3:// URL, or stdlib:")
-    return found
+    return sources
 
 
 def _some(paths: list[str]) -> str:
@@ -195,8 +195,8 @@ def _by_content(entry: storage.Entry, kind: str, packing: str, field: str, needs
     suffixes = [suffix.lower() for suffix in PurePosixPath(entry.path).suffixes]
     if suffixes[-2 if packing else -1 :][:1] != [".json"]:
         return kind
-    found = kind_of_json(_beginning(entry.url, packing), field, where=entry.url, needs_field=needs_field)
-    return found or ("" if needs_field else kind)
+    json_kind = kind_of_json(_beginning(entry.url, packing), field, where=entry.url, needs_field=needs_field)
+    return json_kind or ("" if needs_field else kind)
 
 
 def _beginning(url: str, packing: str) -> bytes:
@@ -249,8 +249,8 @@ def _glob(url: str, passed_over: list[str]) -> list[storage.Entry]:
         root = "/" if url.startswith("/") else "."
     expression = re.compile(_glob_expression(pattern))
     hidden = any(part.startswith(".") for part in pattern.split("/"))  # asked for by name
-    found = [entry for entry in storage.list_files(root, passed_over) if expression.fullmatch(entry.path)]
-    return [entry for entry in found if hidden or _visible(entry.path)]
+    entries = [entry for entry in storage.list_files(root, passed_over) if expression.fullmatch(entry.path)]
+    return [entry for entry in entries if hidden or _visible(entry.path)]
 
 
 def _glob_expression(pattern: str) -> str:

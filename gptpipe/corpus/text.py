@@ -86,11 +86,11 @@ def examine_text(source: Source, pieces: Iterable[Piece], options: ReadOptions) 
     left_out = options.wrong_length(size) if size else "empty"
     if left_out or not options.by_position:
         return TextFacts(state.hexdigest(), left_out)
-    wanted = int((1 - options.validation) * sum(characters))
+    characters_left = int((1 - options.validation) * sum(characters))
     for piece, count in zip(pieces, characters, strict=True):
-        if wanted <= count:
-            return TextFacts(state.hexdigest(), cut=piece.start + _bytes_of(piece, source, wanted))
-        wanted -= count
+        if characters_left <= count:
+            return TextFacts(state.hexdigest(), cut=piece.start + _bytes_of(piece, source, characters_left))
+        characters_left -= count
     raise AssertionError("the characters of the pieces do not add up")
 
 

@@ -55,7 +55,7 @@ def index_table(files: list[ShardFile]) -> bytes:
 
 
 class _Pieces:
-    """The index file, decoded a row group at a time: whole, its texts and lists are large and seldom wanted."""
+    """The index file, decoded a row group at a time: whole, its texts and lists are large and seldom needed."""
 
     def __init__(self, content: bytes) -> None:
         self._file = pq.ParquetFile(pa.BufferReader(content), read_dictionary=_REPEATING)
@@ -65,8 +65,8 @@ class _Pieces:
     def column(self, name: str) -> pa.Array:
         """One whole column: reading several together holds more at once."""
         with self._lock:
-            found = self._file.read([name], use_threads=False).unify_dictionaries().combine_chunks()[0]
-        return found.chunk(0) if found.num_chunks else pa.array([], found.type)
+            column = self._file.read([name], use_threads=False).unify_dictionaries().combine_chunks()[0]
+        return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
     def row(self, number: int) -> dict[str, pa.Scalar]:
         group = number // _ROWS
@@ -120,10 +120,10 @@ class ShardIndex:
     def select(self, split: str | None = None, corpus: str | None = None) -> ShardIndex:
         """The shards of a split and of a corpus, in their order."""
         keep = np.ones(len(self), dtype=bool)
-        for column, wanted in ((self.splits_of, split), (self.corpora_of, corpus)):
-            if wanted is not None:
+        for column, name in ((self.splits_of, split), (self.corpora_of, corpus)):
+            if name is not None:
                 names = column.dictionary.to_pylist()
-                keep &= _codes(column) == (names.index(wanted) if wanted in names else -1)
+                keep &= _codes(column) == (names.index(name) if name in names else -1)
         if keep.all():
             return self
         mask = pa.array(keep)
@@ -139,10 +139,10 @@ class ShardIndex:
 
     def by_hash(self) -> dict[str, list[ShardFile]]:
         """The files of every shard, by its hash."""
-        found: dict[str, list[ShardFile]] = {}
+        files: dict[str, list[ShardFile]] = {}
         for file in self:
-            found.setdefault(file.hash, []).append(file)
-        return found
+            files.setdefault(file.hash, []).append(file)
+        return files
 
     def splits(self) -> list[str]:
         return sorted(str(name) for name in self.splits_of.unique().to_pylist())

@@ -97,13 +97,13 @@ def inspect(url: str) -> Inspection:
 def _read(dataset: Dataset, vocab_size: int) -> tuple[np.ndarray, np.ndarray, list[tuple[str, list[int]]]]:
     """Lengths of documents, counts of tokens, and how the first document that begins in a shard does."""
     index = dataset.index()
-    wanted = max(1, min(len(index), int(len(index) * _LOOKED_AT / max(1, dataset.total("tokens")))))
+    looked_at = max(1, min(len(index), int(len(index) * _LOOKED_AT / max(1, dataset.total("tokens")))))
     counts = np.zeros(vocab_size, dtype=np.int64)
     lengths: list[int] = []
     firsts: list[tuple[str, list[int]]] = []
     document, length = ("", ""), 0  # a large document goes on in the next shard
-    for number in range(wanted):
-        file = index[number * len(index) // wanted]
+    for number in range(looked_at):
+        file = index[number * len(index) // looked_at]
         pieces: list[np.ndarray] = []
         begun = False
         for row in ShardReader(read_shard(dataset.url, file)).rows():
@@ -127,42 +127,46 @@ def _read(dataset: Dataset, vocab_size: int) -> tuple[np.ndarray, np.ndarray, li
 
 def _histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
     edges = [1 << power for power in range(int(lengths.max()).bit_length() + 1)]
-    found = np.histogram(lengths, bins=edges)[0].tolist() if len(edges) > 1 else []
-    rows = [(low, high - 1, count) for low, high, count in zip(edges, edges[1:], found, strict=False)]
+    counts = np.histogram(lengths, bins=edges)[0].tolist() if len(edges) > 1 else []
+    rows = [(low, high - 1, count) for low, high, count in zip(edges, edges[1:], counts, strict=False)]
     while rows and not rows[0][2]:
         rows.pop(0)
     return rows
 
 
-def describe(found: Inspection) -> str:
+def describe(inspection: Inspection) -> str:
     """The inspection as a page of text."""
-    part = f" (of {found.tokens_read:,} tokens read)" if found.tokens_read < found.tokens else ""
+    part = f" (of {inspection.tokens_read:,} tokens read)" if inspection.tokens_read < inspection.tokens else ""
     sizes = ", ".join(
         f"{name} {values['tokens']:,} in {counted(values['documents'], 'document')}"
-        for name, values in found.splits.items()
+        for name, values in inspection.splits.items()
     )
-    most = max(count for _, _, count in found.histogram)
+    most = max(count for _, _, count in inspection.histogram)
     lines = [
-        found.dataset,
-        f"{counted(found.documents, 'document')}, {counted(found.tokens, 'token')} ({found.tokenizer}): {sizes}; "
-        f"{counted(found.shards, 'shard file')}",
-        f"{found.bytes_per_token:.2f} bytes per token",
-        *([f"left out: {', '.join(f'{n:,} {why}' for why, n in found.dropped.items())}"] if found.dropped else []),
+        inspection.dataset,
+        f"{counted(inspection.documents, 'document')}, {counted(inspection.tokens, 'token')} ({inspection.tokenizer}): "
+        f"{sizes}; {counted(inspection.shards, 'shard file')}",
+        f"{inspection.bytes_per_token:.2f} bytes per token",
+        *(
+            [f"left out: {', '.join(f'{n:,} {why}' for why, n in inspection.dropped.items())}"]
+            if inspection.dropped
+            else []
+        ),
         "",
         "share of each corpus",
-        *(f"  {share:6.1%}  {name}" for name, share in found.corpora.items()),
+        *(f"  {share:6.1%}  {name}" for name, share in inspection.corpora.items()),
         "",
         f"tokens per document{part}",
-        "  " + "   ".join(f"{name} {value:,}" for name, value in found.lengths.items()),
+        "  " + "   ".join(f"{name} {value:,}" for name, value in inspection.lengths.items()),
         *(
             f"  {low:>11,} – {high:<11,} {'█' * max(1, round(40 * n / most)) if n else ''} {n:,}"
-            for low, high, n in found.histogram
+            for low, high, n in inspection.histogram
         ),
         "",
         f"most frequent tokens{part}",
-        "  " + "  ".join(f"{text!r} {share:.1%}" for text, share in found.frequent),
+        "  " + "  ".join(f"{text!r} {share:.1%}" for text, share in inspection.frequent),
         "",
         "documents begin",
-        *(f"  {identity}: {text!r}" for identity, text in found.excerpts),
+        *(f"  {identity}: {text!r}" for identity, text in inspection.excerpts),
     ]
     return "\n".join(lines)

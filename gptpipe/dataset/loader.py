@@ -27,7 +27,7 @@ from gptpipe.model.loss import IGNORED
 Batch = tuple[torch.Tensor, torch.Tensor]
 _CHUNK_WINDOWS = 256  # prepared at once in the background
 _AHEAD = 2  # chunks prepared ahead
-_PATIENCE = 0.05  # seconds after which a waiting thread looks whether it is still wanted
+_PATIENCE = 0.05  # seconds after which a waiting thread looks whether it is still needed
 
 
 class TrainBatch(NamedTuple):
@@ -106,7 +106,7 @@ class SampleOrder:
         """The stretches of the stream that hold the pool of blocks a sample lies in; none in one level."""
         if self._levels is None:
             return []
-        found = []
+        parts = []
         for part, windows in enumerate(self._windows):
             number = sample
             if self._mixture is not None:
@@ -118,8 +118,8 @@ class SampleOrder:
             for block in blocks:
                 first, _ = windows.places(np.array([block * self._levels.block]))
                 stop = min(int(first[0]) + self._levels.block * self._context + 1, self._stream.length)
-                found.append((int(first[0]), stop))
-        return found
+                parts.append((int(first[0]), stop))
+        return parts
 
     def pool_samples(self) -> int:
         """Samples after which another pool of blocks begins, roughly; 0 in one level."""
@@ -304,10 +304,10 @@ class _Worker:
         step, done = self._loader.order.pool_samples(), -1
         while not self._stopped.wait(_PATIENCE):
             pool = self._next // step
-            for wanted in (pool, pool + 1):
-                if wanted > done and not self._stopped.is_set():
-                    self._loader.fetch_pool(max(self._next, wanted * step), self._stopped)
-                    done = wanted
+            for ahead in (pool, pool + 1):
+                if ahead > done and not self._stopped.is_set():
+                    self._loader.fetch_pool(max(self._next, ahead * step), self._stopped)
+                    done = ahead
 
 
 def check_ranks(batch_size: int, world_size: int) -> None:

@@ -15,7 +15,7 @@ def documents_at(stream: TokenStream, places: np.ndarray) -> list[str]:
     Raises:
         UserError: a shard that holds one is gone or damaged.
     """
-    found: list[str] = []
+    documents: list[str] = []
     places = np.unique(places)
     shards = np.searchsorted(stream.starts, places, side="right") - 1
     for number in np.unique(shards):
@@ -29,6 +29,6 @@ def documents_at(stream: TokenStream, places: np.ndarray) -> list[str]:
             ends.append(place)
         for row_number in np.searchsorted(ends, inside, side="right"):
             name = f"{file.corpus}:{names[int(row_number)]}"
-            if name not in found:
-                found.append(name)
-    return found
+            if name not in documents:
+                documents.append(name)
+    return documents

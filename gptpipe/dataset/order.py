@@ -68,11 +68,11 @@ def windows_of(samples: np.ndarray, windows: int, dataset_id: str, seed: int, co
     """s(i) for every i in `samples` (shape (k,), any order): the number of the window, shape (k,), int64."""
     samples = np.asarray(samples, dtype=np.int64)
     epochs, places = samples // windows, samples % windows
-    found = np.empty_like(places)
+    images = np.empty_like(places)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        found[here] = permute(places[here], windows, epoch_keys(dataset_id, seed, configuration, int(epoch)))
-    return found
+        images[here] = permute(places[here], windows, epoch_keys(dataset_id, seed, configuration, int(epoch)))
+    return images
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class TwoLevels:
     ) -> np.ndarray:
         """s(i) for every i in `samples`, as the function of that name does for one level."""
         samples = np.asarray(samples, dtype=np.int64)
-        found = np.empty_like(samples)
+        order = np.empty_like(samples)
         span, last = self.block * self.pool, self.pools(windows) - 1
         epochs, places = samples // windows, samples % windows
         pools = np.minimum(places // span, last)
@@ -113,8 +113,8 @@ class TwoLevels:
             tail = windows // self.block * self.block + places_in_pool - len(blocks) * self.block
             number = np.minimum(places_in_pool // self.block, max(0, len(blocks) - 1))
             begin = blocks[number] * self.block if len(blocks) else np.zeros_like(tail)
-            found[here] = np.where(inside, begin + places_in_pool % self.block, tail)
-        return found
+            order[here] = np.where(inside, begin + places_in_pool % self.block, tail)
+        return order
 
     def blocks_of(
         self, epoch: int, pool: int, windows: int, dataset_id: str, seed: int, configuration: str
@@ -167,13 +167,13 @@ class Mixture:
     def _cycle(self, cycle: int, dataset_id: str, seed: int, configuration: str) -> tuple[np.ndarray, np.ndarray]:
         """The corpus at every place of a cycle, and how many of that corpus came before it there."""
         key = (cycle, dataset_id, seed, configuration)
-        found = self._last  # threads ask at the same time
-        if found is None or found[0] != key:
+        last = self._last  # threads ask at the same time
+        if last is None or last[0] != key:
             everything = np.arange(cycle * self.CYCLE, (cycle + 1) * self.CYCLE, dtype=np.int64)
             drawn = windows_of(everything, self.CYCLE, dataset_id, seed, f"{configuration},mixture")
             corpora = np.searchsorted(self._starts, drawn, side="right") - 1
             in_order = np.argsort(corpora, kind="stable")
             rank = np.empty_like(corpora)
             rank[in_order] = np.arange(self.CYCLE) - self._starts[corpora[in_order]]
-            self._last = found = key, corpora, rank
-        return found[1], found[2]
+            self._last = last = key, corpora, rank
+        return last[1], last[2]

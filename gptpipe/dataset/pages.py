@@ -73,24 +73,24 @@ def _zeros(content: memoryview, slots: int) -> tuple[np.ndarray, memoryview]:
     """
     size = int.from_bytes(content[:4], "little")
     packed, rest = content[4 : 4 + size], content[4 + size :]
-    found: list[int] = []
+    pages: list[int] = []
     place = done = 0
     while done < slots:
         run, place = _varint(packed, place)  # refuses to read beyond the end
         count = run >> 1
         if run & 1:  # groups of eight bits
             for byte in packed[place : place + count]:
-                found += [done + bit for bit in _ZERO_BITS[byte]]
+                pages += [done + bit for bit in _ZERO_BITS[byte]]
                 done += 8
             place += count
         elif place < len(packed):
             if packed[place] == 0:
-                found += range(done, done + count)
+                pages += range(done, done + count)
             done += count
             place += 1
         if not count or place > len(packed):
             raise ValueError("a page's levels end before it does")
-    zeros = np.array(found, np.int64)
+    zeros = np.array(pages, np.int64)
     return zeros[: np.searchsorted(zeros, slots)], rest
 
 

@@ -79,9 +79,9 @@ def _table(stream: TokenStream, shard: int, context_length: int, *, goes_on: boo
     """(place in the shard, targets) of every window of a shard, shape (n, 2), uint32."""
     path = stream.window_table(shard, context_length, goes_on)
     if not path.exists():
-        found = document_windows(stream.shard(shard), stream.end_of_text, context_length, goes_on=goes_on)
+        windows = document_windows(stream.shard(shard), stream.end_of_text, context_length, goes_on=goes_on)
         with storage.new_file(path) as temporary, temporary.open("wb") as file:
-            np.save(file, found)
+            np.save(file, windows)
     return np.asarray(np.load(path, mmap_mode="r"))
 
 
@@ -121,9 +121,9 @@ def evaluation_windows(length: int, context_length: int, stride: int = 0, max_to
     ends = np.minimum(begin + context_length, targets)
     scored = np.diff(ends, prepend=0)
     windows = np.stack([begin, ends - begin, scored], axis=1)
-    wanted = max(1, max_tokens // stride)
-    if max_tokens and wanted < count:
-        windows = windows[np.arange(wanted) * count // wanted]
+    most = max(1, max_tokens // stride)
+    if max_tokens and most < count:
+        windows = windows[np.arange(most) * count // most]
     return windows
 
 

@@ -57,12 +57,12 @@ def likelihoods(
     rows = [(context + continuation)[-(longest + 1) :] for context, continuation in pairs]
     scored = [min(len(continuation), len(row) - 1) for (_, continuation), row in zip(pairs, rows, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    found: dict[int, Likelihood] = {}
+    likelihoods_of: dict[int, Likelihood] = {}
     say = NowAndThen()
 
     def how_far(seconds: float) -> str:
-        left = duration(seconds * (len(rows) - len(found)) / max(1, len(found)))
-        return f"scored {len(found):,} of {counted(len(rows), 'continuation')}  {left} left"
+        left = duration(seconds * (len(rows) - len(likelihoods_of)) / max(1, len(likelihoods_of)))
+        return f"scored {len(likelihoods_of):,} of {counted(len(rows), 'continuation')}  {left} left"
 
     while order:
         width = len(rows[order[0]]) - 1
@@ -80,7 +80,7 @@ def likelihoods(
         sizes = [scored[i] for i in batch]
         pieces = zip(batch, torch.split(nats.double(), sizes), torch.split(right, sizes), strict=True)
         for i, costs, rights in pieces:
-            found[i] = Likelihood(-float(costs.sum()), len(costs), bool(rights.all()))
+            likelihoods_of[i] = Likelihood(-float(costs.sum()), len(costs), bool(rights.all()))
         say(how_far)
     model.train(training)
-    return [found[i] for i in range(len(rows))]
+    return [likelihoods_of[i] for i in range(len(rows))]

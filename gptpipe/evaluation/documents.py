@@ -60,8 +60,8 @@ class Documents:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens `start` to `stop` (exclusive), int64; at place -1 there is the separator."""
-        found = self.tokens.read(max(start, 0), stop).astype(np.int64)
-        return np.concatenate([[self.tokenizer.end_of_text], found]) if start < 0 else found
+        ids = self.tokens.read(max(start, 0), stop).astype(np.int64)
+        return np.concatenate([[self.tokenizer.end_of_text], ids]) if start < 0 else ids
 
     def of(self, places: np.ndarray) -> np.ndarray:
         """The documents that hold these places of the stream; a separator belongs to the one before it."""

@@ -110,8 +110,8 @@ def evaluate_whole(
         for each in config.tasks
     ]
     words = documents.words(np.flatnonzero(tally.document_tokens)) if whole else None
-    found = _evaluation(tally, documents, words, what, how, config.precision, url)
-    return Scored(replace(found, tasks=tasks), tally, documents, model)
+    evaluation = _evaluation(tally, documents, words, what, how, config.precision, url)
+    return Scored(replace(evaluation, tasks=tasks), tally, documents, model)
 
 
 def in_one_window(config: EvaluateConfig, *models: Weights) -> EvaluateConfig:

@@ -40,9 +40,9 @@ def evaluate_once(
     scored = evaluate_whole(read, data=data, config=config, cache=cache)
     storage.write_bytes(f"{place}.parquet", scored.table())
     storage.write_bytes(f"{place}.html", scored.page().encode())
-    found = replace(scored.evaluation, page=f"{place}.html")
-    storage.write_json(f"{place}.json", found.as_dict())  # the last: with it the others are whole
-    return found
+    evaluation = replace(scored.evaluation, page=f"{place}.html")
+    storage.write_json(f"{place}.json", evaluation.as_dict())  # the last: with it the others are whole
+    return evaluation
 
 
 def _place(read: Weights, data: str, config: EvaluateConfig, out: str) -> str:

@@ -27,7 +27,7 @@ class Evaluation:
 
     Attributes:
         cross_entropy: nats per token. bits_per_token: the same in bits. perplexity: e to the nats.
-        bits_per_byte: bits a UTF-8 byte of the text scored. byte_perplexity: 2 to the bits.
+        bits_per_byte: bits per UTF-8 byte of the text scored. byte_perplexity: 2 to the bits.
         word_perplexity: e to the nats per word; None where only a part is scored.
         interval: standard error and 95 % interval of the cross-entropy; None with too few documents.
         accuracy: share of targets that were the likeliest token.
@@ -89,11 +89,11 @@ class Evaluation:
     @property
     def numbers(self) -> dict[str, Any]:
         """The numbers a person compares, each with its unit in its name."""
-        found: dict[str, Any] = {"cross-entropy, nats per token": self.cross_entropy}
+        numbers: dict[str, Any] = {"cross-entropy, nats per token": self.cross_entropy}
         if self.interval is not None:
-            found["95 % interval"] = f"{self.interval.low:.4f} to {self.interval.high:.4f}"
+            numbers["95 % interval"] = f"{self.interval.low:.4f} to {self.interval.high:.4f}"
         return {
-            **found,
+            **numbers,
             "cross-entropy, bits per token": self.bits_per_token,
             "perplexity, a token": self.perplexity,
             "perplexity, a word": self.word_perplexity,
@@ -105,9 +105,9 @@ class Evaluation:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        found = {**asdict(self), "sentence": self.sentence}
-        del found["against"]
-        return found if self.against is None else {**found, "against": self.against.as_dict()}
+        values = {**asdict(self), "sentence": self.sentence}
+        del values["against"]
+        return values if self.against is None else {**values, "against": self.against.as_dict()}
 
 
 @dataclass(frozen=True)

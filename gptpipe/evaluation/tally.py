@@ -95,8 +95,8 @@ class Tally:
 
     @classmethod
     def read(cls, path: Path) -> Tally:
-        with np.load(path) as found:
-            return cls(**{each.name: found[each.name] for each in fields(cls)})
+        with np.load(path) as arrays:
+            return cls(**{each.name: arrays[each.name] for each in fields(cls)})
 
     @property
     def nats(self) -> float:

@@ -55,13 +55,13 @@ class TaskScore:
     @property
     def numbers(self) -> dict[str, Any]:
         """What a person compares."""
-        found: dict[str, Any] = {f"{self.task}, right of {self.questions:,}": self.accuracy}
-        found[f"{self.task}, standard error"] = self.standard_error
+        numbers: dict[str, Any] = {f"{self.task}, right of {self.questions:,}": self.accuracy}
+        numbers[f"{self.task}, standard error"] = self.standard_error
         if self.accuracy_per_character is not None:
-            found[f"{self.task}, right a character"] = self.accuracy_per_character
+            numbers[f"{self.task}, right a character"] = self.accuracy_per_character
         if self.perplexity is not None:
-            found[f"{self.task}, perplexity of the last word"] = self.perplexity
-        return found
+            numbers[f"{self.task}, perplexity of the last word"] = self.perplexity
+        return numbers
 
 
 def _lambada(document: dict[str, Any]) -> Question:
@@ -121,8 +121,8 @@ def score_task(task: str, model: GPT, tokenizer: Tokenizer, *, batch_tokens: int
     name, url = _split(task)
     questions = read_questions(task)
     pairs = [encode_pair(tokenizer, q.context, choice) for q in questions for choice in q.choices]
-    found = iter(likelihoods(model, pairs, batch_tokens=batch_tokens, precision=precision))
-    answers = [[next(found) for _ in q.choices] for q in questions]
+    scores = iter(likelihoods(model, pairs, batch_tokens=batch_tokens, precision=precision))
+    answers = [[next(scores) for _ in q.choices] for q in questions]
     made = partial(TaskScore, name, url, task_digest(task), len(questions))
     if name == "lambada":
         right = [each.greedy for [each] in answers]

@@ -70,18 +70,18 @@ def export_hf(
     """
     out = storage.normalize(out)
     check_place(out, replace=replace)
-    found = read_weights(weights)
-    tokenizer = get_tokenizer(found.tokenizer)
-    check_vocabulary(found.config, tokenizer.vocab_size, tokenizer.name, found.url)
+    read = read_weights(weights)
+    tokenizer = get_tokenizer(read.tokenizer)
+    check_vocabulary(read.config, tokenizer.vocab_size, tokenizer.name, read.url)
     tensors = {
-        name: Stored(each.shape, DTYPES[dtype], partial(_in_type, name, each, DTYPES[dtype], found.url))
-        for name, each in hf_stored(found.config, found.tensors).items()
+        name: Stored(each.shape, DTYPES[dtype], partial(_in_type, name, each, DTYPES[dtype], read.url))
+        for name, each in hf_stored(read.config, read.tensors).items()
     }
-    config = {**hf_config(found.config, tokenizer.name, tokenizer.end_of_text), "dtype": dtype}
+    config = {**hf_config(read.config, tokenizer.name, tokenizer.end_of_text), "dtype": dtype}
     contents = {
-        **_tokenizer_files(tokenizer, found.config.context_length),
+        **_tokenizer_files(tokenizer, read.config.context_length),
         _GENERATION: _json(_generation(tokenizer.end_of_text)),
-        _CARD: card(found, dtype, scores),
+        _CARD: card(read, dtype, scores),
         CONFIG: _json(config),
     }
     storage.sweep_temporaries(out, below=False)
@@ -95,10 +95,10 @@ def export_hf(
 
 
 def _in_type(name: str, stored: Stored, dtype: torch.dtype, where: str) -> Tensor:
-    found = stored.read()
+    tensor = stored.read()
     if dtype == torch.float16:
-        check_float16(name, found, where)
-    return found.to(dtype)
+        check_float16(name, tensor, where)
+    return tensor.to(dtype)
 
 
 def _generation(end_of_text: int) -> dict[str, Any]:
@@ -122,19 +122,19 @@ def _tokenizer_files(tokenizer: Tokenizer, context_length: int) -> dict[str, str
     return dict(zip(_TOKENIZER, contents, strict=True))
 
 
-def card(found: Weights, dtype: str, scores: Evaluation | None = None) -> str:
+def card(weights: Weights, dtype: str, scores: Evaluation | None = None) -> str:
     """A model card: what is known of data, steps, tokens and scores, and nothing else."""
-    config = found.config
+    config = weights.config
     rows = {
         "architecture": "GPT-2",
-        "parameters": f"{_parameters(found):,}",
+        "parameters": f"{_parameters(weights):,}",
         "blocks, heads, width": f"{config.n_layer}, {config.n_head}, {config.n_embd}",
         "context": f"{config.context_length:,} tokens",
-        "vocabulary": f"{config.vocab_size:,} ({get_tokenizer(found.tokenizer).name})",
+        "vocabulary": f"{config.vocab_size:,} ({get_tokenizer(weights.tokenizer).name})",
         "biases of query, key and value": "yes" if config.qkv_bias else "no",
         "output layer": "the embedding" if config.tie_weights else "of its own",
         "stored in": dtype,
-        **_training_of(found, scored=scores is not None),
+        **_training_of(weights, scored=scores is not None),
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     use = f"""```python
@@ -172,15 +172,15 @@ def _state_of(checkpoint: Checkpoint) -> dict[str, Any]:
     return checkpoint.json(STATE) if STATE in checkpoint.manifest["files"] else {}
 
 
-def _parameters(found: Weights) -> int:
-    return sum(math.prod(each.shape) for each in found.tensors.values())
+def _parameters(weights: Weights) -> int:
+    return sum(math.prod(each.shape) for each in weights.tensors.values())
 
 
-def _training_of(found: Weights, *, scored: bool) -> dict[str, str]:
+def _training_of(weights: Weights, *, scored: bool) -> dict[str, str]:
     """What a checkpoint of ours says of its training; its logged validation only where there are no scores."""
-    checkpoint = open_checkpoint(found.url)
+    checkpoint = open_checkpoint(weights.url)
     if checkpoint is None:
-        return {"read from": found.url.rsplit("/", 1)[-1]}
+        return {"read from": weights.url.rsplit("/", 1)[-1]}
     state = _state_of(checkpoint)
     if "imported_from" in state:
         return {"imported from": str(state["imported_from"])}
@@ -206,11 +206,11 @@ def _validation(url: str, step: int, state: dict[str, Any]) -> dict[str, str]:
     last = scored[-1]
     tokens = state.get("configuration", {}).get("train", {}).get("validate_tokens")
     of = f", on {tokens:,} tokens at most" if tokens else ""
-    found = {"cross-entropy": f"{last['validation/loss']:.4f} nats per token (at step {last['step']:,}{of})"}
+    losses = {"cross-entropy": f"{last['validation/loss']:.4f} nats per token (at step {last['step']:,}{of})"}
     for key, name, unit in (("perplexity", "perplexity", ""), ("bits_per_byte", "bits per byte", "")):
         if (value := last.get(f"validation/{key}")) is not None:
-            found[name] = f"{value:,.3f}{unit}"
-    return found
+            losses[name] = f"{value:,.3f}{unit}"
+    return losses
 
 
 def _json(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 Names, layout and what stays in float32 are those of llama.cpp's own conversion of GPT-2; the file is written by its
 `gguf` package (`pip install 'gptpipe[gguf]'`). A model without biases of query, key and value gets zeros there, as the
-format wants them.
+format has them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def export_gguf(weights: str, out: str, dtype: str = "float32") -> str:
 
     Args:
         out: a path or URL that ends in `.gguf`, where nothing is yet.
-        dtype: of the matrices, one of TYPES; vectors and position embeddings stay float32. `q8_0` is eight bits a
+        dtype: of the matrices, one of TYPES; vectors and position embeddings stay float32. `q8_0` is eight bits per
             number with a scale for every 32; a matrix whose rows 32 does not divide is float16 then.
 
     Returns:
@@ -53,18 +53,18 @@ def export_gguf(weights: str, out: str, dtype: str = "float32") -> str:
         raise UserError("a file is there already", where=out, hint="choose another --out")
     storage.check_writable(storage.parent(out))
     storage.sweep_temporaries(storage.parent(out), below=False)
-    found = read_weights(weights)
-    tokenizer = get_tokenizer(found.tokenizer)
-    check_vocabulary(found.config, tokenizer.vocab_size, tokenizer.name, found.url)
+    read = read_weights(weights)
+    tokenizer = get_tokenizer(read.tokenizer)
+    check_vocabulary(read.config, tokenizer.vocab_size, tokenizer.name, read.url)
     vocabulary = vocabulary_of(tokenizer)
     name = out.rsplit("/", 1)[1].removesuffix(".gguf")
     with storage.scratch_folder(storage.parent(out)) as scratch:
         path = scratch / "model.gguf"
         writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.GPT2])
         try:
-            _describe(writer, found.config, name, dtype)
+            _describe(writer, read.config, name, dtype)
             _add_tokenizer(writer, tokenizer, *vocabulary)
-            _write_tensors(writer, found, dtype)
+            _write_tensors(writer, read, dtype)
         finally:
             writer.close()
         storage.move_file(path, out)
@@ -101,12 +101,12 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, ids: dict[str,
     writer.add_add_bos_token(False)
 
 
-def _write_tensors(writer: gguf.GGUFWriter, found: Weights, dtype: str) -> None:
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, found.config.n_layer)
-    stored = dict(found.tensors)
-    if not found.config.qkv_bias:
-        bias = zeros(3 * found.config.n_embd)
-        stored.update({f"h.{layer}.attn.c_attn.bias": bias for layer in range(found.config.n_layer)})
+def _write_tensors(writer: gguf.GGUFWriter, weights: Weights, dtype: str) -> None:
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, weights.config.n_layer)
+    stored = dict(weights.tensors)
+    if not weights.config.qkv_bias:
+        bias = zeros(3 * weights.config.n_embd)
+        stored.update({f"h.{layer}.attn.c_attn.bias": bias for layer in range(weights.config.n_layer)})
     kinds = {name: _kind(name, each.shape, dtype) for name, each in stored.items()}
     for name, each in stored.items():
         full = name if name.startswith("lm_head") else f"transformer.{name}"  # the table has transformers' names
@@ -120,7 +120,7 @@ def _write_tensors(writer: gguf.GGUFWriter, found: Weights, dtype: str) -> None:
     for name, each in stored.items():
         tensor = each.read().float()
         if kinds[name] == gguf.GGMLQuantizationType.F16:
-            check_float16(name, tensor, found.url)
+            check_float16(name, tensor, weights.url)
         writer.write_tensor_data(gguf.quantize(tensor.contiguous().numpy(), kinds[name]))
 
 

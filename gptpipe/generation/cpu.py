@@ -112,7 +112,7 @@ class PackedDecoder(Decoder):
         return [partial(_write_places, held, places) for held in (self._keys, self._values)]
 
     def _views(self, run: slice, width: int) -> list[tuple[Tensor, Tensor]]:
-        """The first columns of some slots as products want them, of each layer; kept, since making them takes time."""
+        """The first columns of some slots as products need them, of each layer; kept, since making them takes time."""
         key = (run.start, run.stop, width)
         if key not in self._known_views:
             shape = ((run.stop - run.start) * self._heads, -1, self._size)
@@ -139,9 +139,9 @@ def _write_places(layers: Sequence[Tensor], places: Any, number: int, new: Tenso
 
 def _runs(values: list[int]) -> list[tuple[slice, int]]:
     """Where equal values stand side by side, and which."""
-    found, start = [], 0
+    parts, start = [], 0
     for value, group in groupby(values):
         size = len(list(group))
-        found.append((slice(start, start + size), value))
+        parts.append((slice(start, start + size), value))
         start += size
-    return found
+    return parts

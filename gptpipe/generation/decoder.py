@@ -118,8 +118,8 @@ class Decoder(ABC):
             if row.number not in hidden:
                 hidden[row.number] = self._read(row)
         stacked = torch.stack([hidden[row.number] for row in rows])
-        found = self._head(self._enough(torch.layer_norm(stacked, *norm_of(self._model.ln_f))))
-        return found[: len(rows)].float().cpu()
+        logits = self._head(self._enough(torch.layer_norm(stacked, *norm_of(self._model.ln_f))))
+        return logits[: len(rows)].float().cpu()
 
     @abstractmethod
     def _step(self, rows: list[Row]) -> Tensor:
@@ -182,23 +182,23 @@ class Decoder(ABC):
     def _make_room(self, rows: int, tokens: int, later: int) -> None:
         """For so many rows of at most so many tokens, and of so many later."""
         most = max(self._rounded(max(tokens, later)), self._capacity)
-        wanted = self._rounded(tokens) if self.exact else most
-        if rows <= self._slot_count and wanted == self._capacity:
+        capacity = self._rounded(tokens) if self.exact else most
+        if rows <= self._slot_count and capacity == self._capacity:
             return
         slots = max(rows, self._slot_count)
-        used, kept = len(self._slots), min(wanted, self._capacity)
+        used, kept = len(self._slots), min(capacity, self._capacity)
         for held, memory in ((self._keys, self._key_memory), (self._values, self._value_memory)):
             for layer, before in enumerate(held):
                 written = before[:used, :, :kept].clone() if used else None
                 size = self._heads * self._size * slots
-                if len(memory[layer]) < size * wanted:
+                if len(memory[layer]) < size * capacity:
                     memory[layer] = memory[layer].new_empty(size * most)
-                now = memory[layer][: size * wanted].view(slots, self._heads, wanted, self._size)
+                now = memory[layer][: size * capacity].view(slots, self._heads, capacity, self._size)
                 now.zero_()  # what is not written yet is multiplied by zero, and must be a number
                 if written is not None:
                     now[:used, :, :kept] = written
                 held[layer] = now
-        self._slot_count, self._capacity = slots, wanted
+        self._slot_count, self._capacity = slots, capacity
         self._moved()
 
     def _rounded(self, tokens: int) -> int:

@@ -133,9 +133,9 @@ def _sample(
 ) -> Sample:
     text = encoding.decode(ids)
     why: Ended = "length" if len(ids) == config.max_new_tokens else "end_of_text"
-    found = [place for stop in config.stop if (place := text.find(stop)) >= 0]
-    if found:
-        why, text = "stop", text[: min(found)]
+    stops = [place for stop in config.stop if (place := text.find(stop)) >= 0]
+    if stops:
+        why, text = "stop", text[: min(stops)]
         while ids and len(encoding.decode(ids)) > len(text):
             ids = ids[:-1]
     return Sample(prompt, prompt + text, ids, why, scores[: len(ids)] if scores is not None else None)
@@ -351,6 +351,6 @@ def sample_once(weights: str, config: SampleConfig, *, out: str) -> Samples:
     except FileNotFoundError:
         pass
     made = generate(read, config.prompts, config)
-    found = Samples(made, python_line_share(made), read.url, read.step)
-    storage.write_json(place, found.as_dict())
-    return found
+    samples = Samples(made, python_line_share(made), read.url, read.step)
+    storage.write_json(place, samples.as_dict())
+    return samples

@@ -39,7 +39,7 @@ class Invitation(BaseModel):
 
 
 class Refused(Exception):
-    """The other side showed no valid token, or did not want this one."""
+    """The other side showed no valid token, or did not take this one."""
 
 
 class Channel:
@@ -80,7 +80,7 @@ class Channel:
         """The node's half.
 
         Raises:
-            Refused: the parent does not want this node, or is not the one that sent the invitation.
+            Refused: the parent does not take this node, or is not the one that sent the invitation.
             OSError, ValueError: it says nothing, or nothing that can be read.
         """
         challenge = secrets.token_hex(16)

@@ -24,11 +24,11 @@ class Hosts(Protocol):
     def this_machine(self) -> AbstractContextManager[None]:
         """Hold this machine for a training in place; waits for its turn."""
 
-    def nodes(self, wanted: int, least: int, poll: Callable[[], None]) -> AbstractContextManager[int]:
+    def nodes(self, most: int, least: int, poll: Callable[[], None]) -> AbstractContextManager[int]:
         """Hold so many nodes, all at once; waits for its turn and calls `poll` meanwhile.
 
         Returns:
-            How many there are, from `least` to `wanted`.
+            How many there are, from `least` to `most`.
         """
 
     def start(self, invitation: Invitation, nodes: int) -> None:
@@ -44,4 +44,4 @@ class Hosts(Protocol):
         """Why nodes may not have come, and what to do."""
 
     def end(self) -> None:
-        """Nothing of what was started is wanted any more."""
+        """Nothing of what was started is needed any more."""

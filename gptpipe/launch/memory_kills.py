@@ -1,4 +1,4 @@
-"""Processes that were killed for want of memory: how many, and how much memory there is."""
+"""Processes that were killed for lack of memory: how many, and how much memory there is."""
 
 from __future__ import annotations
 

@@ -27,19 +27,19 @@ def listen(address: str, ports: range) -> socket.socket:
         UserError: none is free, or the address is not one of this machine.
     """
     for port in ports:
-        found = socket.socket()
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening = socket.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            found.bind((address, port))
+            listening.bind((address, port))
         except OSError as error:
-            found.close()
+            listening.close()
             if "assign" in str(error):
                 raise UserError(
                     "not an address of this machine", where=f"GPTPIPE_GANG_ADDRESS={address}", hint="see `ip address`"
                 ) from None
             continue
-        found.listen(128)
-        return found
+        listening.listen(128)
+        return listening
     raise UserError("no port is free", where=f"GPTPIPE_GANG_PORTS={ports[0]}-{ports[-1]}", hint="give a wider range")
 
 

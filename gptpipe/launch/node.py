@@ -64,7 +64,7 @@ def join(
 
     Raises:
         UserError: this machine cannot take part; the parent has been told.
-        Cancelled: the parent, or whoever cancelled this node, wants all ended without saving.
+        Cancelled: the parent, or whoever cancelled this node, has all ended without saving.
         LinkLost: the parent has not been heard of for five seconds.
     """
     channel = _connect(invitation, address)
@@ -81,7 +81,7 @@ def join(
 
 
 def about_this_node() -> About:
-    """What a parent wants to know before it takes a node: versions, devices, clock."""
+    """What a parent needs to know before it takes a node: versions, devices, clock."""
     import torch
 
     return About(
@@ -186,7 +186,7 @@ class _Node:
                 time.sleep(0.05)
 
     def _heard(self) -> list[Said]:
-        """What the parent said; raises when it wants no more of this node, or says nothing at all."""
+        """What the parent said; raises when it needs this node no more, or says nothing at all."""
         messages: list[Said] = []
         while not self.channel.received.empty():
             message = self.channel.received.get()

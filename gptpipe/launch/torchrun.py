@@ -294,14 +294,14 @@ class Torchrun:
         """How it ended: a rank that was killed explains why the others failed, and says nothing itself.
 
         Args:
-            for_memory: how many processes were killed for want of memory meanwhile.
+            for_memory: how many processes were killed for lack of memory meanwhile.
         """
         if self.rendezvous and self.process.returncode == 0 and not (self.job.folder / OUTCOME).exists():
             return Outcome(status="finished", reason="rank 0, on another node, knows more")
         written = [self.job.folder / OUTCOME, *sorted(self.job.folder.glob("outcome-*.json"))]
-        outcomes = [found for path in written if (found := Outcome.read(str(path))) is not None]
+        outcomes = [outcome for path in written if (outcome := Outcome.read(str(path))) is not None]
         # the first to fail is the cause; the other ranks only lost their connection to it
-        outcomes.sort(key=lambda found: ("finished", "preempted", "user_error", "failed").index(found.status))
+        outcomes.sort(key=lambda outcome: ("finished", "preempted", "user_error", "failed").index(outcome.status))
         if outcomes and outcomes[0].status != "failed":
             return outcomes[0]
         if killed := _killed_by_signal(self._last_lines):

@@ -85,7 +85,7 @@ def train(
         resume: False starts from the beginning if there is an unfinished training.
         force: make a new attempt, `<out>/<id>-2/` and so on, even if this one is finished.
         cache: where decoded tokens are; by default this machine's.
-        hosts: who reserves this machine, and starts other ones where `config.nodes` wants several.
+        hosts: who reserves this machine, and starts other ones where `config.nodes` asks for several.
 
     Raises:
         UserError: something given cannot be trained; found before a rank is started where that can be.
@@ -214,10 +214,10 @@ def check_start(init: str, model: ModelConfig, dataset: Dataset) -> str:
     Raises:
         UserError: `init` is no checkpoint, or one of another shape, or of another tokenizer than the dataset's.
     """
-    found = open_checkpoint(init)
-    if found is None:
+    checkpoint = open_checkpoint(init)
+    if checkpoint is None:
         raise UserError("not a checkpoint", where=init, hint="make one with `gptpipe import`")
-    config = found.json(CONFIG)
+    config = checkpoint.json(CONFIG)
     check_same_shape(model, model_config_from_hf(config, init), init)
     theirs, have = str(ours_in(config, init).get("tokenizer", "gpt2")), str(dataset.tokenizer["name"])
     if theirs != have:
@@ -227,7 +227,7 @@ def check_start(init: str, model: ModelConfig, dataset: Dataset) -> str:
             hint=f"tokenize again with --tokenizer {init if is_own(theirs) else theirs}, "
             f"or `gptpipe import` the weights with --tokenizer {dataset.url if is_own(have) else have}",
         )
-    return found.model_sha256
+    return checkpoint.model_sha256
 
 
 def attempt_folder(base: str, force: bool) -> str:
@@ -261,7 +261,7 @@ def check_vocab_size(model: ModelConfig, tokens: int, name: str) -> None:
 
 
 def check_devices(config: TrainConfig) -> None:
-    """A UserError when this machine has fewer GPUs than ranks that want one."""
+    """A UserError when this machine has fewer GPUs than ranks that need one."""
     if config.device == "cuda":
         import torch
 
@@ -286,9 +286,9 @@ def prepare_tokens(model: ModelConfig, config: TrainConfig, dataset: Dataset, ca
     if config.shuffle == "global":
         stream.prepare()
     # a pool is read while the next is fetched, and a block lies in up to two row groups
-    elif (wanted := 4 * config.shuffle_blocks * ROW_GROUP_TOKENS * stream.dtype.itemsize) > cache.limit:
+    elif (needed := 4 * config.shuffle_blocks * ROW_GROUP_TOKENS * stream.dtype.itemsize) > cache.limit:
         raise UserError(
-            f"two pools of {config.shuffle_blocks} blocks want {wanted / 1e9:.1f} GB of cache, "
+            f"two pools of {config.shuffle_blocks} blocks need {needed / 1e9:.1f} GB of cache, "
             f"there are {cache.limit / 1e9:.1f}",
             where="train.shuffle_blocks",
             hint="lower it, or raise GPTPIPE_CACHE_GIGABYTES",

@@ -104,8 +104,8 @@ def linear(x: Tensor, layer: nn.Linear, gelu: bool = False) -> Tensor:
         return plain
     dtype = _dtype(x)
     with torch.autocast(x.device.type, enabled=False):
-        found: Tensor = _Linear.apply(x, layer.weight, layer.bias, gelu, dtype)  # type: ignore[no-untyped-call]
-    return found
+        y: Tensor = _Linear.apply(x, layer.weight, layer.bias, gelu, dtype)  # type: ignore[no-untyped-call]
+    return y
 
 
 def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Linear) -> Tensor:
@@ -122,7 +122,7 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Linear) -> Tensor:
         return plain
     dtype = _dtype(x)
     with torch.autocast(x.device.type, enabled=False):
-        found: Tensor = _NormLinear.apply(  # type: ignore[no-untyped-call]
+        y: Tensor = _NormLinear.apply(  # type: ignore[no-untyped-call]
             x, norm.weight, norm.bias, layer.weight, layer.bias, norm.eps, dtype
         )
-    return found
+    return y

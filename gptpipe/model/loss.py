@@ -95,19 +95,19 @@ class _TiedEmbedding(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
         (tokens,) = ctx.saved_tensors
-        found, ctx.shared.gradient = ctx.shared.gradient, None
+        gradient, ctx.shared.gradient = ctx.shared.gradient, None
         rows = grad.flatten(0, -2)
-        if found is None:
+        if gradient is None:
             return rows.new_zeros(ctx.rows, rows.shape[1]).index_add_(0, tokens.flatten(), rows), None, None
         # autograd holds this very tensor as the matrix's gradient so far, and has not handed it on yet
-        found.index_add_(0, tokens.flatten(), rows)
+        gradient.index_add_(0, tokens.flatten(), rows)
         return None, None, None
 
 
 def tied_embedding(weight: Tensor, tokens: Tensor, shared: SharedGradient) -> Tensor:
     """Rows of `weight` (V, D) at `tokens` (…), for a matrix that is the output layer's too."""
-    found: Tensor = _TiedEmbedding.apply(weight, tokens, shared)  # type: ignore[no-untyped-call]
-    return found
+    embedded: Tensor = _TiedEmbedding.apply(weight, tokens, shared)  # type: ignore[no-untyped-call]
+    return embedded
 
 
 def chunk_rows(device: str, dtype: torch.dtype) -> int:
@@ -175,7 +175,7 @@ def _softmax_(logits: Tensor, index: Tensor, wide: torch.dtype, keep: bool) -> t
     """Turn logits (rows, V) into probabilities in place, computed in type `wide`.
 
     Args:
-        keep: whether the probabilities are wanted; otherwise `logits` may be left as they are.
+        keep: whether the probabilities are needed; otherwise `logits` may be left as they are.
 
     Returns:
         The cross-entropy at `index` in nats, shape (rows,), the probability there and the greatest in the row, both

@@ -19,10 +19,10 @@ class Precision:
     device: str
 
     @classmethod
-    def choose(cls, wanted: str, device: torch.device) -> Precision:
-        if wanted == "auto":
-            wanted = "bfloat16" if has_bfloat16(device) else "float32"
-        return cls(wanted, device.type)
+    def choose(cls, precision: str, device: torch.device) -> Precision:
+        if precision == "auto":
+            precision = "bfloat16" if has_bfloat16(device) else "float32"
+        return cls(precision, device.type)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -39,17 +39,17 @@ def has_bfloat16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def pick_device(wanted: str) -> str:
+def pick_device(device: str) -> str:
     """`auto` is a GPU where torch sees one.
 
     Raises:
-        UserError: a GPU is wanted, and there is none.
+        UserError: a GPU is asked for, and there is none.
     """
-    if wanted == "auto":
+    if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         raise UserError("torch sees no GPU here", where="device cuda", hint="choose auto or cpu")
-    return wanted
+    return device
 
 
 def to_precision(model: GPT, precision: str) -> GPT:

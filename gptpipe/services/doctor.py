@@ -52,14 +52,14 @@ def examine(settings: Settings) -> list[Check]:
 
 
 def _versions() -> Check:
-    found, missing = [f"gptpipe {__version__}", f"Python {platform.python_version()}"], []
+    versions, missing = [f"gptpipe {__version__}", f"Python {platform.python_version()}"], []
     for name in _PACKAGES:
         try:
-            found.append(f"{name} {version(name)}")
+            versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             missing.append(name)
     hint = f"missing: {', '.join(missing)}; install gptpipe again" if missing else ""
-    return Check("versions", not missing, ", ".join(found), hint)
+    return Check("versions", not missing, ", ".join(versions), hint)
 
 
 def _machine(home: Path) -> Check:
@@ -215,10 +215,10 @@ def _logs() -> Check:
 def _stack() -> Check:
     """The servers of `gptpipe up`, where it was run here."""
     stack = Stack()
-    found = stack.health()
-    if not found:
+    health = stack.health()
+    if not health:
         return Check("stack", None, "not up: `gptpipe up` starts servers and a worker on this machine")
-    ill = [f"{name} {ailment}" for name, ailment in found.items() if ailment]
+    ill = [f"{name} {ailment}" for name, ailment in health.items() if ailment]
     if ill:
         return Check("stack", False, "; ".join(ill), f"see {stack.supervisor.logs}, or `gptpipe down` and `up`")
-    return Check("stack", True, f"{', '.join(found)} are well")
+    return Check("stack", True, f"{', '.join(health)} are well")

@@ -24,12 +24,12 @@ def free_ports(count: int) -> list[int]:
 
 def holders() -> dict[int, str]:
     """Who listens, as text, by port."""
-    found = {}
+    ports = {}
     with suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN:
-                found[connection.laddr.port] = _described(connection.pid)
-    return found
+                ports[connection.laddr.port] = _described(connection.pid)
+    return ports
 
 
 def _described(pid: int | None) -> str:

@@ -37,9 +37,9 @@ class PrefectServer:
     """
 
     def __init__(self) -> None:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self._port = found.getsockname()[1]
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
         self.starts = 0
         self._ending = threading.Event()
         self._process = self._start()

@@ -77,7 +77,7 @@ def bucket_ailment(endpoint: str, access_key: str, secret_key: str, bucket: str)
 
 
 def port_names() -> list[str]:
-    """What `weed_command` wants a port for."""
+    """What `weed_command` needs a port for."""
     return [*SERVICES, *(f"{name}.grpc" for name in SERVICES)]
 
 

@@ -132,11 +132,11 @@ class Stack:
         if not states:
             return {}
         drawn = Secrets.of(self.folder / "secrets.json")
-        found = {}
+        ailments = {}
         for name in MEMBERS:
             state = states.get(name, "STOPPED")
-            found[name] = self._ailment(name, drawn) if state == "RUNNING" else state.lower()
-        return found
+            ailments[name] = self._ailment(name, drawn) if state == "RUNNING" else state.lower()
+        return ailments
 
     def tracebacks(self) -> dict[str, list[str]]:
         """By server: the last line of every traceback in its log since the stack was started.
@@ -147,15 +147,15 @@ class Stack:
             before: dict[str, int] = json.loads((self.folder / _LOG_SIZES).read_text("utf-8"))
         except (OSError, ValueError):
             before = {}
-        found = {}
+        tracebacks = {}
         for name in [each for each in MEMBERS if each != "worker"]:
             with suppress(OSError):
                 content = (self.supervisor.logs / f"{name}.log").read_bytes()
                 skip = before.get(name, 0)
                 text = content[skip if skip <= len(content) else 0 :].decode(errors="replace")  # it may be a new one
                 if lines := traceback_ends(text):
-                    found[name] = lines
-        return found
+                    tracebacks[name] = lines
+        return tracebacks
 
     def environment(self, drawn: Secrets) -> dict[str, str]:
         """What makes this and other processes use the stack."""
@@ -240,19 +240,19 @@ class Stack:
         if not file.exists():
             names = [*port_names(), "worker"]
             write_private(file, json.dumps(dict(zip(names, free_ports(len(names)), strict=True))))
-        found: dict[str, int] = json.loads(file.read_text("utf-8"))
-        return found
+        sizes: dict[str, int] = json.loads(file.read_text("utf-8"))
+        return sizes
 
     def _check_ports(self, running: dict[str, str]) -> None:
         """Refuse a port that somebody else holds; inner ones are drawn again."""
         here, taken = self._here, holders()
-        wanted = {
+        ports = {
             "postgres": ("GPTPIPE_POSTGRES_PORT", here.postgres_port),
             "seaweedfs": ("GPTPIPE_S3_PORT", here.s3_port),
             "prefect": ("GPTPIPE_PREFECT_PORT", here.prefect_port),
             "mlflow": ("GPTPIPE_MLFLOW_PORT", here.mlflow_port),
         }
-        for member, (name, port) in wanted.items():
+        for member, (name, port) in ports.items():
             if running.get(member) != "RUNNING" and port in taken:
                 raise UserError(
                     f"port {port} is taken by {taken[port]}", where=name, hint="stop that, or set another port"

@@ -63,9 +63,9 @@ class Supervisor:
     def process(self) -> psutil.Process | None:
         """The supervisor, if it runs."""
         with suppress(OSError, ValueError, psutil.Error):
-            found = psutil.Process(int(self._pid.read_text()))
-            if str(self._config) in found.cmdline() and found.status() != psutil.STATUS_ZOMBIE:
-                return found
+            process = psutil.Process(int(self._pid.read_text()))
+            if str(self._config) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                return process
         return None
 
     def start(self, programs: list[Program]) -> None:
@@ -108,8 +108,8 @@ class Supervisor:
         if self.process is None:
             return {}
         with suppress(OSError, xmlrpc.client.Error):
-            found: Any = self._api().getAllProcessInfo()
-            return {one["name"]: one["statename"] for one in found}
+            states: Any = self._api().getAllProcessInfo()
+            return {one["name"]: one["statename"] for one in states}
         return {}
 
     def log_tail(self, name: str, lines: int = 5) -> str:

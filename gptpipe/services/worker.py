@@ -123,11 +123,11 @@ def catches(pid: int, number: int) -> bool:
 
 def _runs(worker: int) -> list[psutil.Process]:
     """The flow runs that a worker has started and that have not ended."""
-    found = []
+    runs = []
     with suppress(psutil.Error):
         for child in psutil.Process(worker).children():
             with suppress(psutil.Error):
                 is_run = any(word.startswith("prefect.") for word in child.cmdline())  # prefect.engine, or its resolver
                 if is_run and child.status() != psutil.STATUS_ZOMBIE:
-                    found.append(child)
-    return found
+                    runs.append(child)
+    return runs

@@ -55,8 +55,8 @@ def local_copy(url: str, sha256: str = "", hint: str = "fetch or write it again"
 
 def _downloaded(url: str, sha256: str, hint: str) -> Path:
     """A file of the cache, fetched by one process while others wait for it."""
-    found = storage.describe(url)
-    folder = storage.cache_home() / "downloads" / digest([url, found.version, found.size])[:32]
+    entry = storage.describe(url)
+    folder = storage.cache_home() / "downloads" / digest([url, entry.version, entry.size])[:32]
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / url.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
     with (folder / ".lock").open("w") as lock:
@@ -64,7 +64,7 @@ def _downloaded(url: str, sha256: str, hint: str) -> Path:
         if not place.exists():
             partial = folder / ".partial"
             with partial.open("ab") as file:
-                _fetch(url, file, found.size)
+                _fetch(url, file, entry.size)
             if sha256 and _sha256_of(partial, url) != sha256:
                 partial.unlink()
                 raise _damaged(url, hint)

@@ -50,8 +50,8 @@ class Listing:
             try:
                 if self._passed_over is not None:
                     self._is_new(folder)
-                with os.scandir(folder) as found:
-                    for each in found:
+                with os.scandir(folder) as entries:
+                    for each in entries:
                         if is_temporary(each.name):
                             continue
                         if each.is_dir(follow_symlinks=False):

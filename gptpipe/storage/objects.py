@@ -92,12 +92,12 @@ def read_json(url: str) -> dict[str, Any]:
     """A file of one JSON object; a UserError when it holds anything else."""
     hint = "the file is damaged; make it again"
     try:
-        found = json.loads(read_bytes(url, small=True))
+        values = json.loads(read_bytes(url, small=True))
     except (ValueError, RecursionError) as error:
         raise UserError(f"not JSON ({error})", where=url, hint=hint) from None
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise UserError("not a JSON object", where=url, hint=hint)
-    return found
+    return values
 
 
 def read_as(url: str, kind: TypeAdapter[T]) -> T:

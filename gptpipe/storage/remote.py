@@ -114,14 +114,14 @@ class Remote:
         """No store has links, so nothing is passed over."""
         fs, root = filesystem(url)
         try:
-            found = fs.find(root, detail=True)
+            listed = fs.find(root, detail=True)
         except FileNotFoundError:
             return []
         base = root.rstrip("/") + "/"
         protocol = url.split("://", 1)[0]
         entries = [
             Entry(f"{protocol}://{path}", path.removeprefix(base), int(info["size"]), _version_of(info))
-            for path, info in found.items()
+            for path, info in listed.items()
             if path.startswith(base) and info["type"] == "file"
         ]
         return sorted(entries, key=lambda entry: entry.path)
@@ -129,10 +129,10 @@ class Remote:
     def children(self, url: str) -> list[tuple[str, bool]]:
         fs, root = filesystem(url)
         try:
-            found = fs.ls(root, detail=True)
+            listed = fs.ls(root, detail=True)
         except FileNotFoundError:
             return []
-        return [(info["name"].rstrip("/").rsplit("/", 1)[-1], info["type"] == "directory") for info in found]
+        return [(info["name"].rstrip("/").rsplit("/", 1)[-1], info["type"] == "directory") for info in listed]
 
     def describe(self, url: str, name: str) -> Entry:
         fs, path = filesystem(url)

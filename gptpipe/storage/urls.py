@@ -48,7 +48,7 @@ def parent(url: str) -> str:
 
 
 def as_uri(url: str) -> str:
-    """`url` with its scheme, as MLflow and browsers want it."""
+    """`url` with its scheme, as MLflow and browsers need it."""
     return local_path(url).as_uri() if is_local(url) else url
 
 

@@ -41,10 +41,10 @@ def get_tokenizer(reference: str = "") -> Tokenizer:
             hint=f"known: {', '.join(known)}; or {_HINT}",
         )
     folder = from_hub(reference, list(FILES)) if reference.startswith(HUB) else storage.normalize(reference)
-    found = tokenizer_in(folder, reference) or _named_in(folder)
-    if found is None:
+    tokenizer = tokenizer_in(folder, reference) or _named_in(folder)
+    if tokenizer is None:
         raise UserError("no tokenizer there", where=reference, hint=_HINT)
-    return found
+    return tokenizer
 
 
 def is_own(name: str) -> bool:
@@ -71,25 +71,25 @@ def tokenizer_in(folder: str, where: str = "") -> Tokenizer | None:
     if not contents:
         return None
     model = _read(storage.join(folder, MODEL_SETTINGS))
-    found = read_files((*contents, *([(MODEL_SETTINGS, model)] if model is not None else [])), where or folder)
-    return found.kept_in(folder) if found is not None and found.files else found
+    tokenizer = read_files((*contents, *([(MODEL_SETTINGS, model)] if model is not None else [])), where or folder)
+    return tokenizer.kept_in(folder) if tokenizer is not None and tokenizer.files else tokenizer
 
 
 @lru_cache(maxsize=4)
 def _kept(reference: str) -> Tokenizer:
     match = _KEPT.match(reference)
     assert match is not None
-    found = tokenizer_in(match["folder"])
-    if found is None:
+    tokenizer = tokenizer_in(match["folder"])
+    if tokenizer is None:
         where = storage.join(match["folder"], WHOLE)
         raise UserError("the tokenizer's file is missing", where=where, hint="copy it there, or make the folder again")
-    if found.name != match["name"]:
+    if tokenizer.name != match["name"]:
         raise UserError(
-            f"the tokenizer is {found.name}, not {match['name']}, which this was made with",
+            f"the tokenizer is {tokenizer.name}, not {match['name']}, which this was made with",
             where=match["folder"],
             hint="bring back the tokenizer's files as they were, or make the folder again",
         )
-    return found
+    return tokenizer
 
 
 def _named_in(folder: str) -> Tokenizer | None:

@@ -1,6 +1,6 @@
 """A training followed into its MLflow run, from a thread of its own.
 
-It reads what rank 0 writes, so training neither waits for MLflow nor needs it. One run a training, found again by its
+It reads what rank 0 writes, so training neither waits for MLflow nor needs it. One run per training, found again by its
 tag after a stop; each step is logged once.
 """
 
@@ -223,10 +223,10 @@ class TrainingTracker:
 
 def profile(dataset: Dataset) -> dict[str, Any]:
     """How large a dataset is, whole and by split, and its tokenizer: MLflow shows it with the run's dataset."""
-    found: dict[str, Any] = {"tokenizer": dataset.tokenizer["name"]}
+    sizes: dict[str, Any] = {"tokenizer": dataset.tokenizer["name"]}
     for split in SPLITS:
-        found |= {f"{split}_{what}": dataset.total(what, split) for what in ("documents", "tokens", "bytes")}
-    return found
+        sizes |= {f"{split}_{what}": dataset.total(what, split) for what in ("documents", "tokens", "bytes")}
+    return sizes
 
 
 def _user() -> str:

@@ -122,13 +122,13 @@ def _against(
     data = config.evaluate.data or result.dataset
     log.info("register: version %s, the %s, is scored on the same text", champion.version, config.promote.alias)
     try:
-        found = evaluate_against(
+        evaluation = evaluate_against(
             result.best_checkpoint, _location(champion.source), data=data, config=config.evaluate, out=out, cache=cache
         )
     except UserError as error:
         return not_comparable(f"version {champion.version}, the champion, could not be scored on this text: {error}")
-    assert found.against is not None
-    return decide(found.against.comparison)
+    assert evaluation.against is not None
+    return decide(evaluation.against.comparison)
 
 
 def _make_registered_model(client: MlflowClient, name: str) -> None:

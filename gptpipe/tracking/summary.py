@@ -100,7 +100,7 @@ def _cost(result: TrainResult, lines: Sequence[Mapping[str, Any]]) -> str:
     if result.tokens_per_second:
         parts.append(f"{result.tokens_per_second:,.0f} tokens/s")
     if memory:
-        parts.append(f"{memory / 1e3:.2f} GB a rank at most")
+        parts.append(f"{memory / 1e3:.2f} GB per rank at most")
     return ", ".join(parts)
 
 

@@ -37,17 +37,17 @@ def initial_model(job: Job, resumed: Checkpoint | None) -> GPT:
     return GPT(job.model)
 
 
-def restore_optimizers(found: Checkpoint, model: nn.Module, optimizers: list[Optimizer]) -> None:
+def restore_optimizers(checkpoint: Checkpoint, model: nn.Module, optimizers: list[Optimizer]) -> None:
     """Moments out of a checkpoint."""
-    load_optimizers(model, optimizers, found.tensors(OPTIMIZER), found.url)
+    load_optimizers(model, optimizers, checkpoint.tensors(OPTIMIZER), checkpoint.url)
 
 
-def roll_back(job: Job, found: Checkpoint, model: GPT, optimizers: list[Optimizer]) -> None:
+def roll_back(job: Job, checkpoint: Checkpoint, model: GPT, optimizers: list[Optimizer]) -> None:
     """Weights and moments of an earlier checkpoint of this training; where it is in its samples stays."""
     mine = model.state_dict()
-    for name, value in of_checkpoint(found).build(job.model).state_dict().items():
+    for name, value in of_checkpoint(checkpoint).build(job.model).state_dict().items():
         mine[name].copy_(value)
-    restore_optimizers(found, model, optimizers)
+    restore_optimizers(checkpoint, model, optimizers)
 
 
 def check_same_result(job: Job, checkpoint: Checkpoint) -> None:

@@ -26,7 +26,7 @@ def make_optimizers(model: GPT, config: TrainConfig) -> list[Optimizer]:
     decaying = [p for p in rest if p.ndim >= 2 or config.decay_vectors]
     still = [p for p in rest if p.ndim < 2 and not config.decay_vectors]
     groups = [{"params": decaying, "weight_decay": config.weight_decay}, {"params": still, "weight_decay": 0.0}]
-    found: list[Optimizer] = [
+    optimizers: list[Optimizer] = [
         torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=config.learning_rate,
@@ -36,7 +36,7 @@ def make_optimizers(model: GPT, config: TrainConfig) -> list[Optimizer]:
         )
     ]
     if hidden:
-        found.append(
+        optimizers.append(
             torch.optim.Muon(
                 [p for p in model.parameters() if p in hidden],
                 lr=config.learning_rate,
@@ -45,7 +45,7 @@ def make_optimizers(model: GPT, config: TrainConfig) -> list[Optimizer]:
                 adjust_lr_fn="match_rms_adamw",
             )
         )
-    return found
+    return optimizers
 
 
 def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
@@ -67,10 +67,10 @@ def load_optimizers(model: nn.Module, optimizers: Iterable[Optimizer], tensors: 
     """
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     for optimizer in optimizers:
-        wanted = _STATES[type(optimizer).__name__]
+        keys = _STATES[type(optimizer).__name__]
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             name = names[parameter]
-            state = {key: tensors.get(f"{name}/{key}") for key in wanted}
+            state = {key: tensors.get(f"{name}/{key}") for key in keys}
             if any(v is None or (key != "step" and v.shape != parameter.shape) for key, v in state.items()):
                 raise UserError(
                     f"the optimizer's state does not fit {name}",

@@ -71,7 +71,7 @@ def check_memory(config: TrainConfig, model: ModelConfig, ranks: Ranks, precisio
         there, where = psutil.virtual_memory().total // ranks.local_world_size, "a rank"
     if needed > there:
         raise UserError(
-            f"training wants at least {needed / 1e9:.1f} GB, there are {there / 1e9:.1f} for {where}",
+            f"training needs at least {needed / 1e9:.1f} GB, there are {there / 1e9:.1f} for {where}",
             where=f"model.n_layer={model.n_layer}, n_embd={model.n_embd} on {socket.gethostname()}",
             hint=_LESS_MEMORY,
         )
@@ -83,18 +83,18 @@ def out_of_memory(error: Exception) -> UserError:
 
 
 def compile_blocks(model: GPT, config: TrainConfig, state: TrainState, trial: Callable[[], None], ranks: Ranks) -> None:
-    """Compile each block, if that is wanted and works; one line says why it does not.
+    """Compile each block, if that is asked for and works; one line says why it does not.
 
     Blocks, not the whole: that takes seconds instead of minutes, and gradients are sent while others are made.
 
     Args:
         trial: a forward and backward pass.
     """
-    wanted = ranks.device.type == "cuda" if config.compile == "auto" else config.compile
+    compiles = ranks.device.type == "cuda" if config.compile == "auto" else config.compile
     if state.compiled is not None and state.step:
-        wanted = state.compiled
+        compiles = state.compiled
     failed = False
-    if wanted:
+    if compiles:
         for block in model.h:
             block.compile(dynamic=False)
         try:
@@ -108,8 +108,8 @@ def compile_blocks(model: GPT, config: TrainConfig, state: TrainState, trial: Ca
     if ranks.any(failed):  # all ranks alike
         for block in model.h:
             block._compiled_call_impl = None
-        wanted = False
-    state.compiled = bool(wanted)
+        compiles = False
+    state.compiled = bool(compiles)
 
 
 def choose_micro_batch(

@@ -22,7 +22,7 @@ from gptpipe.weights.tensors import Stored
 from gptpipe.weights.weights import Weights, check_vocabulary
 
 
-def adapted(found: Weights, *, context_length: int = 0, tokenizer: str = "") -> Weights:
+def adapted(weights: Weights, *, context_length: int = 0, tokenizer: str = "") -> Weights:
     """Weights with another context or vocabulary; unchanged where both are as they were.
 
     A shorter context drops the last position embeddings, a longer one repeats them from the first on (as Longformer
@@ -33,26 +33,26 @@ def adapted(found: Weights, *, context_length: int = 0, tokenizer: str = "") -> 
         context_length: tokens; 0 is the weights' own.
         tokenizer: what `get_tokenizer` finds the new one by; empty is the weights' own.
     """
-    other_context = bool(context_length) and context_length != found.config.context_length
-    old = new = get_tokenizer(found.tokenizer)
+    other_context = bool(context_length) and context_length != weights.config.context_length
+    old = new = get_tokenizer(weights.tokenizer)
     if tokenizer:
         new = get_tokenizer(tokenizer)
     if not other_context and new.sha256 == old.sha256:
-        return found
-    config, tensors = found.config, dict(found.tensors)
+        return weights
+    config, tensors = weights.config, dict(weights.tensors)
     if other_context:
         resized: ModelConfig = parse(ModelConfig, {**config.model_dump(), "context_length": context_length})
         index = torch.arange(context_length) % config.context_length
         tensors["wpe.weight"] = _rows(tensors["wpe.weight"], index)
         config = resized
     if new.sha256 != old.sha256:
-        check_vocabulary(config, old.vocab_size, old.name, found.url)
+        check_vocabulary(config, old.vocab_size, old.name, weights.url)
         pieces = _pieces(old, new)
         for name in ("wte.weight", "lm_head.weight"):
             if name in tensors:
                 tensors[name] = _means(tensors[name], pieces)
         config = config.model_copy(update={"vocab_size": new.vocab_size})
-    return replace(found, config=config, tensors=tensors, sha256="", tokenizer=new.reference)
+    return replace(weights, config=config, tensors=tensors, sha256="", tokenizer=new.reference)
 
 
 def import_name(weights: str, *, context_length: int = 0, tokenizer: str = "") -> str:
@@ -76,23 +76,23 @@ def import_weights(weights: str, out: str, *, context_length: int = 0, tokenizer
     Raises:
         UserError: they cannot be read, or other weights are there.
     """
-    found = adapted(read_weights(weights), context_length=context_length, tokenizer=tokenizer)
-    encoding = get_tokenizer(found.tokenizer)
-    check_vocabulary(found.config, encoding.vocab_size, encoding.name, found.url)
+    imported = adapted(read_weights(weights), context_length=context_length, tokenizer=tokenizer)
+    encoding = get_tokenizer(imported.tokenizer)
+    check_vocabulary(imported.config, encoding.vocab_size, encoding.name, imported.url)
     out = storage.normalize(out)
-    there = checkpoints.open_checkpoint(storage.join(out, checkpoints.step_name(found.step)))
+    there = checkpoints.open_checkpoint(storage.join(out, checkpoints.step_name(imported.step)))
     if there is not None:
-        if read_weights(there.url).identity == found.identity:
+        if read_weights(there.url).identity == imported.identity:
             return there
         raise UserError("other weights are there already", where=there.url, hint="choose another --out")
     storage.check_writable(out)
     storage.sweep_temporaries(out)
     storage.remove_if_empty(out)
-    state = {"imported_from": Path(found.url).name, "step": found.step}
-    config = hf_config(found.config, encoding.name, encoding.end_of_text)
-    tensors = hf_stored(found.config, found.tensors)
+    state = {"imported_from": Path(imported.url).name, "step": imported.step}
+    config = hf_config(imported.config, encoding.name, encoding.end_of_text)
+    tensors = hf_stored(imported.config, imported.tensors)
     return checkpoints.write_checkpoint(
-        out, found.step, model=tensors, config=config, state=state, others=encoding.files
+        out, imported.step, model=tensors, config=config, state=state, others=encoding.files
     )
 
 
@@ -103,19 +103,19 @@ def _rows(tensor: Stored, index: Tensor) -> Stored:
 def _pieces(old: Tokenizer, new: Tokenizer) -> list[list[int]]:
     """Of each token of the new vocabulary the old tokens that write it; all of them for one that stands for nothing."""
     everything: list[int] = []
-    found = [everything] * new.vocab_size
+    rows = [everything] * new.vocab_size
     for token, number in new.encoding._mergeable_ranks.items():
-        found[number] = old.encoding._encode_bytes(token) if token else everything
+        rows[number] = old.encoding._encode_bytes(token) if token else everything
     special = old.encoding._special_tokens
     for text, number in new.encoding._special_tokens.items():
         if text in special:
-            found[number] = [special[text]]
+            rows[number] = [special[text]]
         elif any(token.text == text and not token.special for token in new.added):
-            found[number] = old.encode(text)
+            rows[number] = old.encode(text)
         else:
-            found[number] = everything
-    found[new.end_of_text] = [old.end_of_text]
-    return found
+            rows[number] = everything
+    rows[new.end_of_text] = [old.end_of_text]
+    return rows
 
 
 def _means(tensor: Stored, pieces: list[list[int]]) -> Stored:

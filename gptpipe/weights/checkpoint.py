@@ -216,8 +216,8 @@ def open_checkpoint(url: str) -> Checkpoint | None:
 def list_checkpoints(training: str) -> list[Checkpoint]:
     """The complete checkpoints of a training folder, oldest first."""
     names = [name for name in storage.list_folders(training) if _STEP.match(name)]
-    found = (open_checkpoint(storage.join(training, name)) for name in names)
-    return sorted((checkpoint for checkpoint in found if checkpoint), key=lambda checkpoint: checkpoint.step)
+    checkpoints = (open_checkpoint(storage.join(training, name)) for name in names)
+    return sorted((checkpoint for checkpoint in checkpoints if checkpoint), key=lambda checkpoint: checkpoint.step)
 
 
 def newest_checkpoint(training: str) -> Checkpoint | None:

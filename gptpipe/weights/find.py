@@ -66,8 +66,8 @@ def read_weights(weights: str) -> Weights:
         raise UserError("GGUF is written, not read", where=url, hint="give the weights that it was made of")
     if storage.is_local_file(url):
         raise UserError("not a file of weights", where=url, hint=f"give {SUPPORTED}")
-    if found := find_checkpoint(url):
-        return of_checkpoint(found)
+    if checkpoint := find_checkpoint(url):
+        return of_checkpoint(checkpoint)
     if storage.exists(storage.join(url, CONFIG)):
         return _read_folder(url, url)
     if storage.exists(storage.join(url, _HPARAMS)):
@@ -80,16 +80,19 @@ def read_weights(weights: str) -> Weights:
     raise UserError("no weights there", where=url, hint=f"give {SUPPORTED}")
 
 
-def of_checkpoint(found: Checkpoint) -> Weights:
+def of_checkpoint(checkpoint: Checkpoint) -> Weights:
     """The weights of a checkpoint of ours; its model file is fetched and checked at their first use."""
-    config = found.json(CONFIG)
+    config = checkpoint.json(CONFIG)
 
     def read() -> Mapping[str, Stored]:
-        tensors = found.stored(MODEL)
-        return from_tensors(found.url, found.json(CONFIG), tensors, folder=found.url).tensors
+        tensors = checkpoint.stored(MODEL)
+        return from_tensors(checkpoint.url, checkpoint.json(CONFIG), tensors, folder=checkpoint.url).tensors
 
-    model, tokenizer = model_config_from_hf(config, found.url), tokenizer_of(config, found.url, found.url)
-    return Weights(found.url, model, DeferredTensors(read), found.model_sha256, tokenizer, found.step)
+    model, tokenizer = (
+        model_config_from_hf(config, checkpoint.url),
+        tokenizer_of(config, checkpoint.url, checkpoint.url),
+    )
+    return Weights(checkpoint.url, model, DeferredTensors(read), checkpoint.model_sha256, tokenizer, checkpoint.step)
 
 
 def find_checkpoint(url: str) -> Checkpoint | None:

@@ -67,10 +67,10 @@ def model_config_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
 
 def ours_in(config: dict[str, Any], where: str) -> dict[str, Any]:
     """What Hugging Face's `config.json` cannot say, which stands under `gptpipe`; empty in one of another's."""
-    found = config.get("gptpipe") or {}
-    if not isinstance(found, dict):
+    ours = config.get("gptpipe") or {}
+    if not isinstance(ours, dict):
         raise UserError("`gptpipe` in the config is no object", where=where, hint="take it out of config.json")
-    return found
+    return ours
 
 
 def hf_config(config: ModelConfig, tokenizer: str, end_of_text: int) -> dict[str, Any]:
@@ -122,11 +122,11 @@ def hf_stored(config: ModelConfig, tensors: Mapping[str, Stored]) -> dict[str, S
 
     `lm_head.weight` is among them only where it is untied.
     """
-    found = {}
+    renamed = {}
     for name, each in tensors.items():
         prefix = "" if name == "lm_head.weight" else "transformer."
-        found[f"{prefix}{name}"] = (each.turned() if LINEAR.match(name) else each).as_type(torch.float32)
+        renamed[f"{prefix}{name}"] = (each.turned() if LINEAR.match(name) else each).as_type(torch.float32)
     if not config.qkv_bias:
         for layer in range(config.n_layer):
-            found[f"transformer.h.{layer}.attn.c_attn.bias"] = zeros(3 * config.n_embd)
-    return found
+            renamed[f"transformer.h.{layer}.attn.c_attn.bias"] = zeros(3 * config.n_embd)
+    return renamed

@@ -83,8 +83,8 @@ def _without_prefix(name: str) -> str:
 
 
 def _kind_of(names: Iterable[str]) -> str:
-    found = (kind for name in names for end, kind in _OTHERS.items() if name.endswith(end))
-    return next(found, "another model")
+    kinds = (kind for name in names for end, kind in _OTHERS.items() if name.endswith(end))
+    return next(kinds, "another model")
 
 
 def _few(names: Iterable[str]) -> str:
@@ -105,29 +105,29 @@ def _with_biases(tensors: dict[str, Stored]) -> dict[str, Stored]:
 
 
 def _from_book(tensors: dict[str, Stored], where: str) -> dict[str, Stored]:
-    found: dict[str, Stored] = {}
+    renamed: dict[str, Stored] = {}
     apart: dict[str, dict[str, Stored]] = {}
     for name, each in tensors.items():
         if name in _BOOK:
-            found[_BOOK[name]] = each
+            renamed[_BOOK[name]] = each
             continue
         match = re.match(r"trf_blocks\.(\d+)\.(.+)$", name)
         if match is None:
-            found[name] = each  # named later, as one that is not part of it
+            renamed[name] = each  # named later, as one that is not part of it
             continue
         layer, rest = match.groups()
         if part := re.match(r"att\.W_(query|key|value)\.(weight|bias)$", rest):
             apart.setdefault(f"h.{layer}.attn.c_attn.{part[2]}", {})[part[1]] = each
             continue
         short = next((rest.replace(old, new) for old, new in _BOOK_BLOCK.items() if rest.startswith(old)), rest)
-        found[f"h.{layer}.{short}"] = each
+        renamed[f"h.{layer}.{short}"] = each
     for name, parts in apart.items():
         if absent := [part for part in ("query", "key", "value") if part not in parts]:
             raise UserError(
                 f"{name}: no W_{absent[0]} beside the others", where=where, hint="save the whole model.state_dict()"
             )
-        found[name] = stacked([parts["query"], parts["key"], parts["value"]])
-    return found
+        renamed[name] = stacked([parts["query"], parts["key"], parts["value"]])
+    return renamed
 
 
 def guessed_config(tensors: dict[str, Stored], where: str) -> dict[str, Any]:
@@ -165,15 +165,15 @@ _OPENAI = {"g": "weight", "b": "bias", "w": "weight"}
 
 def from_openai(tensors: dict[str, Stored]) -> dict[str, Stored]:
     """OpenAI's under Hugging Face's names: `model/h0/attn/c_attn/w` (1, in, out) is `h.0.attn.c_attn.weight`."""
-    found = {}
+    renamed = {}
     for name, each in tensors.items():
         parts = name.removeprefix("model/").split("/")
         if re.fullmatch(r"h\d+", parts[0]):
             parts = ["h", parts[0][1:], *parts[1:]]
         last = _OPENAI.get(parts[-1])
         short = ".".join([*parts[:-1], last] if last else [*parts, "weight"])
-        found[short] = each.without_first() if len(each.shape) == 3 else each
-    return found
+        renamed[short] = each.without_first() if len(each.shape) == 3 else each
+    return renamed
 
 
 def openai_config(hparams: dict[str, Any], where: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def is_llmc(path: Path) -> bool:
 
 
 def open_llmc(path: Path, where: str) -> tuple[dict[str, Any], dict[str, Stored]]:
-    """The shape as Hugging Face's configuration, and the tensors, which are read when they are wanted.
+    """The shape as Hugging Face's configuration, and the tensors, which are read when they are needed.
 
     Args:
         path: of a local file, which may be removed once this has returned.
@@ -50,9 +50,9 @@ def open_llmc(path: Path, where: str) -> tuple[dict[str, Any], dict[str, Stored]
         raise UserError("its header holds no shape of a GPT-2", where=where, hint=_HINT)
     dtype = _TYPES[version]
     numbers = width * (padded + context + layers * (12 * width + 13) + 2)
-    wanted = _HEADER + numbers * dtype.itemsize
-    if (size := path.stat().st_size) != wanted:
-        raise UserError(f"its header asks for {wanted:,} bytes, it has {size:,}", where=where, hint=_HINT)
+    expected = _HEADER + numbers * dtype.itemsize
+    if (size := path.stat().st_size) != expected:
+        raise UserError(f"its header asks for {expected:,} bytes, it has {size:,}", where=where, hint=_HINT)
     place, file, tensors = _HEADER, path.open("rb"), {}
     for name, shape in _order(context, padded, layers, width):
         tensors[name] = Stored(shape, dtype, partial(read_at, file, place, shape, dtype, where))

@@ -27,7 +27,7 @@ _HINT = "fetch the whole checkpoint again: its .index and .data files"
 
 
 def read_bundle(prefix: str) -> dict[str, Stored]:
-    """The tensors of a checkpoint, by name; read from their files when they are wanted.
+    """The tensors of a checkpoint, by name; read from their files when they are needed.
 
     Args:
         prefix: URL of the checkpoint without `.index`.
@@ -43,9 +43,9 @@ def read_bundle(prefix: str) -> dict[str, Stored]:
     try:
         entries = dict(_table(table))
         header = _message(entries.pop(b""))
-        found = {name.decode(): _message(value) for name, value in entries.items()}
+        messages = {name.decode(): _message(value) for name, value in entries.items()}
         shards = int(header.get(1, 1))
-        return _tensors(prefix, found, shards)
+        return _tensors(prefix, messages, shards)
     except (IndexError, KeyError, ValueError, struct.error, TypeError) as error:
         raise UserError(f"not a whole index of TensorFlow's: {error}", where=where, hint=_HINT) from None
 
@@ -109,7 +109,7 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
 
 def _varints(data: bytes, place: int, count: int) -> tuple[list[int], int]:
     """Numbers of seven bits per byte, lowest first, and the place after them."""
-    found = []
+    entries = []
     for _ in range(count):
         value = shift = 0
         while True:
@@ -119,8 +119,8 @@ def _varints(data: bytes, place: int, count: int) -> tuple[list[int], int]:
             shift += 7
             if byte < 0x80:
                 break
-        found.append(value)
-    return found, place
+        entries.append(value)
+    return entries, place
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:

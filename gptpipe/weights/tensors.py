@@ -37,7 +37,7 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor that is read when it is wanted; what `read` gives may be a view of it."""
+    """A tensor that is read when it is needed; what `read` gives may be a view of it."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -116,7 +116,7 @@ def open_safetensors(path: Path, where: str) -> dict[str, Stored]:
         raise UserError(f"not a whole safetensors file ({error})", where=where, hint=hint) from None
     length = int.from_bytes(file.read(8), "little")
     header = json.loads(file.read(length))
-    found = {}
+    tensors = {}
     for name, entry in sorted(header.items(), key=lambda item: item[1].get("data_offsets", [0])):
         if name == "__metadata__":
             continue
@@ -124,8 +124,8 @@ def open_safetensors(path: Path, where: str) -> dict[str, Stored]:
             raise UserError(f"{name} is of type {entry['dtype']}", where=where, hint="save it in float32 or bfloat16")
         shape, dtype = tuple(entry["shape"]), _TYPES[entry["dtype"]]
         begin = 8 + length + entry["data_offsets"][0]
-        found[name] = Stored(shape, dtype, partial(read_at, file, begin, shape, dtype, where))
-    return found
+        tensors[name] = Stored(shape, dtype, partial(read_at, file, begin, shape, dtype, where))
+    return tensors
 
 
 def read_at(file: BinaryIO, begin: int, shape: tuple[int, ...], dtype: torch.dtype, where: str) -> Tensor:
@@ -149,7 +149,7 @@ def open_torch(path: Path, where: str) -> dict[str, Any]:
     """What torch.save has written, by the restricted loader that runs no code; tensors are mapped where that can be.
 
     Raises:
-        UserError: it wants to run code, is cut off, or holds no dictionary.
+        UserError: it would run code, is cut off, or holds no dictionary.
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # of what is refused in the next moment
@@ -158,8 +158,8 @@ def open_torch(path: Path, where: str) -> dict[str, Any]:
         raise UserError("no such file", where=where, hint="give the path of one that is there") from None
     except pickle.UnpicklingError as error:
         said = re.search(r"GLOBAL (\S+)", str(error))
-        wanted = said[1].rstrip(".") if said else _wanted(path)
-        detail = f"it wants to import {wanted}" if wanted else "it is not a plain state dict"
+        imported = said[1].rstrip(".") if said else _import_of(path)
+        detail = f"it would import {imported}" if imported else "it is not a plain state dict"
         raise UserError(
             f"refused: {detail}", where=where, hint="save only model.state_dict(), or use safetensors"
         ) from None
@@ -181,8 +181,8 @@ def _loaded(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _wanted(path: Path) -> str:
-    """The first that a bare pickle wants to import; empty for what is none. Nothing in it is run."""
+def _import_of(path: Path) -> str:
+    """The first that a bare pickle would import; empty for what is none. Nothing in it is run."""
     texts: list[str] = []
     with suppress(Exception), path.open("rb") as file:  # the bytes of a damaged one say anything
         for code, argument, _ in pickletools.genops(file):

@@ -56,10 +56,10 @@ class DeferredTensors(Mapping[str, Stored]):
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that were found: a model configuration, and tensors in our layout, which are read when they are wanted.
+    """Weights: a model configuration, and tensors in our layout, which are read when they are needed.
 
     Attributes:
-        url: where they were found.
+        url: where they lie.
         sha256: digest of the tensors where it is known without reading them; empty otherwise.
         tokenizer: what `get_tokenizer` finds the tokenizer by that they were trained with.
         step: of the training that made them, 0 where that is not known.
@@ -108,19 +108,19 @@ class Weights:
 
 def _own(stored: Stored) -> Tensor:
     """In float32 and in one piece."""
-    found = stored.read()
-    if found.dtype == torch.float32 and found.is_contiguous():
-        return found
+    tensor = stored.read()
+    if tensor.dtype == torch.float32 and tensor.is_contiguous():
+        return tensor
     own = torch.empty(stored.shape, dtype=torch.float32)
-    return own.copy_(found)
+    return own.copy_(tensor)
 
 
-def check_same_shape(wanted: ModelConfig, have: ModelConfig, where: str) -> None:
-    """A UserError when weights cannot start a model of the wanted shape; every field that differs is named."""
+def check_same_shape(needed: ModelConfig, have: ModelConfig, where: str) -> None:
+    """A UserError when weights cannot start a model of the shape that is needed; every field that differs is named."""
     fields = [name for name in ModelConfig.model_fields if name not in ("dropout", "init")]
-    different = [name for name in fields if getattr(wanted, name) != getattr(have, name)]
+    different = [name for name in fields if getattr(needed, name) != getattr(have, name)]
     if different:
-        listed = ", ".join(f"{name} is {getattr(have, name)} instead of {getattr(wanted, name)}" for name in different)
+        listed = ", ".join(f"{name} is {getattr(have, name)} instead of {getattr(needed, name)}" for name in different)
         settings = " ".join(f"--set model.{name}={str(getattr(have, name)).lower()}" for name in different)
         raise UserError(f"the weights have another shape: {listed}", where=where, hint=f"give {settings}")
 
@@ -167,20 +167,20 @@ def tokenizer_of(config: dict[str, Any] | None, folder: str, where: str) -> str:
     """What finds the tokenizer: the one that our configuration names, or whose files lie there, or else GPT-2's."""
     if config is not None and (name := ours_in(config, where).get("tokenizer")):
         return reference_to(str(name), folder)
-    found = tokenizer_in(folder, where) if folder and config is not None else None
-    return found.reference if found is not None else "gpt2"
+    tokenizer = tokenizer_in(folder, where) if folder and config is not None else None
+    return tokenizer.reference if tokenizer is not None else "gpt2"
 
 
 def _finite(name: str, stored: Stored, where: str) -> Tensor:
     """The tensor, once it is known to be finite: what is computed from it does not tell which one was not."""
-    found = stored.read()
-    if not is_finite(found):
+    tensor = stored.read()
+    if not is_finite(tensor):
         raise UserError(
             f"{name} holds numbers that are not finite",
             where=where,
             hint="take an earlier checkpoint of the training that made it",
         )
-    return found
+    return tensor
 
 
 def _without_padding(
@@ -233,7 +233,7 @@ def check_vocabulary(config: ModelConfig, vocab_size: int, tokenizer: str, where
         )
 
 
-def check_tokenizer(found: Weights, tokenizer: Tokenizer, where: str) -> None:
+def check_tokenizer(weights: Weights, tokenizer: Tokenizer, where: str) -> None:
     """Refuse what was made with another tokenizer than the weights: the ids mean other text.
 
     Args:
@@ -242,10 +242,10 @@ def check_tokenizer(found: Weights, tokenizer: Tokenizer, where: str) -> None:
     Raises:
         UserError: it is another.
     """
-    theirs = get_tokenizer(found.tokenizer)
-    if theirs.vocab_size == found.config.vocab_size and theirs.sha256 != tokenizer.sha256:
+    theirs = get_tokenizer(weights.tokenizer)
+    if theirs.vocab_size == weights.config.vocab_size and theirs.sha256 != tokenizer.sha256:
         raise UserError(
-            f"made with the tokenizer {tokenizer.name}, the weights {found.url} use {theirs.name}",
+            f"made with the tokenizer {tokenizer.name}, the weights {weights.url} use {theirs.name}",
             where=where,
             hint=f"tokenize again with data.tokenizer={theirs.reference.partition('#')[0]}",
         )

@@ -1,4 +1,4 @@
-"""Kills for want of memory: the counters of kernel and control groups, as they are written."""
+"""Kills for lack of memory: the counters of kernel and control groups, as they are written."""
 
 from __future__ import annotations
 

@@ -221,7 +221,7 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_made(monkeypatch: pytes
         check_memory(config, model, ranks, "float32")
 
     check(2 * needed)
-    with pytest.raises(UserError, match=r"n_layer=48, n_embd=1600 on .* wants at least [\d.]+ GB, there are 16\.0"):
+    with pytest.raises(UserError, match=r"n_layer=48, n_embd=1600 on .* needs at least [\d.]+ GB, there are 16\.0"):
         check(32e9)
 
 
