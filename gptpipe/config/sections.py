@@ -266,7 +266,8 @@ class SampleConfig(Section):
     repetition_penalty: float = result(1.0, "Makes tokens that are there already less likely; 1 does not", gt=0, le=10)
     stop: list[str] = result([], "Texts before which a continuation ends")
     slide: Literal["one", "half"] = result(
-        "one", "Past the context: drop one token at a time and compute all anew, or half a context, and go on from there"
+        "one",
+        "Past the context: drop one token at a time and compute all anew, or drop half a context and go on from there",
     )
     precision: Literal["float32", "bfloat16"] = result("float32", "Type of the large matrices")
     batch_size: int = operational(16, "Prompts continued at once; the next begins where one ends", "prompts", ge=1)

@@ -7,7 +7,6 @@ of GPT-2's published weights; linear layers hold (out, in) as torch does, where 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gptpipe.config import ModelConfig
+from gptpipe.model.layers import Embedding, LayerNorm, Linear
 from gptpipe.model.lean import linear, norm_linear
 from gptpipe.model.loss import SharedGradient, linear_cross_entropy, tied_embedding
 
@@ -26,8 +26,8 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.dropout = config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -47,8 +47,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -59,9 +59,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_1 = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.attn = Attention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_2 = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,14 +86,14 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.context_length, config.n_embd)
+        self.wte = Embedding(config.vocab_size, config.n_embd)
+        self.wpe = Embedding(config.context_length, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_f = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         # a tied one is not made only to be thrown away: that is the largest piece of memory a small model has
         place = "meta" if config.tie_weights else None
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device=place)
+        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False, device=place)
         if config.tie_weights:
             self.lm_head.weight = self.wte.weight
         if config.init == "gpt2" and not self.wte.weight.is_meta:
@@ -155,21 +155,6 @@ class GPT(nn.Module):
 
 
 def empty_model(config: ModelConfig) -> GPT:
-    """A model with shapes and no numbers, on the meta device.
-
-    Initialising there would compute nothing, but take a second for what torch imports to do so.
-    """
-    kinds: tuple[Any, ...] = (nn.Linear, nn.Embedding, nn.LayerNorm)
-    before = [kind.reset_parameters for kind in kinds]
-    try:
-        for kind in kinds:
-            kind.reset_parameters = _leave
-        with torch.device("meta"):
-            return GPT(config)
-    finally:
-        for kind, method in zip(kinds, before, strict=True):
-            kind.reset_parameters = method
-
-
-def _leave(module: nn.Module) -> None:
-    """Leave a module's parameters as they are."""
+    """A model with shapes and no numbers, on the meta device."""
+    with torch.device("meta"):
+        return GPT(config)
