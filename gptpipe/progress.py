@@ -12,7 +12,7 @@ from gptpipe.wording import duration
 
 log = logging.getLogger("gptpipe.progress")
 _PLAIN_EVERY = 10.0  # seconds between plain progress lines
-_SAY_EVERY = 2.0  # seconds between what is said of work that goes on
+SAY_EVERY = 2.0  # seconds between what is said of work that goes on
 
 
 class NowAndThen:
@@ -28,7 +28,7 @@ class NowAndThen:
             text: of the seconds since the work began.
         """
         now = time.monotonic()
-        if now - self._said > _SAY_EVERY:
+        if now - self._said > SAY_EVERY:
             self._said = now
             log.info("%s", text(now - self._began), extra={"progress": True})
 

@@ -41,7 +41,7 @@ def test_it_is_said_every_two_seconds_and_with_the_seconds_since_the_beginning(
 
 
 def test_generation_and_tasks_say_how_far_they_are(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_SAY_EVERY", 0.0)
+    monkeypatch.setattr(progress, "SAY_EVERY", 0.0)
     torch.manual_seed(1)
     model = GPT(ModelConfig(vocab_size=50, n_layer=1, n_head=2, n_embd=16, context_length=16))
     config = SampleConfig(max_new_tokens=2, temperature=0, batch_size=2)

@@ -130,3 +130,21 @@ def test_importing_flows_changes_nothing(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / ".gptpipe").exists()
+
+
+def test_no_test_reaches_behind_a_module_s_door() -> None:
+    """A test takes what a caller could: no private name is imported, or replaced."""
+    private = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = []
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("gptpipe", "flows"):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "setattr":
+                names = [str(each.value).split(".")[-1] for each in node.args if isinstance(each, ast.Constant)]
+            private += [
+                f"{path.relative_to(ROOT)}:{node.lineno} {name}"
+                for name in names
+                if name.startswith("_") and not name.startswith("__")
+            ]
+    assert not private, "\n".join(private)

@@ -24,7 +24,7 @@ from gptpipe.dataset.left_out import LeftOut
 from gptpipe.tokenizer import get_tokenizer
 
 DIGESTS = "digests"
-_AT_ONCE = 20_000_000  # documents whose digests are compared at once
+AT_ONCE = 20_000_000  # documents whose digests are compared at once
 _SCHEMA = pa.schema([("path", pa.string()), ("position", pa.int64()), ("sha256", pa.binary(32))])
 
 Duplicates = dict[str, dict[str, list[int]]]  # a bucket's hash → path → positions of its copies
@@ -111,7 +111,7 @@ def find_duplicates(buckets: list[Bucket], dataset: str, documents: int) -> Dupl
     So that any number of documents fits into memory, only those whose digests fall into one share of all values
     are compared at once.
     """
-    shares = max(1, -(-documents // _AT_ONCE))
+    shares = max(1, -(-documents // AT_ONCE))
     duplicates: Duplicates = {}
     for share in range(shares):
         copies = _Copies(buckets)

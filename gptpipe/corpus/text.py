@@ -15,7 +15,7 @@ from gptpipe.corpus.sources import Source
 from gptpipe.errors import UserError
 
 _SNIFFED = 8192  # bytes in which a NUL says that a file is not text
-_HELD = 32_000_000  # a text up to this size is read once, a longer one as often as it takes
+HELD = 32_000_000  # a text up to this size is read once, a longer one as often as it takes
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -52,7 +52,7 @@ def read_text(source: Source, safe: SafePlaces, options: ReadOptions) -> tuple[T
     for piece in pieces:
         held.append(piece)
         size += len(piece.data)
-        if size > _HELD:
+        if size > HELD:
             break
     else:
         return examine_text(source, held, options), held

@@ -25,7 +25,7 @@ from gptpipe.dataset.rows import ShardFile, ShardReader
 from gptpipe.errors import UserError
 
 LIMIT = 50_000_000_000  # bytes, where nothing else is said
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class TokenCache:
@@ -38,7 +38,7 @@ class TokenCache:
 
     def __init__(self, cache: Path | None = None, limit: int = LIMIT) -> None:
         cache = cache or storage.cache_home()
-        boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else str(round(psutil.boot_time(), -1))
+        boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else str(round(psutil.boot_time(), -1))
         self.home, self.limit = cache, limit
         self.folder = cache / "tokens" / boot
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from gptpipe.dataset.rows import ShardReader
 from gptpipe.wording import counted
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-_LOOKED_AT = 10_000_000  # tokens: the rest of a larger dataset is not read
+LOOKED_AT = 10_000_000  # tokens: the rest of a larger dataset is not read
 _EXCERPT = 60  # tokens
 _MOST_FREQUENT = 20
 _EXCERPTS = 3
@@ -97,7 +97,7 @@ def inspect(url: str) -> Inspection:
 def _read(dataset: Dataset, vocab_size: int) -> tuple[np.ndarray, np.ndarray, list[tuple[str, list[int]]]]:
     """Lengths of documents, counts of tokens, and how the first document that begins in a shard does."""
     index = dataset.index()
-    looked_at = max(1, min(len(index), int(len(index) * _LOOKED_AT / max(1, dataset.total("tokens")))))
+    looked_at = max(1, min(len(index), int(len(index) * LOOKED_AT / max(1, dataset.total("tokens")))))
     counts = np.zeros(vocab_size, dtype=np.int64)
     lengths: list[int] = []
     firsts: list[tuple[str, list[int]]] = []

@@ -23,7 +23,7 @@ SPLITS = ("train", "validation")
 ROW_GROUP_TOKENS = 1_000_000
 _NOTE_KEY = b"gptpipe.shard"
 _ZSTD_LEVEL = 3
-_PAGE_BYTES, _BATCH_ROWS = 1 << 20, 1 << 16  # a page that stays in a core's cache while it is decoded
+PAGE_BYTES, BATCH_ROWS = 1 << 20, 1 << 16  # a page that stays in a core's cache while it is decoded
 _HASH_BLOCK = 1 << 20
 _LONG_DOCUMENT = 100  # tokens
 DAMAGED = (pa.ArrowException, OSError, KeyError, TypeError, ValueError)
@@ -163,8 +163,8 @@ class _SplitWriter:
                 use_dictionary=False,
                 write_statistics=False,
                 write_page_checksum=True,
-                write_batch_size=_BATCH_ROWS,
-                data_page_size=_PAGE_BYTES,
+                write_batch_size=BATCH_ROWS,
+                data_page_size=PAGE_BYTES,
                 data_page_version="1.0",  # the one that gptpipe.dataset.pages reads
             )
         except DAMAGED:  # its first bytes may find the disk full

@@ -15,7 +15,7 @@ from gptpipe.dataset.dataset import Dataset
 from gptpipe.dataset.rows import ShardFile
 from gptpipe.errors import UserError
 
-_OPEN = 4096  # shards mapped at once; a process may have 65,530 mappings
+OPEN = 4096  # shards mapped at once; a process may have 65,530 mappings
 
 
 class TokenStream:
@@ -123,7 +123,7 @@ class TokenStream:
 
     def _hold(self, shard: int) -> np.ndarray | PartialShard:
         """Map a shard: whole if it is there as a whole, otherwise as far as it is asked for."""
-        while len(self._open) >= _OPEN:
+        while len(self._open) >= OPEN:
             self._open.popitem(last=False)
         file, length = self.index[shard], int(self.starts[shard + 1] - self.starts[shard])
         held: np.ndarray | PartialShard

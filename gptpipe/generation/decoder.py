@@ -116,7 +116,7 @@ class Decoder(ABC):
                 self._lengths[row.number] += 1
         for row in rows:
             if row.number not in hidden:
-                hidden[row.number] = self._read(row)
+                hidden[row.number] = self.read(row)
         stacked = torch.stack([hidden[row.number] for row in rows])
         logits = self._head(self._enough(torch.layer_norm(stacked, *norm_of(self._model.ln_f))))
         return logits[: len(rows)].float().cpu()
@@ -161,7 +161,7 @@ class Decoder(ABC):
             x = block.c_out.added(block.c_fc(torch.layer_norm(x, *block.ln_2), gelu=True), to=x)
         return x
 
-    def _read(self, row: Row) -> Tensor:
+    def read(self, row: Row) -> Tensor:
         """A row from its beginning: what the output layer's norm sees of its last token, (C,)."""
         tokens = row.tokens[row.start :]
         count, slot = len(tokens), len(self._slots)

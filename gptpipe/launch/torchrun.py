@@ -313,7 +313,7 @@ class Torchrun:
             return outcomes[0]
         if self.stop_reason:
             return self.job.unsaved(self.stop_reason)
-        reason = f"the ranks ended before they could say why; last: {_last_words(self._last_lines)}"
+        reason = f"the ranks ended before they could say why; last: {last_words(self._last_lines)}"
         return Outcome(status="failed", reason=reason, traceback="\n".join(self._last_lines))
 
 
@@ -336,7 +336,7 @@ def _killed_by_signal(lines: list[str]) -> str:
     return ""
 
 
-def _last_words(lines: list[str]) -> str:
+def last_words(lines: list[str]) -> str:
     """The line of the ranks' output that says most likely why they ended: an exception, or else the last one."""
     own = [line.strip() for line in lines if line.strip() and "torch/distributed" not in line]
     errors = [line for line in own if re.match(r"(\w+\.)*\w*(Error|Exception|Interrupt)\b", line)]

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 PARAMETERS_TAG = "parameters"
 _FLUSH_SECONDS = 30.0  # how long the end of a training waits for a slow server
-_RETRY_SECONDS = 5.0
+RETRY_SECONDS = 5.0
 _POINTS_A_CALL = 1000  # MLflow's limit for one batch of metrics
 
 
@@ -138,9 +138,9 @@ class TrainingTracker:
                     self._warned = True
                 if ending:
                     return
-                time.sleep(_RETRY_SECONDS)
+                time.sleep(RETRY_SECONDS)
                 continue
-            self._wake.wait(_RETRY_SECONDS)
+            self._wake.wait(RETRY_SECONDS)
             self._wake.clear()
 
     def _open(self) -> None:

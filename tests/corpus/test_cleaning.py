@@ -174,7 +174,7 @@ def test_digests_compared_in_shares_find_the_same_copies(
     files: dict[str, Any] = {f"{i}.txt": f"text {draw.randrange(40)}" for i in range(60)}
     files["l.jsonl"] = [f"text {draw.randrange(60)}" for _ in range(80)]
     whole = cleaned(tmp_path, files, drop_duplicates=True)
-    monkeypatch.setattr(duplicates, "_AT_ONCE", at_once)
+    monkeypatch.setattr(duplicates, "AT_ONCE", at_once)
     shared = build(tmp_path / "shared", tmp_path / "corpus", validation=0, drop_duplicates=True)
     assert contents(shared.dataset) == contents(whole.dataset)
     texts = list(texts_of(shared.dataset).values())

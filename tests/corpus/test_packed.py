@@ -170,7 +170,7 @@ def test_a_text_longer_than_is_held_is_read_as_often_as_it_takes(
     expected = [contents(build(tmp_path / f"held-{v}", folder, validation=v).dataset) for v in (0, 0.1)]
     both = folder_of(tmp_path / "both", {name: PACK[packing](text.encode()), "other.txt": b"other"})
     expected.append(contents(build(tmp_path / "held-both", both, validation=0, drop_duplicates=True).dataset))
-    monkeypatch.setattr(text_files, "_HELD", 600_000)
+    monkeypatch.setattr(text_files, "HELD", 600_000)
     made = build(tmp_path / "out", folder, validation=0)
     assert documents_of(made.dataset)[f"{name}#0"] == tokens_of(text.encode())
     split = build(tmp_path / "split", folder, validation=0.1)

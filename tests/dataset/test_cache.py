@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ PAGE = 4096
 READER = """
 import sys
 from pathlib import Path
+from typing import Any
 import numpy as np
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import open_dataset
@@ -160,19 +162,19 @@ def test_a_shard_removed_half_way_through_an_opening_never_shows_what_is_not_dec
     file, length = _first(sample)
     cache, remover = TokenCache(tmp_path, 10**12), TokenCache(tmp_path, 0)
     arguments = (file, sample.dataset.url, length, np.dtype(np.uint16), 50_256)
-    real = cache_module._mapped
+    real = np.memmap
     others: list[PartialShard] = []
 
-    def mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    def mapped(path: Path, **given: Any) -> np.ndarray:
         if path.suffix != ".groups":
-            return real(path, shape, dtype)
-        monkeypatch.setattr(cache_module, "_mapped", real)
+            return np.asarray(real(path, **given))
+        monkeypatch.setattr(cache_module.np, "memmap", real)
         meanwhile(lambda: remover.make_room(1))  # the tokens are mapped, the marks are not yet
-        marks = real(path, shape, dtype)
+        marks = np.asarray(real(path, **given))
         meanwhile(lambda: others.append(PartialShard(cache, *arguments)))
         return marks
 
-    monkeypatch.setattr(cache_module, "_mapped", mapped)
+    monkeypatch.setattr(cache_module.np, "memmap", mapped)
     slow = PartialShard(cache, *arguments)
     other = others[0] if others else PartialShard(cache, *arguments)
     for shard in (slow, other):
@@ -291,7 +293,7 @@ def test_preparing_after_some_was_read_stays_within_the_limit(
 
 def test_another_boot_s_tokens_are_removed(sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     boot = tmp_path / "boot_id"
-    monkeypatch.setattr(cache_module, "_BOOT_ID", boot)
+    monkeypatch.setattr(cache_module, "BOOT_ID", boot)
     boot.write_text("first\n")
     TokenStream(sample.dataset, "train", TokenCache(tmp_path / "cache", 10**12)).prepare()
     first = tmp_path / "cache" / "tokens" / "first"

@@ -152,7 +152,7 @@ def test_of_a_large_dataset_only_so_much_is_read_as_is_promised(
     sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = inspect(sample.dataset.url)
-    monkeypatch.setattr(inspect_module, "_LOOKED_AT", whole.tokens // 3)
+    monkeypatch.setattr(inspect_module, "LOOKED_AT", whole.tokens // 3)
     part = inspect(sample.dataset.url)
     assert part.tokens == whole.tokens == whole.tokens_read
     assert part.documents == whole.documents == sum(count for _, _, count in whole.histogram)

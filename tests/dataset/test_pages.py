@@ -58,8 +58,8 @@ def test_pages_hold_what_arrow_reads(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows, "ROW_GROUP_TOKENS", group)
-        patch.setattr(rows, "_PAGE_BYTES", page)
-        patch.setattr(rows, "_BATCH_ROWS", max(1, page // 16))
+        patch.setattr(rows, "PAGE_BYTES", page)
+        patch.setattr(rows, "BATCH_ROWS", max(1, page // 16))
         content = written(lengths, str(tmp_path_factory.mktemp("shard")))
     expected, found = by_arrow(content), by_pages(content)
     assert len(found) == len(expected)

@@ -377,7 +377,7 @@ def test_two_threads_that_let_go_of_removed_shards_do_not_meet(
     sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loader's two threads read one stream; with a small cache both find the same shard gone."""
-    monkeypatch.setattr("gptpipe.dataset.stream._OPEN", 3)  # as if there were more shards than may be mapped
+    monkeypatch.setattr("gptpipe.dataset.stream.OPEN", 3)  # as if there were more shards than may be mapped
     stream = TokenStream(sample.dataset, "train", TokenCache(tmp_path, 20_000))
     until = time.monotonic() + 4
     assert in_threads(*(partial(read_anywhere, stream, sample.tokens, 40, until, seed) for seed in (0, 1))) == []

@@ -142,13 +142,13 @@ def test_half_a_context_is_computed_anew_once_every_half_context(
 ) -> None:
     model, _ = pair
     read: list[int] = []
-    whole = PackedDecoder._read
+    whole = PackedDecoder.read
 
     def counted(self: PackedDecoder, row: Row) -> torch.Tensor:
         read.append(len(row.tokens) - row.start)
         return whole(self, row)
 
-    monkeypatch.setattr(PackedDecoder, "_read", counted)
+    monkeypatch.setattr(PackedDecoder, "read", counted)
     generate_ids(model, [[5]], config(max_new_tokens=100, slide="half"))
     assert read == [1, *[17] * 5]  # of a context of 32, in the step after it is full
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gptpipe.launch.torchrun import _last_words
+from gptpipe.launch.torchrun import last_words
 from gptpipe.weights.checkpoint import newest_checkpoint
 from tests.fixtures.trainings import NewTraining, Training, kill
 
@@ -183,9 +183,9 @@ def test_ranks_that_cannot_speak_are_quoted() -> None:
         "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:",
         "============",
     ]
-    assert _last_words(lines) == "ModuleNotFoundError: No module named 'nothing'"
-    assert _last_words(["Illegal instruction"]) == "Illegal instruction"
-    assert _last_words([]) == "nothing"
+    assert last_words(lines) == "ModuleNotFoundError: No module named 'nothing'"
+    assert last_words(["Illegal instruction"]) == "Illegal instruction"
+    assert last_words([]) == "nothing"
 
 
 @pytest.mark.slow

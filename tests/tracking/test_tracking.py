@@ -302,7 +302,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def test_a_server_that_comes_late_gets_everything(
     server: Server, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(following, "_RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(following, "RETRY_SECONDS", 0.2)
     tracker = TrainingTracker(tracking(), PipelineConfig(), dataset, {})
     tracker.start("/trainings/late")
     began = time.monotonic()
