@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets everything up and runs the checks: ruff, mypy, pytest on up to four cores. --all runs the slow tests too, one after
-# the other, since some take the machine's network apart. Other arguments go to pytest.
+# Sets everything up and runs the checks: ruff, mypy, pytest on up to four cores. --all runs the slow tests too.
+# Other arguments go to pytest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 if [ "${1:-}" = "--all" ]; then
@@ -9,10 +9,11 @@ if [ "${1:-}" = "--all" ]; then
     shift
 else
     setup dev,stack
-    cores=$(.venv/bin/python -c "from gptpipe.cores import usable_cores; print(min(4, usable_cores()))")
-    # whole files, the long ones first, as tests/conftest.py has them
-    select=(-m "not slow" -n "$cores" --dist loadfile --no-loadscope-reorder)
+    select=(-m "not slow")
 fi
+cores=$(.venv/bin/python -c "from gptpipe.cores import usable_cores; print(min(4, usable_cores()))")
+# whole files, the long ones first, as tests/conftest.py has them
+select+=(-n "$cores" --dist loadfile --no-loadscope-reorder)
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from gptpipe.cli.builtin import corpora, presets
 from gptpipe.cli.data import inspect, tokenize
 from gptpipe.cli.evaluation import evaluate
 from gptpipe.cli.generation import generate
+from gptpipe.cli.listings import corpora, presets
 from gptpipe.cli.pipeline import run
 from gptpipe.cli.services import deploy, doctor, down, up, worker
 from gptpipe.cli.training import train

@@ -100,7 +100,7 @@ def deploy(
     pool: Annotated[str, typer.Option(help="Work pool whose workers run the flows.")] = "gptpipe", as_json: Json = False
 ) -> None:
     """Register the deployments with the Prefect server that PREFECT_API_URL names."""
-    from gptpipe.services.clients import the_prefect_server
+    from gptpipe.services.server_apis import the_prefect_server
 
     the_prefect_server().ask("admin/version")
     make_home()

@@ -18,7 +18,8 @@ from gptpipe.launch.metrics import keep_until
 from gptpipe.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer, gpt2_files
 from gptpipe.tokenizer.huggingface import SETTINGS, WHOLE
 from gptpipe.version import __version__
-from gptpipe.weights.checkpoint import CONFIG, MANIFEST, MODEL, STATE, Checkpoint, model_file, open_checkpoint
+from gptpipe.weights.checkpoint import CONFIG, MANIFEST, MODEL, STATE, Checkpoint, open_checkpoint
+from gptpipe.weights.commit import model_file
 from gptpipe.weights.find import read_weights
 from gptpipe.weights.huggingface import hf_config, hf_stored
 from gptpipe.weights.tensors import Stored, check_float16

@@ -35,7 +35,8 @@ from gptpipe.launch.messages import (
     TakeJob,
 )
 from gptpipe.launch.network import listen, rendezvous_store
-from gptpipe.launch.torchrun import Cancelled, Rendezvous, StopSignals, Watchers
+from gptpipe.launch.signals import StopSignals
+from gptpipe.launch.torchrun import Cancelled, Rendezvous, Watchers
 from gptpipe.wording import counted
 
 log = logging.getLogger(__name__)

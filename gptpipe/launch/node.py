@@ -33,7 +33,8 @@ from gptpipe.launch.messages import (
     Stop,
     TakeJob,
 )
-from gptpipe.launch.torchrun import Cancelled, StopSignals, Torchrun, Watchers
+from gptpipe.launch.signals import StopSignals
+from gptpipe.launch.torchrun import Cancelled, Torchrun, Watchers
 from gptpipe.launch.training import check_devices, prepare_folder, prepare_tokens
 from gptpipe.version import __version__
 

@@ -14,7 +14,7 @@ from typing import NoReturn
 from gptpipe import storage
 from gptpipe.errors import UserError
 from gptpipe.launch.job import OUTCOME, RANK_LINE, Outcome
-from gptpipe.launch.stop import end_with
+from gptpipe.launch.signals import end_with
 from gptpipe.model.memory import keep_freed_memory
 
 

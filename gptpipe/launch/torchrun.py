@@ -15,9 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -26,12 +25,12 @@ import psutil
 from gptpipe.launch.job import METRICS, OUTCOME, RANK_LINE, Job, Outcome
 from gptpipe.launch.memory_kills import memory_figures, memory_kills
 from gptpipe.launch.metrics import MetricsFollower
+from gptpipe.launch.signals import STOP_SIGNALS, StopSignals, send_signal
 
 log = logging.getLogger(__name__)
 
 _POLL = 0.1  # seconds
 _ASK_SECONDS = 1.0
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Cancelled(BaseException):
@@ -98,33 +97,6 @@ class Rendezvous:
     interface: str
 
 
-@dataclass
-class StopSignals:
-    """SIGTERM, SIGINT and SIGHUP, counted instead of obeyed."""
-
-    count: int = 0
-    first: str = ""
-    _before: dict[int, Any] = field(default_factory=dict)
-
-    @contextmanager
-    def caught(self) -> Iterator[StopSignals]:
-        """Count them while the block runs (in the main thread: elsewhere Python cannot)."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-
-        def note(number: int, _: Any) -> None:
-            self.count += 1
-            self.first = self.first or signal.Signals(number).name
-
-        self._before = {number: signal.signal(number, note) for number in _STOP_SIGNALS}
-        try:
-            yield self
-        finally:
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
-
-
 def torchrun_command(job: RankedJob, rendezvous: Rendezvous | None = None) -> list[str]:
     """One node by itself, or one of several that meet."""
     if rendezvous is None:
@@ -155,7 +127,7 @@ def torchrun_command(job: RankedJob, rendezvous: Rendezvous | None = None) -> li
 
 
 def _ignore_signals() -> None:
-    for number in _STOP_SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -342,9 +314,3 @@ def last_words(lines: list[str]) -> str:
     errors = [line for line in own if re.match(r"(\w+\.)*\w*(Error|Exception|Interrupt)\b", line)]
     first = [line for line in errors if not line.startswith("torch.distributed.elastic")]
     return next(iter([*first, *errors[-1:], *own[-1:]]), "nothing")[:300]
-
-
-def send_signal(process: psutil.Process, number: int) -> None:
-    """Send it, unless the process is gone."""
-    with suppress(psutil.Error):
-        process.send_signal(number)

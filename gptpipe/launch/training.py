@@ -23,7 +23,8 @@ from gptpipe.launch.attempts import Tries, metrics_before, place_of, step_of
 from gptpipe.launch.gang import train_on_nodes
 from gptpipe.launch.hosts import Hosts
 from gptpipe.launch.job import METRICS, OUTCOME, Job, Outcome
-from gptpipe.launch.torchrun import StopSignals, Torchrun, Watchers
+from gptpipe.launch.signals import StopSignals
+from gptpipe.launch.torchrun import Torchrun, Watchers
 from gptpipe.storage.lease import Lease
 from gptpipe.tokenizer import is_own
 from gptpipe.weights.checkpoint import CONFIG, newest_checkpoint, open_checkpoint

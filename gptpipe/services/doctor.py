@@ -15,7 +15,7 @@ from gptpipe.config.settings import Settings
 from gptpipe.cores import usable_cores
 from gptpipe.errors import UserError
 from gptpipe.launch.clocks import check_clock
-from gptpipe.services.clients import the_mlflow_server, the_prefect_server
+from gptpipe.services.server_apis import the_mlflow_server, the_prefect_server
 from gptpipe.services.stack import Stack
 from gptpipe.tracking.client import Tracking
 from gptpipe.version import __version__

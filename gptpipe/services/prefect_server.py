@@ -104,7 +104,7 @@ def main(port: int, launcher: int) -> None:
     """Serve until the process with the pid `launcher` is gone."""
     import uvicorn
 
-    from gptpipe.launch.stop import end_with
+    from gptpipe.launch.signals import end_with
 
     end_with(launcher)
     uvicorn.run(_APP, factory=True, host="127.0.0.1", port=port, log_level="error", lifespan="on")

@@ -24,8 +24,8 @@ from gptpipe.errors import UserError
 from gptpipe.extras import install_hint
 from gptpipe.services.ports import answers, free_ports, holders
 from gptpipe.services.seaweedfs import bucket_ailment, find_weed, port_names, weed_command
+from gptpipe.services.server_logs import traceback_ends
 from gptpipe.services.supervisor import Program, Supervisor, write_private
-from gptpipe.services.tracebacks import traceback_ends
 
 POOL = "gptpipe"  # the work pool of the process worker
 BUCKET = "gptpipe"

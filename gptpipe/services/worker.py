@@ -19,8 +19,8 @@ import psutil
 from gptpipe.config.settings import Settings
 from gptpipe.errors import UserError
 from gptpipe.launch.clocks import check_clock
-from gptpipe.launch.torchrun import StopSignals, send_signal
-from gptpipe.services.clients import the_prefect_server
+from gptpipe.launch.signals import StopSignals, send_signal
+from gptpipe.services.server_apis import the_prefect_server
 from gptpipe.version import __version__
 from gptpipe.wording import counted
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gptpipe.launch.job import Job, Outcome
 from gptpipe.launch.rank import run_rank
-from gptpipe.launch.stop import StopRequest
+from gptpipe.launch.signals import StopRequest
 
 
 def prepared(job: Job) -> Callable[[], Outcome]:

@@ -18,8 +18,8 @@ from gptpipe.tokenizer import Tokenizer
 from gptpipe.train.optimizer import load_optimizers, optimizer_tensors
 from gptpipe.train.saver import HostCopies
 from gptpipe.train.state import TrainState
-from gptpipe.weights import checkpoint as checkpoints
 from gptpipe.weights.checkpoint import OPTIMIZER, STATE, Checkpoint
+from gptpipe.weights.commit import prune, write_checkpoint
 from gptpipe.weights.find import of_checkpoint, read_weights
 from gptpipe.weights.huggingface import hf_config, hf_tensors
 
@@ -109,7 +109,7 @@ def snapshot(
 
 def write(job: Job, taken: Snapshot, metrics: bytes) -> None:
     """Write a snapshot as the checkpoint of its step, and remove those that are no longer kept."""
-    checkpoints.write_checkpoint(
+    write_checkpoint(
         job.training,
         taken.state.step,
         model=taken.model,
@@ -119,4 +119,4 @@ def write(job: Job, taken: Snapshot, metrics: bytes) -> None:
         others=taken.tokenizer.files,
     )
     storage.write_bytes(storage.join(job.training, METRICS), metrics)
-    checkpoints.prune(job.training, job.train.keep_checkpoints, taken.state.best_step)
+    prune(job.training, job.train.keep_checkpoints, taken.state.best_step)

@@ -14,7 +14,7 @@ from gptpipe import storage
 from gptpipe.dataset.locate import documents_at
 from gptpipe.errors import UserError
 from gptpipe.launch.job import Job, Outcome
-from gptpipe.launch.stop import StopRequest
+from gptpipe.launch.signals import StopRequest
 from gptpipe.model.precision import pick_device
 from gptpipe.train import checkpointing, runtime
 from gptpipe.train.distributed import Ranks

@@ -16,6 +16,7 @@ from gptpipe.storage.hub import HUB
 from gptpipe.tokenizer import Tokenizer, get_tokenizer
 from gptpipe.weights import checkpoint as checkpoints
 from gptpipe.weights.checkpoint import Checkpoint
+from gptpipe.weights.commit import write_checkpoint
 from gptpipe.weights.find import read_weights
 from gptpipe.weights.huggingface import hf_config, hf_stored
 from gptpipe.weights.tensors import Stored
@@ -91,9 +92,7 @@ def import_weights(weights: str, out: str, *, context_length: int = 0, tokenizer
     state = {"imported_from": Path(imported.url).name, "step": imported.step}
     config = hf_config(imported.config, encoding.name, encoding.end_of_text)
     tensors = hf_stored(imported.config, imported.tensors)
-    return checkpoints.write_checkpoint(
-        out, imported.step, model=tensors, config=config, state=state, others=encoding.files
-    )
+    return write_checkpoint(out, imported.step, model=tensors, config=config, state=state, others=encoding.files)
 
 
 def _rows(tensor: Stored, index: Tensor) -> Stored:

@@ -20,7 +20,7 @@ from gptpipe.config import ModelConfig, digest
 from gptpipe.errors import UserError
 from gptpipe.model.gpt import GPT, empty_model
 from gptpipe.tokenizer import Tokenizer, get_tokenizer, is_own, reference_to, tokenizer_in
-from gptpipe.weights import checkpoint as checkpoints
+from gptpipe.weights.commit import model_file
 from gptpipe.weights.huggingface import hf_stored, model_config_from_hf, ours_in
 from gptpipe.weights.layouts import (
     guessed_config,
@@ -82,7 +82,7 @@ class Weights:
     def _digest(self) -> str:
         """What the checkpoint's file would have, were they written as one."""
         state = hashlib.sha256()
-        for block in checkpoints.model_file(hf_stored(self.config, self.tensors)):
+        for block in model_file(hf_stored(self.config, self.tensors)):
             state.update(block)
         return state.hexdigest()
 

@@ -23,7 +23,7 @@ from gptpipe import storage
 from gptpipe.config import DataConfig, ModelConfig, TrainConfig
 from gptpipe.corpus.build import tokenize
 from gptpipe.launch.training import train
-from gptpipe.weights.checkpoint import write_checkpoint
+from gptpipe.weights.commit import write_checkpoint
 
 
 def main() -> None:

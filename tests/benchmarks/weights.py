@@ -62,7 +62,7 @@ def write(folder: Path, preset: str) -> None:
 
     from gptpipe.config import load_config
     from gptpipe.model.gpt import GPT
-    from gptpipe.weights.checkpoint import model_file
+    from gptpipe.weights.commit import model_file
     from gptpipe.weights.huggingface import hf_config, hf_stored
     from gptpipe.weights.tensors import Stored
 

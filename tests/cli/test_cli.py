@@ -14,7 +14,7 @@ import torch
 
 from gptpipe import GPT, ModelConfig
 from gptpipe.cli.entry import run as main
-from gptpipe.weights.checkpoint import write_checkpoint
+from gptpipe.weights.commit import write_checkpoint
 from gptpipe.weights.huggingface import hf_config, hf_tensors
 
 GPTPIPE = str(Path(sys.executable).with_name("gptpipe"))

@@ -20,7 +20,7 @@ from gptpipe.evaluation.result import Against
 from gptpipe.export.folder import export_hf
 from gptpipe.tokenizer import get_tokenizer, gpt2_files
 from gptpipe.weights.adapt import import_weights
-from gptpipe.weights.checkpoint import write_checkpoint
+from gptpipe.weights.commit import write_checkpoint
 from gptpipe.weights.huggingface import hf_config, hf_tensors
 from tests.weights.test_weights import ours, reference
 

@@ -16,7 +16,7 @@ from transformers import GPT2LMHeadModel
 from gptpipe import GPT, ModelConfig, UserError, load, storage
 from gptpipe.export.gguf import export_gguf
 from gptpipe.tokenizer import get_tokenizer
-from gptpipe.weights.checkpoint import write_checkpoint
+from gptpipe.weights.commit import write_checkpoint
 from gptpipe.weights.huggingface import hf_config, hf_tensors
 from tests.export.test_export import TEXTS
 from tests.tokenizer.test_huggingface import both, write_model

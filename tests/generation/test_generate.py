@@ -34,7 +34,7 @@ from gptpipe.generation.generate import (
 from gptpipe.generation.gpu import GraphedDecoder
 from gptpipe.model.precision import to_precision
 from gptpipe.tokenizer import get_tokenizer
-from gptpipe.weights.checkpoint import write_checkpoint
+from gptpipe.weights.commit import write_checkpoint
 from gptpipe.weights.huggingface import hf_config, hf_tensors
 
 

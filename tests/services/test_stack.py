@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gptpipe.services.tracebacks import traceback_ends
+from gptpipe.services.server_logs import traceback_ends
 from tests.fixtures.place import Place, folder_for_all, some_ports, stack_in
 
 DEPLOYMENTS = [

@@ -22,7 +22,7 @@ from gptpipe.dataset.locate import documents_at
 from gptpipe.dataset.stream import TokenStream
 from gptpipe.errors import UserError
 from gptpipe.launch.job import Job, Outcome
-from gptpipe.launch.stop import StopRequest
+from gptpipe.launch.signals import StopRequest
 from gptpipe.tokenizer import get_tokenizer
 from gptpipe.train import loop
 from gptpipe.train.budget import MemoryBudget

@@ -13,7 +13,8 @@ import torch
 from gptpipe import storage
 from gptpipe.errors import UserError
 from gptpipe.train.saver import HostCopies, Saver
-from gptpipe.weights.checkpoint import open_checkpoint, write_checkpoint
+from gptpipe.weights.checkpoint import open_checkpoint
+from gptpipe.weights.commit import write_checkpoint
 
 
 def test_copies_stay_as_they_were_and_reuse_their_memory() -> None:

@@ -16,7 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptpipe import GPT, ModelConfig, UserError, load
 from gptpipe.weights.adapt import import_weights
-from gptpipe.weights.checkpoint import open_checkpoint, write_checkpoint
+from gptpipe.weights.checkpoint import open_checkpoint
+from gptpipe.weights.commit import write_checkpoint
 from gptpipe.weights.find import read_weights
 from gptpipe.weights.huggingface import hf_config, hf_tensors
 

@@ -1,4 +1,7 @@
-"""The ways a rank ends early: asked to (it finishes the step and saves) or orphaned (it ends at once)."""
+"""What SIGTERM and its like do: a launcher counts them and asks its ranks, a rank finishes its step and saves.
+
+A rank whose launcher is gone ends at once.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,44 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
 import psutil
 
 log = logging.getLogger(__name__)
 _WATCH_SECONDS = 0.5
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass
+class StopSignals:
+    """SIGTERM, SIGINT and SIGHUP, counted instead of obeyed."""
+
+    count: int = 0
+    first: str = ""
+    _before: dict[int, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def caught(self) -> Iterator[StopSignals]:
+        """Count them while the block runs (in the main thread: elsewhere Python cannot)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+
+        def note(number: int, _: Any) -> None:
+            self.count += 1
+            self.first = self.first or signal.Signals(number).name
+
+        self._before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
 
 class StopRequest:
@@ -55,3 +90,9 @@ def end_with(launcher: int) -> None:
                 os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def send_signal(process: psutil.Process, number: int) -> None:
+    """Send it, unless the process is gone."""
+    with suppress(psutil.Error):
+        process.send_signal(number)

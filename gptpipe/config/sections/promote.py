@@ -1,0 +1,33 @@
+"""What happens to the finished model."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import field_validator
+
+from gptpipe.config.fields import Section, operational
+
+
+class PromoteConfig(Section):
+    """What happens to the finished model."""
+
+    register_model: bool = operational(True, "Register the model as a new version in MLflow")
+    model_name: str = operational(
+        "gptpipe", "Name of the registered model; without / and :", min_length=1, max_length=200
+    )
+    alias: str = operational("champion", "Alias that moves to a better model", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+
+    @field_validator("model_name")
+    @classmethod
+    def _name_is_one_of_mlflow(cls, value: str) -> str:
+        if not value.strip() or any(c in "/:" or not c.isprintable() for c in value):
+            raise ValueError(f"{value!r} is no name of a model in MLflow: it holds none of / and : and is not blank")
+        return value
+
+    @field_validator("alias")
+    @classmethod
+    def _alias_is_free(cls, value: str) -> str:
+        if value == "latest" or re.fullmatch(r"v\d+", value):
+            raise ValueError(f"{value!r} is an alias that MLflow keeps for itself: choose another")
+        return value
