@@ -1,12 +1,22 @@
-"""What Prefect's workers run: every deployed flow, in a process that is ready for it."""
+"""What Prefect's workers run: each deployed flow by its name, in a process that is made ready for it first.
+
+A flow is imported when it is asked for, and no other.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 from flows import begin
 
 begin()
 
-from flows.evaluate import evaluate  # noqa: E402
-from flows.retrain import retrain  # noqa: E402
-from flows.train_node import train_node  # noqa: E402
-from flows.watch_corpora import watch_corpora  # noqa: E402
 
-__all__ = ["evaluate", "retrain", "train_node", "watch_corpora"]
+def __getattr__(name: str) -> Any:
+    try:
+        return getattr(import_module(f"flows.{name}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != f"flows.{name}":
+            raise
+        raise AttributeError(f"no flow is called {name}") from None

@@ -31,6 +31,6 @@ setup() {
         "$python" -m venv .venv
     fi
     echo "setting up: installing pinned packages, about two minutes the first time" >&2
-    .venv/bin/python -m pip install -qq --disable-pip-version-check -c infra/constraints.txt -e ".${extras:+[$extras]}"
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile -c infra/constraints.txt -e ".${extras:+[$extras]}"
     echo "$wanted" >.venv/.installed-"$extras"
 }
