@@ -35,6 +35,8 @@ from typing import Any
 
 import numpy as np
 
+from gptpipe.config.settings import prepare_environment
+
 SHARDS = 300_000
 
 
@@ -49,6 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("GPTPIPE_HOME", str(options.work / "home"))
     options.work.mkdir(parents=True, exist_ok=True)
+    prepare_environment()
     BENCHMARKS[options.what](options)
 
 
@@ -198,6 +201,9 @@ def bench_tokenize(options: argparse.Namespace) -> None:
 
 
 def bench_flow(options: argparse.Namespace) -> None:
+    from flows import begin
+
+    begin()
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
     from prefect.settings.context import temporary_settings
 

@@ -86,10 +86,11 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         result = made.as_dict()
     else:
         from flows import begin
+
+        begin()
         from flows.train import TrainParameters
         from flows.train import train as train_flow
 
-        begin()
         made, link = train_flow(TrainParameters(data=options.data, config=config, storage=options.out))
         assert link is not None, "MLflow did not answer"
         result = made.as_dict()

@@ -21,6 +21,7 @@ import torch
 
 from gptpipe import storage
 from gptpipe.config import DataConfig, ModelConfig, TrainConfig
+from gptpipe.config.settings import prepare_environment
 from gptpipe.corpus.build import tokenize
 from gptpipe.launch.training import train
 from gptpipe.weights.commit import write_checkpoint
@@ -32,6 +33,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--precision", default="bfloat16")
     options = parser.parse_args()
+    prepare_environment()
     place = f"{os.environ['GPTPIPE_STORAGE']}/{secrets.token_hex(4)}"
     speeds: dict[int, list[float]] = {options.every: [], 10**6: []}
     alone(f"{place}/alone")
