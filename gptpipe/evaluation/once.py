@@ -19,7 +19,7 @@ from gptpipe.evaluation.tasks import task_digest
 from gptpipe.weights.find import read_weights
 from gptpipe.weights.weights import Weights
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 _EVALUATION = TypeAdapter(Evaluation)
 
 

@@ -1,4 +1,4 @@
-"""Proves that intervals cover what they say, and that a comparison on the same documents sees small differences."""
+"""Intervals cover what they say, and a comparison on the same documents sees what is there and no more."""
 
 from __future__ import annotations
 
@@ -14,26 +14,51 @@ def documents(draws: np.random.Generator, count: int) -> tuple[np.ndarray, np.nd
     return tokens * (3 + tokens / 4000 + 0.4 * draws.standard_normal(count)), tokens
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
-    draws = np.random.default_rng(1)
-    nats, tokens = documents(draws, 2_000_000)
-    truth = nats.sum() / tokens.sum()
-    covered = 0
-    for _ in range(150):
-        interval = mean_interval(*documents(draws, 60))
+LENGTHS = {
+    "alike": lambda draws, count: np.exp(draws.normal(6, 1.0, count)),
+    "very different": lambda draws, count: np.exp(draws.normal(6, 1.5, count)),
+    "a few hold most": lambda draws, count: 200 * (draws.pareto(1.5, count) + 0.2),
+}
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("count", [10, 30, 300])
+@pytest.mark.parametrize("common", [0.0, 0.03])
+def test_no_better_than_chance_is_seldom_taken_for_better(lengths: str, count: int, common: float) -> None:
+    """Noise in tokens, and noise that a document's tokens have in common, over documents of all lengths."""
+    draws, wrong, trials = np.random.default_rng(1), 0, 1000
+    for _ in range(trials):
+        tokens = LENGTHS[lengths](draws, count).round().clip(5)
+        noise = 0.5 * np.sqrt(tokens) * draws.standard_normal(count)
+        noise += common * tokens * draws.standard_normal(count)
+        interval = compare(np.zeros(count), noise, tokens).interval
         assert interval is not None
-        covered += interval.low <= truth <= interval.high
-    assert 0.88 <= covered / 150 <= 0.99  # 95 % of 150 is 142.5, with a standard deviation of 2.7
+        wrong += interval.high < 0
+    assert wrong / trials <= 0.025 + 2.6 * np.sqrt(0.025 * 0.975 / trials)
 
 
-@pytest.mark.parametrize("count", [500, 20_000])  # the second is drawn in groups
+@pytest.mark.parametrize(("gain", "least"), [(2, 0.5), (4, 0.97)])
+def test_a_gain_is_seen_as_often_as_its_size_allows(gain: int, least: float) -> None:
+    """What a test at that level can reach: with a gain of two standard errors every second time."""
+    draws, found, trials = np.random.default_rng(2), 0, 1000
+    for _ in range(trials):
+        tokens = np.exp(draws.normal(6, 1.0, 2000)).round().clip(5)
+        noise = 0.5 * np.sqrt(tokens) * draws.standard_normal(2000)
+        better = gain * 0.5 / np.sqrt(tokens.sum())
+        interval = compare(np.zeros(2000), noise - better * tokens, tokens).interval
+        assert interval is not None
+        found += interval.high < 0
+    assert found / trials >= least - 2.6 * np.sqrt(least * (1 - least) / trials)
+
+
+@pytest.mark.parametrize("count", [500, 20_000])
 def test_the_standard_error_is_that_of_a_ratio(count: int) -> None:
     nats, tokens = documents(np.random.default_rng(2), count)
     interval = mean_interval(nats, tokens)
     assert interval is not None
     mean = nats.sum() / tokens.sum()
     linear = np.sqrt(((nats - mean * tokens) ** 2).sum()) / tokens.sum()  # the delta method
-    assert interval.standard_error == pytest.approx(linear, rel=0.08)
+    assert interval.standard_error == pytest.approx(linear, rel=0.01)
     assert interval.low < mean < interval.high
 
 
