@@ -16,5 +16,12 @@ cores=$(.venv/bin/python -c "from gptpipe.cores import usable_cores; print(min(4
 select+=(-n "$cores" --dist loadfile --no-loadscope-reorder)
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/mypy
-exec .venv/bin/python -m pytest "${select[@]}" "$@"
+types=$(mktemp)
+trap 'rm -f "$types"' EXIT
+.venv/bin/mypy >"$types" 2>&1 & # beside the tests, which often wait for servers
+mypy=$!
+status=0
+.venv/bin/python -m pytest "${select[@]}" "$@" || status=$?
+wait "$mypy" || status=1
+cat "$types"
+exit "$status"
