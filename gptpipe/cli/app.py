@@ -11,6 +11,7 @@ from gptpipe.cli.data import inspect, tokenize
 from gptpipe.cli.evaluation import evaluate
 from gptpipe.cli.generation import generate
 from gptpipe.cli.listings import corpora, presets
+from gptpipe.cli.models import rollback
 from gptpipe.cli.pipeline import run
 from gptpipe.cli.services import deploy, doctor, down, up, worker
 from gptpipe.cli.training import train
@@ -33,7 +34,17 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit()
 
 
-_COMMANDS: tuple[Callable[..., None], ...] = (run, tokenize, inspect, train, evaluate, generate, import_, export)
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    run,
+    tokenize,
+    inspect,
+    train,
+    evaluate,
+    generate,
+    import_,
+    export,
+    rollback,
+)
 _SERVICES: tuple[Callable[..., None], ...] = (corpora, presets, up, down, worker, deploy, doctor)
 for _command in (*_COMMANDS, *_SERVICES):
     app.command(name=_command.__name__.rstrip("_"))(_command)

@@ -104,14 +104,15 @@ def _degrees_of_freedom(variance: np.ndarray, seen: np.ndarray, enlarged: np.nda
     return float(1 / (everywhere + own))
 
 
-def compare(first: np.ndarray, second: np.ndarray, tokens: np.ndarray) -> Comparison:
+def compare(first: np.ndarray, second: np.ndarray, tokens: np.ndarray, certainty: float = 0.95) -> Comparison:
     """Two models' nats on the same documents, shape (D,).
 
     Args:
         tokens: targets of each document, the same for both.
+        certainty: of the two-sided interval.
     """
     scored = tokens > 0
     difference = second[scored] - first[scored]
     won = float(np.where(difference < 0, 1.0, np.where(difference == 0, 0.5, 0.0)).mean())
-    interval = mean_interval(difference, tokens[scored])
+    interval = mean_interval(difference, tokens[scored], certainty)
     return Comparison(float(difference.sum() / tokens.sum()), interval, won, int(scored.sum()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import numpy as np
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
@@ -12,7 +13,7 @@ from gptpipe import storage
 from gptpipe.config import EvaluateConfig, digest
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import open_dataset
-from gptpipe.evaluation.confidence import compare
+from gptpipe.evaluation.confidence import Comparison, compare
 from gptpipe.evaluation.evaluate import evaluate_whole, in_one_window
 from gptpipe.evaluation.result import Against, Evaluation
 from gptpipe.evaluation.tasks import task_digest
@@ -74,5 +75,20 @@ def evaluate_against(
         content = storage.read_bytes(f"{_place(read, data, config, out)}.parquet")
         tables.append(pq.read_table(io.BytesIO(content)))
     own, others = (table["nats"].to_numpy() for table in tables)
-    comparison = compare(others, own, tables[0]["tokens"].to_numpy())
-    return replace(found, against=Against(before, comparison))
+    tokens, corpus = tables[0]["tokens"].to_numpy(), np.array(tables[0]["corpus"].to_pylist())
+    return replace(found, against=Against(before, compare(others, own, tokens), by_corpus(others, own, tokens, corpus)))
+
+
+def by_corpus(first: np.ndarray, second: np.ndarray, tokens: np.ndarray, corpus: np.ndarray) -> dict[str, Comparison]:
+    """Two models' nats on the documents of each corpus, (D,) each; nothing where there is one corpus alone.
+
+    Of k corpora each has an interval of 1 - 0.05 / k (Bonferroni).
+    """
+    names = np.unique(corpus[tokens > 0])
+    if len(names) < 2:
+        return {}
+    certainty = 1 - 0.05 / len(names)
+    return {
+        str(name): compare(first[corpus == name], second[corpus == name], tokens[corpus == name], certainty)
+        for name in names
+    }

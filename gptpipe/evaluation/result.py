@@ -116,14 +116,18 @@ class Against:
 
     Attributes:
         evaluation: theirs. comparison: of the first's loss with theirs.
+        corpora: the same for each corpus, where there are several, with intervals so much wider that all of them
+            together cover the truth as often as one does.
     """
 
     evaluation: Evaluation
     comparison: Comparison
+    corpora: dict[str, Comparison] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         comparison = {**asdict(self.comparison), "sentence": self.comparison.sentence}
-        return {**self.evaluation.as_dict(), "comparison": comparison}
+        corpora = {name: asdict(each) for name, each in self.corpora.items()}
+        return {**self.evaluation.as_dict(), "comparison": comparison, "corpora": corpora}
 
 
 @dataclass(frozen=True)

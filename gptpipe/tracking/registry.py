@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from gptpipe import storage
-from gptpipe.config import PipelineConfig
+from gptpipe.config import PipelineConfig, PromoteConfig
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.errors import UserError
 from gptpipe.evaluation.once import evaluate_against
 from gptpipe.evaluation.result import Evaluation
 from gptpipe.launch.training import TrainResult
 from gptpipe.tracking.client import RunLink, Tracking, first_line, is_away
-from gptpipe.tracking.promote import ALREADY, NO_CHAMPION, Decision, decide, not_comparable
+from gptpipe.tracking.promote import ALREADY, NO_CHAMPION, Check, Decision, decide, not_comparable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-DECISION_TAG = "gptpipe.decision"  # of a version
+# of a version
+DECISION_TAG, CHECKS_TAG, ROLLED_BACK_TAG = "gptpipe.decision", "gptpipe.checks", "gptpipe.rolled_back"
+_LONGEST_TAG = 5000  # characters that MLflow takes
 MODELS = "models:/"
+CHALLENGER, PREVIOUS = "challenger", "previous"  # the newest that did not become champion; who was it before
 
 
 def check_tracking(config: PipelineConfig, tracking: Tracking, store: str) -> None:
@@ -107,12 +111,80 @@ def register(
         champion = _champion(client, promote.model_name, promote.alias)
     if champion is not None and champion.version == version.version:
         return Registered(tracking, promote.model_name, str(version.version), ALREADY)
-    decision = NO_CHAMPION if champion is None else _against(champion, config, result, out, cache)
-    with tracking.reached() as client:
-        if decision.promote:
-            client.set_registered_model_alias(promote.model_name, promote.alias, version.version)
-        client.set_model_version_tag(promote.model_name, version.version, DECISION_TAG, decision.reason)
+    if ROLLED_BACK_TAG in version.tags:
+        reason = f"a person rolled it back; `gptpipe rollback --to {version.version}` makes it {promote.alias} again"
+        return Registered(tracking, promote.model_name, str(version.version), Decision(False, reason))
+    while True:
+        decision = NO_CHAMPION if champion is None else _against(champion, config, result, out, cache)
+        with tracking.reached() as client:
+            now = _champion(client, promote.model_name, promote.alias)
+            if _number(now) == _number(champion):
+                _move(client, promote, version.version, champion, decision)
+                break
+        # another retraining ended meanwhile: the new champion is the one to beat
+        log.info("register: version %s is the %s by now", _number(now), promote.alias)
+        champion = now
     return Registered(tracking, promote.model_name, str(version.version), decision)
+
+
+def _move(client: MlflowClient, promote: PromoteConfig, version: str, champion: Any, decision: Decision) -> None:
+    """Set the aliases as was decided: the new champion, and who was it before; or else the challenger."""
+    name = promote.model_name
+    if decision.promote:
+        if champion is not None:
+            client.set_registered_model_alias(name, PREVIOUS, champion.version)
+        client.set_registered_model_alias(name, promote.alias, version)
+    else:
+        client.set_registered_model_alias(name, CHALLENGER, version)
+    client.set_model_version_tag(name, version, DECISION_TAG, decision.reason)
+    kept = json.dumps([asdict(check) for check in decision.checks])
+    client.set_model_version_tag(name, version, CHECKS_TAG, kept if len(kept) <= _LONGEST_TAG else "[]")
+
+
+def decision_of(version: Any) -> Decision:
+    """What was decided of a version when it was registered, as its tags tell it."""
+    checks = tuple(Check(**each) for each in json.loads(version.tags.get(CHECKS_TAG, "[]")))
+    return Decision(True, version.tags.get(DECISION_TAG, ALREADY.reason), checks)
+
+
+def rollback(promote: PromoteConfig, tracking: Tracking, to: str = "") -> tuple[str, str]:
+    """Make an earlier version champion again; the versions that was champion, and that is.
+
+    The version that goes does not become champion again by itself, however often its training is asked for.
+
+    Args:
+        to: number of the version; empty is the one that was champion before.
+
+    Raises:
+        UserError: no such model or version, or none that was champion before.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name = promote.model_name
+    with tracking.reached() as client:
+        champion = _champion(client, name, promote.alias)
+        if champion is None:
+            raise UserError(f"no version is {promote.alias}", where=name, hint="see the registered models in MLflow")
+        try:
+            version = client.get_model_version(name, to) if to else _champion(client, name, PREVIOUS)
+        except MlflowException as error:
+            raise UserError(error.message, where=f"{name} version {to}", hint="give the number of a version") from None
+        if version is None:
+            raise UserError(f"no version was {promote.alias} before", where=name, hint="name the version: --to VERSION")
+        if version.version == champion.version:
+            raise UserError(f"version {version.version} is {promote.alias} already", where=name, hint="nothing to do")
+        client.set_registered_model_alias(name, promote.alias, version.version)
+        client.set_registered_model_alias(name, PREVIOUS, champion.version)
+        reason = f"{promote.alias} again by a rollback from version {champion.version}"
+        client.set_model_version_tag(name, version.version, DECISION_TAG, reason)
+        client.set_model_version_tag(name, champion.version, ROLLED_BACK_TAG, f"to version {version.version}")
+        if ROLLED_BACK_TAG in version.tags:
+            client.delete_model_version_tag(name, version.version, ROLLED_BACK_TAG)
+    return str(champion.version), str(version.version)
+
+
+def _number(version: Any) -> str:
+    return str(version.version) if version is not None else ""
 
 
 def _against(
@@ -128,7 +200,7 @@ def _against(
     except UserError as error:
         return not_comparable(f"version {champion.version}, the champion, could not be scored on this text: {error}")
     assert evaluation.against is not None
-    return decide(evaluation.against.comparison)
+    return decide(evaluation.against.comparison, config.promote, evaluation.against.corpora)
 
 
 def _make_registered_model(client: MlflowClient, name: str) -> None:

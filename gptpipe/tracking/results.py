@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from gptpipe.tracking.client import RunLink
 from gptpipe.tracking.follow import PARAMETERS_TAG
 from gptpipe.tracking.plots import loss_curve
 from gptpipe.tracking.promote import ALREADY
-from gptpipe.tracking.registry import DECISION_TAG, Registered
+from gptpipe.tracking.registry import Registered, decision_of
 from gptpipe.tracking.summary import training_summary
 
 EVALUATION_PAGE = "evaluation.html"
@@ -136,9 +135,8 @@ def describe(
         if registered and decision == ALREADY:
             if DESCRIPTION in tags:
                 return str(tags[DESCRIPTION])
-            # it was stopped between the decision and this: the reason stands on the version
-            version = client.get_model_version(registered.name, registered.version)
-            decision = replace(ALREADY, reason=version.tags.get(DECISION_TAG, ALREADY.reason))
+            # it was stopped between the decision and this: what was decided stands on the version
+            decision = decision_of(client.get_model_version(registered.name, registered.version))
         text = training_summary(
             config,
             open_dataset(result.dataset),

@@ -56,7 +56,8 @@ def training_summary(
     table = [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value]
     linked = " · ".join(f"[{name}](<{url}>)" for name, url in (links or {}).items())
     shown = [_block(sample.text) for sample in samples.samples[:_SHOWN]]
-    parts = [evaluation.sentence, "\n".join(["| | |", "| --- | --- |", *table]), linked, *shown]
+    checks = decision.table if decision else ""
+    parts = [evaluation.sentence, "\n".join(["| | |", "| --- | --- |", *table]), checks, linked, *shown]
     return "\n\n".join(part for part in parts if part)
 
 

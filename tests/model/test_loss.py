@@ -20,7 +20,9 @@ def plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> 
     return F.cross_entropy(hidden @ weight.t(), targets, reduction="sum", ignore_index=IGNORED)
 
 
-def problem(dtype: torch.dtype, rows: int = 17, vocabulary: int = 61) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def problem(
+    dtype: torch.dtype, rows: int = 17, vocabulary: int = 61
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     hidden = torch.randn(rows, 12, generator=generator, dtype=dtype, requires_grad=True)
     weight = torch.randn(vocabulary, 12, generator=generator, dtype=dtype, requires_grad=True)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from mlflow import MlflowClient
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gptpipe.config import DataConfig, PipelineConfig, flatten, load_config
+from gptpipe.config import DataConfig, PipelineConfig, PromoteConfig, flatten, load_config
 from gptpipe.config.settings import make_home, reload_settings, settings
 from gptpipe.corpus.build import tokenize
 from gptpipe.dataset.dataset import Dataset, open_dataset
@@ -32,9 +32,10 @@ from gptpipe.launch.training import TrainResult
 from gptpipe.services.doctor import examine
 from gptpipe.services.ports import free_ports
 from gptpipe.tracking import follow as following
+from gptpipe.tracking import registry
 from gptpipe.tracking.client import RunLink, Tracking
 from gptpipe.tracking.follow import TrainingTracker
-from gptpipe.tracking.registry import check_tracking, register, resolve_weights
+from gptpipe.tracking.registry import Registered, check_tracking, register, resolve_weights, rollback
 from gptpipe.tracking.results import DECIDING, describe, log_results
 from gptpipe.tracking.training import train_and_track
 
@@ -222,6 +223,9 @@ def test_results_registration_and_promotion(many_documents: Dataset, dataset: Da
     assert resolve_weights("champion", tracking(), config) == str(tmp_path / "better" / "step-00000012")
     assert resolve_weights("models:/gptpipe/1", tracking()).endswith("first/step-00000012")
     assert resolve_weights("/some/folder", tracking()) == "/some/folder"
+    assert aliases() == {"champion": "3", "previous": "1", "challenger": "2"}
+    assert "| yes | better, the whole interval | -" in version.description
+    assert "| **no** | better, the whole interval | +" in client.get_model_version("gptpipe", "2").description
     # one document of validation text decides nothing, and a champion whose weights are gone stays
     folder = tmp_path / "late"
     folder.mkdir()
@@ -234,6 +238,67 @@ def test_results_registration_and_promotion(many_documents: Dataset, dataset: Da
     gone = register(config, link, result, evaluation, out=str(tmp_path / "others"))
     assert not gone.decision.promote
     assert "not comparable: version 3, the champion, could not be scored" in gone.decision.reason
+
+
+def aliases(name: str = "gptpipe") -> dict[str, str]:
+    return {alias: str(number) for alias, number in tracking().connect().get_registered_model(name).aliases.items()}
+
+
+def candidate(dataset: Dataset, folder: Path, kind: str) -> Callable[[], Registered]:
+    """A finished training of that kind of model; called, it is registered."""
+    write_model(folder / "step-00000012", dataset, kind)
+    (folder / "metrics.jsonl").write_text('{"step": 1, "tokens": 10, "train/loss": 4.0}\n')
+    link = follow(dataset, str(folder), lines(1, 3))
+    result, evaluation, _ = result_of(dataset, str(folder), 1.0)
+    return lambda: register(PipelineConfig(), link, result, evaluation, out=str(folder.parent / "scores"))
+
+
+def test_of_two_retrainings_that_end_at_once_the_second_is_held_against_the_first(
+    many_documents: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are better than the champion. While one is scored, the other becomes champion: it is as good, and stays."""
+    candidate(many_documents, tmp_path / "first", "worse")()
+    one = candidate(many_documents, tmp_path / "one", "better")
+    other = candidate(many_documents, tmp_path / "other", "better")
+    whole, calls = registry.evaluate_against, []
+
+    def scored(*given: Any, **named: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 1:
+            assert other().decision.promote
+        return whole(*given, **named)
+
+    monkeypatch.setattr(registry, "evaluate_against", scored)
+    late = one()
+    assert not late.decision.promote
+    assert "the same loss on the same documents" in late.decision.reason
+    assert aliases() == {"champion": "3", "previous": "1", "challenger": "2"}
+
+
+def test_a_rollback_brings_the_one_before_back_and_the_one_that_went_stays_away(
+    many_documents: Dataset, tmp_path: Path
+) -> None:
+    first, better = (candidate(many_documents, tmp_path / kind, kind) for kind in ("worse", "better"))
+    with pytest.raises(UserError, match="gptpipe: no version is champion"):
+        rollback(PromoteConfig(), tracking())
+    first()
+    with pytest.raises(UserError, match=r"no version was champion before .* --to VERSION"):
+        rollback(PromoteConfig(), tracking())
+    assert better().decision.promote
+    assert rollback(PromoteConfig(), tracking()) == ("2", "1")
+    assert aliases() == {"champion": "1", "previous": "2"}
+    again = better()
+    assert not again.decision.promote
+    assert "gptpipe rollback --to 2" in again.decision.reason
+    assert aliases()["champion"] == "1"
+    with pytest.raises(UserError, match="version 1 is champion already"):
+        rollback(PromoteConfig(), tracking(), "1")
+    with pytest.raises(UserError, match="version 9"):
+        rollback(PromoteConfig(), tracking(), "9")
+    assert rollback(PromoteConfig(), tracking(), "2") == ("1", "2")
+    assert better().decision.reason == "it is the champion already"
+    version = tracking().connect().get_model_version("gptpipe", "2")
+    assert version.tags["gptpipe.decision"] == "champion again by a rollback from version 1"
 
 
 @pytest.mark.parametrize("weights", ["models:/nobody@champion", "models:/gptpipe/9", "champion"])

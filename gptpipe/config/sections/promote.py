@@ -16,7 +16,20 @@ class PromoteConfig(Section):
     model_name: str = operational(
         "gptpipe", "Name of the registered model; without / and :", min_length=1, max_length=200
     )
-    alias: str = operational("champion", "Alias that moves to a better model", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    alias: str = operational(
+        "champion",
+        "Alias that moves to a better model; challenger is the newest that did not, previous the one before",
+        pattern=r"^[A-Za-z][A-Za-z0-9_-]*$",
+    )
+
+    min_improvement: float = operational(
+        0.0, "Least gain over the champion: the whole interval of the difference must show more", "nats per token",
+        ge=0, le=100,
+    )  # fmt: skip
+    max_regression: float = operational(
+        0.05, "Most that a single corpus may get worse: where it surely does by more, the champion stays",
+        "nats per token", ge=0, le=100,
+    )  # fmt: skip
 
     @field_validator("model_name")
     @classmethod
@@ -30,4 +43,6 @@ class PromoteConfig(Section):
     def _alias_is_free(cls, value: str) -> str:
         if value == "latest" or re.fullmatch(r"v\d+", value):
             raise ValueError(f"{value!r} is an alias that MLflow keeps for itself: choose another")
+        if value in ("challenger", "previous"):
+            raise ValueError(f"{value!r} is what another version is called: choose another")
         return value
