@@ -90,13 +90,13 @@ class Loop:
         if is_logged:
             self.parts.stepper.settle()
             self._heed_bad_steps()
-        self._reporter.add_time(time.perf_counter() - began, done.tokens)
+        self._reporter.add_step(time.perf_counter() - began, done.tokens)
         line = self._reporter.measure(done) if is_logged else {}
         if self.parts.validation and is_validated:
             line |= validate(self.parts, self.parts.validation, saving=is_saved)
         self._reporter.write(line)
         if is_saved:
-            self._reporter.add_time(self._save())
+            self._save()
         if is_saved or "validation/loss" in line:
             gc.collect()
 
@@ -154,13 +154,13 @@ class Loop:
             hint="lower train.learning_rate, or look at these documents",
         )
 
-    def _save(self) -> float:
-        """Rank 0 copies the checkpoint's content and has it written in the background; the seconds that took here."""
+    def _save(self) -> None:
+        """Rank 0 copies the checkpoint's content and has it written in the background."""
         parts, step = self.parts, self._state.step
         self._saved_step = step
         self._reporter.share_loss()
         if self._reporter.file is None:
-            return 0.0
+            return
         began = time.perf_counter()
         self._saver.wait()
         taken = checkpointing.snapshot(
@@ -168,9 +168,7 @@ class Loop:
         )
         work = partial(checkpointing.write, parts.job, taken, self._reporter.file.contents())
         self._saver.start(work, f"checkpoint {storage.join(parts.job.training, step_name(step))}")
-        spent = time.perf_counter() - began
-        self._reporter.seconds_saving += spent
-        return spent
+        self._reporter.add_saving(time.perf_counter() - began)
 
     def _outcome(self, status: str, reason: str) -> Outcome:
         state, training = self._state, self.parts.job.training

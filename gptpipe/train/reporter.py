@@ -26,7 +26,6 @@ class Reporter:
 
     Attributes:
         file: metrics.jsonl, on rank 0; None on the others.
-        seconds_saving: how long checkpoints have held training up since the last logged step.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -39,7 +38,7 @@ class Reporter:
         self._began, self._earlier_seconds = time.perf_counter(), parts.state.training_seconds
         self._said_memory = False
         self.file = MetricsFile(parts.job.folder / METRICS) if parts.ranks.is_first else None
-        self.seconds_saving = 0.0
+        self._seconds_saving = 0.0
 
     def begin(self) -> None:
         """Say what starts; training's time is counted from now on."""
@@ -74,11 +73,16 @@ class Reporter:
         sums = torch.stack((nats, torch.full_like(nats, done.tokens / self._parts.ranks.world_size)))
         self._interval += sums.where(nats.isfinite(), 0.0)
 
-    def add_time(self, seconds: float, tokens: int = 0) -> None:
-        """What steps or checkpoints took, and the tokens trained on in it."""
+    def add_step(self, seconds: float, tokens: int) -> None:
+        """What a step took, and the tokens trained on in it; the state's time is up to here."""
         self._window_seconds += seconds
         self._window_tokens += tokens
         self._parts.state.training_seconds = self._earlier_seconds + time.perf_counter() - self._began
+
+    def add_saving(self, seconds: float) -> None:
+        """How long a checkpoint has held training up."""
+        self._window_seconds += seconds
+        self._seconds_saving += seconds
 
     def measure(self, done: StepResult) -> dict[str, float]:
         """The numbers of a logged step, which is `done`; means are over all ranks.
@@ -88,10 +92,10 @@ class Reporter:
         """
         loader, state, world = self._parts.loader, self._parts.state, self._parts.ranks.world_size
         spent, waited, memory, saving, *drawn = self.share_loss(
-            self._window_seconds, loader.seconds_waited, memory_megabytes(), self.seconds_saving, *self._drawn
+            self._window_seconds, loader.seconds_waited, memory_megabytes(), self._seconds_saving, *self._drawn
         )
         speed = self._window_tokens / (spent / world)
-        loader.seconds_waited = self.seconds_saving = self._window_seconds = 0.0
+        loader.seconds_waited = self._seconds_saving = self._window_seconds = 0.0
         self._window_tokens = 0
         self._drawn[:] = 0
         mean = state.interval_nats / state.interval_tokens if state.interval_tokens else math.nan
