@@ -20,7 +20,7 @@ def begin() -> None:
         UserError: a setting cannot be used, or the local folder cannot be written.
     """
     prepare_environment()
-    make_home()
+    make_home(settings().home_path)
     from flows.server.logs import show_on_pages
 
     show_on_pages(settings().log_level)

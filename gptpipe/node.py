@@ -24,7 +24,7 @@ def main(invitation: str) -> int:
     here = settings()
     show_on_console(here.log_level)
     try:
-        make_home()
+        make_home(here.home_path)
         join(
             Invitation.model_validate_json(invitation),
             is_cancelled=lambda: False,

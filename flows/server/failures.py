@@ -9,10 +9,8 @@ from prefect.exceptions import CancelledRun, TerminationSignal
 from gptpipe.errors import Preempted, UserError
 from gptpipe.launch.torchrun import Cancelled
 
-_PROGRESS_SECONDS = 5.0  # between two lines of progress: a week of training stays a page that opens
-_EXPECTED = (UserError, Preempted, Cancelled, CancelledRun, TerminationSignal)
 _STOPPED = (Preempted, Cancelled, CancelledRun, TerminationSignal)  # nothing went wrong: somebody stopped it
-_last_progress = 0.0
+_EXPECTED = (UserError, *_STOPPED)
 
 
 class OneLine(logging.Filter):

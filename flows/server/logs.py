@@ -1,20 +1,15 @@
-"""What a flow run's page says: the library's lines, and one line where something went wrong."""
+"""Which of the library's lines a flow run's page shows."""
 
 from __future__ import annotations
 
 import logging
 
-from prefect.exceptions import CancelledRun, TerminationSignal
 from prefect.logging.handlers import APILogHandler
 
 from flows.server.failures import OneLine
 from flows.server.report import top_run
-from gptpipe.errors import Preempted, UserError
-from gptpipe.launch.torchrun import Cancelled
 
 _PROGRESS_SECONDS = 5.0  # between two lines of progress: a week of training stays a page that opens
-_EXPECTED = (UserError, Preempted, Cancelled, CancelledRun, TerminationSignal)
-_STOPPED = (Preempted, Cancelled, CancelledRun, TerminationSignal)  # nothing went wrong: somebody stopped it
 _last_progress = 0.0
 
 

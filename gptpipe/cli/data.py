@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from gptpipe.cli.model_options import model_options
+from gptpipe.cli.model_options import NOTHING, model_options
 from gptpipe.cli.options import ConfigFile, Corpora, Json, Overrides, corpus_value, named, print_answer
 from gptpipe.config import DataConfig, load_config
 from gptpipe.errors import UserError
@@ -17,7 +18,7 @@ from gptpipe.wording import counted
 def tokenize(
     corpus: Corpora = None,
     out: Annotated[str, typer.Option(callback=named, help="Folder or URL; the dataset lies in <out>/<id>/.")] = ...,  # type: ignore[assignment]
-    chosen: dict[str, Any] = {},  # noqa: B006
+    chosen: Mapping[str, Any] = NOTHING,
     config: ConfigFile = None,
     overrides: Overrides = None,
     as_json: Json = False,
@@ -25,9 +26,8 @@ def tokenize(
     """Corpora to Parquet token shards."""
     if not corpus and config is None and not any((o or "").startswith("data.corpus") for o in overrides or []):
         raise UserError("no corpus", where="--corpus", hint="give a file, folder, glob, s3:// URL, or stdlib:")
-    if corpus:
-        chosen["corpus"] = [corpus_value(text) for text in corpus]
-    options = load_config(file=config, overrides=overrides, data=chosen).data
+    texts = {"corpus": [corpus_value(text) for text in corpus]} if corpus else {}
+    options = load_config(file=config, overrides=overrides, data={**chosen, **texts}).data
     from gptpipe.corpus.build import tokenize as make_dataset
 
     result = make_dataset(options, out)

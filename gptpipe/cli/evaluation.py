@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
-from gptpipe.cli.model_options import model_options
+from gptpipe.cli.model_options import NOTHING, model_options
 from gptpipe.cli.options import (
     ConfigFile,
     Json,
@@ -32,7 +33,7 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option(metavar="WEIGHTS", help="Score these on the same documents too, and compare.")
     ] = None,
-    chosen: dict[str, Any] = {},  # noqa: B006
+    chosen: Mapping[str, Any] = NOTHING,
     apart: Annotated[
         bool, typer.Option("--apart", help="Each document on its own after <|endoftext|>, as lm_eval has them.")
     ] = False,
@@ -45,10 +46,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Cross-entropy, perplexity and bits per byte over a dataset's split or a text."""
-    tasks = chosen.pop("tasks", [])
-    if apart:
-        chosen["documents"] = "apart"
-    given = [f"evaluate.{key}={value}" for key, value in chosen.items()]
+    values = {**chosen, **({"documents": "apart"} if apart else {})}
+    tasks = values.pop("tasks", [])
+    given = [f"evaluate.{key}={value}" for key, value in values.items()]
     options = load_config(file=config, overrides=[*(overrides or []), *given]).evaluate
     if config is None and not any("evaluate.max_tokens" in o for o in overrides or []):
         options = options.model_copy(update={"max_tokens": 0})
@@ -60,6 +60,7 @@ def evaluate(
     if page and not page.endswith(".html"):
         raise UserError("not the name of a page", where=f"--page {page}", hint="give one that ends in .html")
     from gptpipe import storage
+    from gptpipe.evaluation.confidence import by_corpus
     from gptpipe.evaluation.evaluate import compare_tallies, evaluate_whole, in_one_window
     from gptpipe.evaluation.result import Against
     from gptpipe.tracking.registry import resolve_weights
@@ -83,11 +84,13 @@ def evaluate(
         storage.write_bytes(where, scored.page().encode())
         notes.append(f"page: {where}")
     if others is not None:
-        tally = scored.tally
+        tally, names = scored.tally, scored.documents.corpus_names
         del scored  # one model at a time
         other = evaluate_whole(others, data=data, text=content, config=options, cache=cache)
         comparison = compare_tallies(other.tally, tally)
-        evaluation = replace(evaluation, against=Against(other.evaluation, comparison))
+        nats = other.tally.document_nats, tally.document_nats
+        corpora = by_corpus(*nats, tally.document_tokens, names)
+        evaluation = replace(evaluation, against=Against(other.evaluation, comparison, corpora))
         columns.append(other.evaluation.numbers)
         notes.append(f"against {other.evaluation.weights}: {comparison.sentence}")
     print_answer(

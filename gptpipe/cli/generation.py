@@ -5,13 +5,13 @@ from __future__ import annotations
 import codecs
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
-from gptpipe.cli.model_options import model_of, model_options
+from gptpipe.cli.model_options import NOTHING, model_of, model_options
 from gptpipe.cli.options import Json, WeightsOption, named, print_answer, read_text, tracking
 from gptpipe.config import SampleConfig
 from gptpipe.errors import UserError
@@ -45,7 +45,7 @@ def generate(
         str | None,
         typer.Option(callback=named, help="File or URL for the samples as JSONL, instead of standard output."),
     ] = None,
-    chosen: dict[str, Any] = {},  # noqa: B006
+    chosen: Mapping[str, Any] = NOTHING,
     logprobs: Annotated[
         bool, typer.Option("--logprobs", help="With --json or --out: each token's log-probability.")
     ] = False,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
@@ -13,6 +14,7 @@ from gptpipe.config.fields import unit_of
 from gptpipe.errors import UserError
 
 CHOSEN = "chosen"
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 Command = Callable[..., None]
@@ -21,7 +23,8 @@ Command = Callable[..., None]
 def model_options(model: type[Section], *fields: str, **flags: str) -> Callable[[Command], Command]:
     """Put an option for each of these fields in the place of the command's parameter `chosen`.
 
-    The command gets there what the user gave, by the field's name; what was not given is left out.
+    The command gets there what the user gave, by the field's name; what was not given is left out. `NOTHING` is the
+    default that keeps the parameter's place among others.
 
     Args:
         fields: whose options are called like them, with hyphens.
@@ -59,19 +62,22 @@ def _option(model: type[Section], name: str, flag: str) -> inspect.Parameter:
         help_ = f"{help_[:-1]}; may be given several times."
     if default not in ([], None, ""):
         help_ += f"  [default: {default}]"
-    option = typer.Option(flag, help=help_, show_default=False)
-    annotation: Any = Annotated[field.annotation | None, option]  # type: ignore
+    # the model itself refuses what is none of the choices, with the option's name and what may stand there
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    kind: Any = str if choices else field.annotation
+    option = typer.Option(flag, help=help_, show_default=False, metavar="|".join(choices) or None)
+    annotation: Any = Annotated[kind | None, option]
     return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)
 
 
-def model_of(model: type[Section], chosen: dict[str, Any], command: str) -> Any:
+def model_of(model: type[Section], chosen: Mapping[str, Any], command: str) -> Any:
     """The model with what was chosen.
 
     Raises:
         UserError: a value that cannot be used; the option is named.
     """
     try:
-        return parse(model, chosen)
+        return parse(model, dict(chosen))
     except UserError as error:
         flag = f"--{error.where.replace('_', '-')}"
         raise UserError(error.message, where=flag, hint=f"see `gptpipe {command} --help`") from None

@@ -13,7 +13,7 @@ import typer
 
 from gptpipe.config import PRESETS, PipelineConfig, load_config
 from gptpipe.config.form import corpus_of
-from gptpipe.config.settings import make_home, settings
+from gptpipe.config.settings import settings
 from gptpipe.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,11 +44,9 @@ WeightsOption = Annotated[
 
 
 def tracking() -> Tracking:
-    """Where runs and models are tracked, by the settings; the local folder is made where the database lies in it."""
+    """Where runs and models are tracked, by the settings."""
     from gptpipe.tracking.client import Tracking
 
-    if not settings().mlflow_uri:
-        make_home()
     return Tracking.of(settings())
 
 

@@ -64,7 +64,7 @@ def run(
 
 def _run_flow(parameters: PipelineConfig) -> PipelineResult:
     """`retrain` in this process, with a Prefect server of its own beside it unless PREFECT_API_URL names one."""
-    make_home()
+    make_home(settings().home_path)
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
     from gptpipe.pipeline.checks import check_pipeline

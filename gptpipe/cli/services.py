@@ -25,7 +25,7 @@ def up(as_json: Json = False) -> None:
     notes: list[str] = []
 
     def deployed() -> None:
-        make_home()
+        make_home(settings().home_path)
         from flows.deployments import deploy as register
 
         made = register(POOL)
@@ -81,7 +81,7 @@ def worker(
     cpu: Annotated[bool, typer.Option("--cpu", help="A machine without a GPU.")] = False,
 ) -> None:
     """Work for a Prefect server, by default as a node of trainings on several machines, until SIGTERM."""
-    make_home()
+    make_home(settings().home_path)
     from flows.deployments import deploy_nodes
     from flows.machines.hosts import NODE_POOL
     from flows.machines.worker import command
@@ -103,7 +103,7 @@ def deploy(
     from gptpipe.services.server_apis import the_prefect_server
 
     the_prefect_server().ask("admin/version")
-    make_home()
+    make_home(settings().home_path)
     from flows.deployments import deploy as register
 
     made = register(pool)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from gptpipe.cli.model_options import model_options
+from gptpipe.cli.model_options import NOTHING, model_options
 from gptpipe.cli.options import (
     ConfigFile,
     Json,
@@ -30,7 +31,7 @@ def train(
     overrides: Overrides = None,
     preset: Preset = None,
     init: Annotated[str | None, typer.Option(help="WEIGHTS to start from.")] = None,
-    chosen: dict[str, Any] = {},  # noqa: B006
+    chosen: Mapping[str, Any] = NOTHING,
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the newest checkpoint.")] = True,
     force: Annotated[bool, typer.Option("--force", help="A new attempt even if this training is finished.")] = False,
     as_json: Json = False,

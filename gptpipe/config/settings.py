@@ -192,9 +192,8 @@ DEFAULTS = {
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def make_home() -> None:
+def make_home(home: Path) -> None:
     """Make the local folder, and see that it can be written: Prefect stays silent without it."""
-    home = settings().home_path
     if "?" in str(home):
         raise UserError(
             "a ? in the path: the address of a SQLite database would end there",

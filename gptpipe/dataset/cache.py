@@ -15,16 +15,18 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import psutil
 
 from gptpipe import storage
+from gptpipe.config.settings import Settings
 from gptpipe.dataset.rows import ShardFile, ShardReader
 from gptpipe.errors import UserError
 
-LIMIT = 50_000_000_000  # bytes, where nothing else is said
+LIMIT = int(Settings.model_fields["cache_gigabytes"].default * 1e9)  # bytes, where nothing else is said
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -37,15 +39,19 @@ class TokenCache:
     """
 
     def __init__(self, cache: Path | None = None, limit: int = LIMIT) -> None:
-        cache = cache or storage.cache_home()
+        self.home, self.limit = cache or storage.cache_home(), limit
+
+    @cached_property
+    def folder(self) -> Path:
+        """Made when it is first needed; what another boot of the machine or a killed process has left is removed."""
         boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else str(round(psutil.boot_time(), -1))
-        self.home, self.limit = cache, limit
-        self.folder = cache / "tokens" / boot
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for other in self.folder.parent.iterdir():
-            if other != self.folder:
+        folder = self.home / "tokens" / boot
+        folder.mkdir(parents=True, exist_ok=True)
+        for other in folder.parent.iterdir():
+            if other != folder:
                 shutil.rmtree(other, ignore_errors=True) if other.is_dir() else other.unlink(missing_ok=True)
-        storage.sweep_temporaries(str(self.folder))
+        storage.sweep_temporaries(str(folder))
+        return folder
 
     def has_whole(self, file: ShardFile, size: int) -> bool:
         """Whether a shard's flat file is there; if so it counts as used now."""

@@ -116,3 +116,18 @@ def compare(first: np.ndarray, second: np.ndarray, tokens: np.ndarray, certainty
     won = float(np.where(difference < 0, 1.0, np.where(difference == 0, 0.5, 0.0)).mean())
     interval = mean_interval(difference, tokens[scored], certainty)
     return Comparison(float(difference.sum() / tokens.sum()), interval, won, int(scored.sum()))
+
+
+def by_corpus(first: np.ndarray, second: np.ndarray, tokens: np.ndarray, corpus: np.ndarray) -> dict[str, Comparison]:
+    """Two models' nats on the documents of each corpus, (D,) each; nothing where there is one corpus alone.
+
+    Of k corpora each has an interval of 1 - 0.05 / k (Bonferroni).
+    """
+    names = np.unique(corpus[tokens > 0])
+    if len(names) < 2:
+        return {}
+    certainty = 1 - 0.05 / len(names)
+    return {
+        str(name): compare(first[corpus == name], second[corpus == name], tokens[corpus == name], certainty)
+        for name in names
+    }

@@ -58,6 +58,11 @@ class Documents:
     def __len__(self) -> int:
         return len(self.starts)
 
+    @property
+    def corpus_names(self) -> np.ndarray:
+        """The corpus of each document, shape (D,)."""
+        return np.asarray(np.array(self.corpora)[self.corpus])
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens `start` to `stop` (exclusive), int64; at place -1 there is the separator."""
         ids = self.tokens.read(max(start, 0), stop).astype(np.int64)

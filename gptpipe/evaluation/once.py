@@ -13,7 +13,7 @@ from gptpipe import storage
 from gptpipe.config import EvaluateConfig, digest
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import open_dataset
-from gptpipe.evaluation.confidence import Comparison, compare
+from gptpipe.evaluation.confidence import by_corpus, compare
 from gptpipe.evaluation.evaluate import evaluate_whole, in_one_window
 from gptpipe.evaluation.result import Against, Evaluation
 from gptpipe.evaluation.tasks import task_digest
@@ -77,18 +77,3 @@ def evaluate_against(
     own, others = (table["nats"].to_numpy() for table in tables)
     tokens, corpus = tables[0]["tokens"].to_numpy(), np.array(tables[0]["corpus"].to_pylist())
     return replace(found, against=Against(before, compare(others, own, tokens), by_corpus(others, own, tokens, corpus)))
-
-
-def by_corpus(first: np.ndarray, second: np.ndarray, tokens: np.ndarray, corpus: np.ndarray) -> dict[str, Comparison]:
-    """Two models' nats on the documents of each corpus, (D,) each; nothing where there is one corpus alone.
-
-    Of k corpora each has an interval of 1 - 0.05 / k (Bonferroni).
-    """
-    names = np.unique(corpus[tokens > 0])
-    if len(names) < 2:
-        return {}
-    certainty = 1 - 0.05 / len(names)
-    return {
-        str(name): compare(first[corpus == name], second[corpus == name], tokens[corpus == name], certainty)
-        for name in names
-    }

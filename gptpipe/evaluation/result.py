@@ -147,7 +147,7 @@ class Scored:
         """Parquet with a row per document, for comparisons: name, corpus, tokens, bytes, nats."""
         columns = {
             "document": self.documents.names,
-            "corpus": [self.documents.corpora[i] for i in self.documents.corpus],
+            "corpus": self.documents.corpus_names,
             "tokens": self.tally.document_tokens,
             "bytes": self.tally.document_bytes,
             "nats": self.tally.document_nats,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import tokenize as python_tokenize
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -334,6 +334,11 @@ class Samples:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def samples_of(weights: str, samples: Iterable[Samples]) -> Samples:
+    """Those that these weights made."""
+    return next(each for each in samples if each.weights == weights)
 
 
 _SAMPLES = TypeAdapter(Samples)

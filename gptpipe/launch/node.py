@@ -59,7 +59,6 @@ def join(
 
     Args:
         is_cancelled: whether a SIGTERM means cancel (do not save) rather than preemption of this host (save).
-
         address: where other nodes reach this one; by default the one on the route to the parent.
         cache: where decoded tokens are; by default this machine's.
 

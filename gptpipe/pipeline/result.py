@@ -7,7 +7,7 @@ from typing import Any
 
 from gptpipe.corpus.build import TokenizeResult
 from gptpipe.evaluation.result import Evaluation
-from gptpipe.generation.generate import Samples
+from gptpipe.generation.generate import Samples, samples_of
 from gptpipe.launch.training import TrainResult
 from gptpipe.tracking.client import RunLink
 from gptpipe.tracking.registry import Registered
@@ -70,8 +70,3 @@ class PipelineResult:
             "champion": model.decision.promote,
             "decision": model.decision.reason,
         }
-
-
-def samples_of(weights: str, samples: list[Samples]) -> Samples:
-    """Those that these weights made."""
-    return next(each for each in samples if each.weights == weights)

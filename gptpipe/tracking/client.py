@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptpipe import storage
-from gptpipe.config.settings import Settings
+from gptpipe.config.settings import Settings, make_home
 from gptpipe.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ TRAINING_TAG = "gptpipe.training"
 # MLflow 3 opens an experiment without this in its view for agents, where no curve is drawn
 _VIEW = "workflowType=machine_learning"
 _DOCTOR = "`gptpipe doctor` tries the server; what is trained is found again"
+_MLFLOW_UI = "http://127.0.0.1:5000"  # where `mlflow ui` shows its pages
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 
 
@@ -37,20 +38,27 @@ class Tracking:
         experiment: the MLflow experiment that runs go to.
         artifact_root: where a new experiment keeps its artifacts; None leaves it to the server.
         pages: where a browser finds MLflow; those of `mlflow ui` where there is no server.
+        home: the local folder, where the database lies in it; it is made when the database is first needed.
     """
 
     uri: str
-    experiment: str = "gptpipe"
-    artifact_root: str | None = None
-    pages: str = "http://127.0.0.1:5000"
+    experiment: str
+    artifact_root: str | None
+    pages: str
+    home: Path | None
 
     @classmethod
     def of(cls, settings: Settings) -> Tracking:
         """As the settings name it."""
         uri = settings.tracking_uri
-        pages = settings.mlflow_ui or uri
-        place = {"pages": pages.rstrip("/")} if pages.startswith("http") else {}
-        return cls(uri, settings.experiment, settings.artifact_root, **place)
+        pages = (settings.mlflow_ui or uri).rstrip("/")
+        return cls(
+            uri,
+            settings.experiment,
+            settings.artifact_root,
+            pages if pages.startswith("http") else _MLFLOW_UI,
+            None if settings.mlflow_uri else settings.home_path,
+        )
 
     @property
     def is_server(self) -> bool:
@@ -61,6 +69,8 @@ class Tracking:
         from mlflow import MlflowClient
 
         if self.uri.startswith("sqlite:"):
+            if self.home is not None:
+                make_home(self.home)
             with storage.explained(self.uri, writing=True):
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             for name in ("alembic", "mlflow.store.db.utils"):  # its database migrations, a line each

@@ -111,9 +111,10 @@ def _loss(name: str, comparison: Comparison, rules: PromoteConfig) -> Check:
         return Check(needed, few, True)
     measured = f"{comparison.difference:+.4f}, {interval.low:+.4f} to {interval.high:+.4f}"
     passed = not interval.low > most
-    side = "less" if passed else "more"
-    takes = f"with promote.max_regression of {interval.low:.4f} or {side}" if interval.low > 0 else ""
-    return Check(needed, measured, passed, takes)
+    if not passed:
+        return Check(needed, measured, False, f"with promote.max_regression of {interval.low:.4f} or more")
+    takes = f"with promote.max_regression below {interval.low:.4f}" if interval.low > 0 else ""
+    return Check(needed, measured, True, takes)
 
 
 def not_comparable(reason: str) -> Decision:

@@ -16,7 +16,7 @@ from gptpipe.config import PipelineConfig
 from gptpipe.dataset.dataset import open_dataset
 from gptpipe.evaluation.result import Evaluation
 from gptpipe.generation.degenerate import degenerate_share, fault_of
-from gptpipe.generation.generate import Samples
+from gptpipe.generation.generate import Samples, samples_of
 from gptpipe.launch.job import METRICS
 from gptpipe.launch.training import TrainResult
 from gptpipe.tracking.client import RunLink
@@ -76,7 +76,7 @@ def log_results(
         values["evaluation/before/cross_entropy"] = before.evaluation.cross_entropy
         values["evaluation/before/difference"] = before.comparison.difference
         values["evaluation/before/documents_won"] = before.comparison.won
-    best = next(each for each in samples if each.weights == result.best_checkpoint)
+    best = samples_of(result.best_checkpoint, samples)
     if best.python_lines is not None:
         values["samples/python_lines"] = best.python_lines
     if (degenerate := degenerate_share(best.samples)) is not None:

@@ -1,4 +1,4 @@
-"""The checkpoint folder: write, verify, find, prune. A folder without its manifest does not exist.
+"""The checkpoint folder, read: verified, found, listed. One without its manifest does not exist.
 
 `step-00000500/` holds `config.json` and `model.safetensors` as Hugging Face's GPT-2 has them, and beside them
 `optimizer.safetensors`, `state.json` and, written last, `manifest.json` with every file's size and SHA-256.
@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gptpipe import storage
@@ -32,8 +31,6 @@ MODEL, CONFIG, OPTIMIZER, STATE, MANIFEST = (
     "state.json",
     "manifest.json",
 )
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.uint8: "U8"}
-_BLOCK = 8 << 20
 _HINT = "remove this folder to use the checkpoint before it, or give another"
 _STEP = re.compile(r"^step-(\d{8,})$")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,21 +12,21 @@ import torch
 from torch import Tensor
 
 from gptpipe import storage
-from gptpipe.weights.checkpoint import Checkpoint, list_checkpoints, step_name
+from gptpipe.weights.checkpoint import (
+    CONFIG,
+    FORMAT_VERSION,
+    MANIFEST,
+    MODEL,
+    OPTIMIZER,
+    STATE,
+    Checkpoint,
+    list_checkpoints,
+    step_name,
+)
 from gptpipe.weights.tensors import Stored
 
-FORMAT_VERSION = 1
-MODEL, CONFIG, OPTIMIZER, STATE, MANIFEST = (
-    "model.safetensors",
-    "config.json",
-    "optimizer.safetensors",
-    "state.json",
-    "manifest.json",
-)
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.uint8: "U8"}
 _BLOCK = 8 << 20
-_HINT = "remove this folder to use the checkpoint before it, or give another"
-_STEP = re.compile(r"^step-(\d{8,})$")
 
 
 def write_checkpoint(

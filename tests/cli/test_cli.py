@@ -97,7 +97,7 @@ BAD = {
         ["generate", "--weights", "{weights}", "--prompt", "a", "--stop", ""],
         "an empty text is everywhere",
     ),
-    "slide": (["generate", "--weights", "{weights}", "--prompt", "a", "--slide", "two"], "--slide"),
+    "slide": (["generate", "--weights", "{weights}", "--prompt", "a", "--slide", "two"], "--slide:"),
     "export type": (["export", "{weights}", "--out", "{tmp}/x", "--dtype", "int8"], "--dtype: 'int8' is not one of"),
     "export type of another format": (
         ["export", "{weights}", "--out", "{tmp}/x", "--dtype", "q8_0"],

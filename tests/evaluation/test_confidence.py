@@ -14,6 +14,18 @@ def documents(draws: np.random.Generator, count: int) -> tuple[np.ndarray, np.nd
     return tokens * (3 + tokens / 4000 + 0.4 * draws.standard_normal(count)), tokens
 
 
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    draws = np.random.default_rng(1)
+    nats, tokens = documents(draws, 2_000_000)
+    truth = nats.sum() / tokens.sum()
+    covered = 0
+    for _ in range(150):
+        interval = mean_interval(*documents(draws, 60))
+        assert interval is not None
+        covered += interval.low <= truth <= interval.high
+    assert 0.88 <= covered / 150 <= 0.99  # 95 % of 150 is 142.5, with a standard deviation of 2.7
+
+
 LENGTHS = {
     "alike": lambda draws, count: np.exp(draws.normal(6, 1.0, count)),
     "very different": lambda draws, count: np.exp(draws.normal(6, 1.5, count)),

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from transformers import GPT2LMHeadModel, GPT2TokenizerFast
 
 from gptpipe import UserError, load
 from gptpipe.evaluation.evaluate import compare_tallies, evaluate_whole
-from gptpipe.evaluation.result import Against
+from gptpipe.evaluation.result import Against, Evaluation
 from gptpipe.export.folder import export_hf
 from gptpipe.tokenizer import get_tokenizer, gpt2_files
 from gptpipe.weights.adapt import import_weights
@@ -151,6 +152,8 @@ def test_the_card_compares_with_what_training_started_from(checkpoint: str, tmp_
     second = evaluate_whole(checkpoint, text="one and one is two")
     against = Against(first.evaluation, compare_tallies(first.tally, second.tally))
     scores = replace(second.evaluation, against=against)
+    kept = json.dumps(second.evaluation.as_dict())
+    assert TypeAdapter(Evaluation).validate_python(json.loads(kept)) == second.evaluation
     text = (Path(export_hf(checkpoint, str(tmp_path / "out"), scores=scores)) / "README.md").read_text()
     assert f"Against the weights it started from, `before`: {against.comparison.sentence}." in text
     assert f"| {scores.cross_entropy:,.4f} | {first.evaluation.cross_entropy:,.4f} |" in text

@@ -383,7 +383,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @given(data=st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_files_with_anything_in_them_are_read_or_refused(data: st.DataObject, saved: dict[str, Any]) -> None:
     name = data.draw(st.sampled_from(sorted(saved)))
     values = {**saved, name: spoiled(data.draw, saved[name])}

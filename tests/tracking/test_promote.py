@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from gptpipe.config import PromoteConfig
-from gptpipe.evaluation.confidence import Comparison, Interval, compare
-from gptpipe.evaluation.once import by_corpus
+from gptpipe.evaluation.confidence import Comparison, Interval, by_corpus, compare
 from gptpipe.tracking.promote import decide
 
 BETTER = Comparison(-0.1, Interval(0.01, -0.12, -0.08), 0.9, 40)

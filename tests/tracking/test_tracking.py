@@ -50,7 +50,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def database(clean_settings: None, empty_database: Path) -> None:
-    make_home()
+    make_home(settings().home_path)
     shutil.copy(empty_database, settings().home_path / "mlflow.db")
 
 
