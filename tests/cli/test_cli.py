@@ -342,6 +342,14 @@ def test_a_home_that_cannot_be_written_is_a_line() -> None:
     assert ended.stderr.count(b"\n") == 1
 
 
+@pytest.mark.parametrize("command", ["generate --prompt def --max-new-tokens 2", "evaluate --text -"])
+def test_what_needs_no_local_folder_makes_none(weights: str, tmp_path: Path, command: str) -> None:
+    for home in ("/proc/nothing", str(tmp_path / "home")):
+        ended = shell(f"echo some words of text | gptpipe {command} --weights {weights}", GPTPIPE_HOME=home)
+        assert ended.returncode == 0, ended.stderr
+    assert not (tmp_path / "home").exists()
+
+
 @pytest.mark.parametrize("value", ["http:/x", "127.0.0.1:9000", "ftp://x"])
 def test_an_s3_endpoint_without_its_scheme_is_a_line(value: str) -> None:
     ended = shell("gptpipe doctor", GPTPIPE_S3_ENDPOINT=value)

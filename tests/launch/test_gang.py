@@ -121,7 +121,8 @@ def test_cancelled_it_leaves_no_process(new_training: NewTraining) -> None:
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    wait_until(lambda: not any(map(lives, family[1:])), 10, "all gone")
+    took = wait_until(lambda: not any(map(lives, family[1:])), 10, "all gone")
+    assert took < 3
     process.communicate(timeout=20)
     assert process.returncode == 130
 

@@ -30,7 +30,7 @@ def test_a_signal_saves_and_ends_resumable(new_training: NewTraining, nproc: int
     process = training.start()
     training.wait_for_step(5)
     os.kill(process.pid, number)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
     assert "run again to go on" in out
     saved = newest_checkpoint(folder_of(training))
@@ -48,7 +48,7 @@ def test_a_signal_that_comes_while_the_ranks_start_is_not_lost(new_training: New
     while not training.ranks():
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGTERM)
-    _, err = process.communicate(timeout=240)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
 
 
@@ -57,7 +57,7 @@ def _stop(process: object) -> str:
 
     assert isinstance(process, subprocess.Popen)
     os.kill(process.pid, signal.SIGTERM)
-    _, err = process.communicate(timeout=240)
+    _, err = process.communicate(timeout=60)
     assert isinstance(err, str)
     return err
 
@@ -133,7 +133,7 @@ def test_a_rank_that_is_killed_each_time_ends_the_training(new_training: NewTrai
         time.sleep(1)
         seen |= {rank.pid for rank in fresh}
         kill(fresh[1:])
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "killed by signal 9" in out
     assert "memory" not in out.splitlines()[0]
@@ -150,7 +150,7 @@ def test_a_rank_that_is_killed_while_it_was_asked_to_save_is_not_started_again(n
     os.kill(process.pid, signal.SIGTERM)
     time.sleep(1)
     rank.kill()
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "killed by signal 9" in out
     assert "once more from" not in err
@@ -170,7 +170,7 @@ def test_nothing_of_the_current_folder_is_imported_and_nothing_is_left_in_the_te
     training = new_training("beside", train={"steps": 6})
     training.finish()
     process = training.start()
-    process.communicate(timeout=240)
+    process.communicate(timeout=60)
     assert not list(temporary.glob("torchelastic_*"))
 
 
@@ -194,7 +194,7 @@ def test_one_folder_has_one_writer(new_training: NewTraining) -> None:
     first = training.start()
     training.wait_for_step(2)
     second = training.start()
-    out, _ = second.communicate(timeout=240)
+    out, _ = second.communicate(timeout=60)
     assert second.returncode == 2
     assert f"(process {first.pid}) is writing here" in out
 
@@ -224,7 +224,7 @@ def test_what_cannot_be_trained_is_said_before_a_rank_starts(
     new_training: NewTraining, train: dict[str, int], model: dict[str, int], message: str
 ) -> None:
     training = new_training("bad", train=train, model=model)
-    out, _ = training.start().communicate(timeout=240)
+    out, _ = training.start().communicate(timeout=60)
     assert training.started[-1].returncode == 2
     assert message in out
     assert out.count("\n") == 1
@@ -243,6 +243,6 @@ def test_a_damaged_checkpoint_is_named(new_training: NewTraining) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 0x10
     file.write_bytes(content)
-    out, _ = training.start().communicate(timeout=240)
+    out, _ = training.start().communicate(timeout=60)
     assert training.started[-1].returncode == 2
     assert "optimizer.safetensors: damaged" in out

@@ -23,13 +23,19 @@ class PromoteConfig(Section):
     )
 
     min_improvement: float = operational(
-        0.0, "Least gain over the champion: the whole interval of the difference must show more", "nats per token",
-        ge=0, le=100,
-    )  # fmt: skip
+        0.0,
+        "Least gain over the champion: the whole interval of the difference must show more",
+        "nats per token",
+        ge=0,
+        le=100,
+    )
     max_regression: float = operational(
-        0.05, "Most that a single corpus may get worse: where it surely does by more, the champion stays",
-        "nats per token", ge=0, le=100,
-    )  # fmt: skip
+        0.05,
+        "Most that a single corpus may get worse: where it surely does by more, the champion stays",
+        "nats per token",
+        ge=0,
+        le=100,
+    )
 
     @field_validator("model_name")
     @classmethod
