@@ -15,7 +15,6 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -40,18 +39,17 @@ class TokenCache:
 
     def __init__(self, cache: Path | None = None, limit: int = LIMIT) -> None:
         self.home, self.limit = cache or storage.cache_home(), limit
-
-    @cached_property
-    def folder(self) -> Path:
-        """Made when it is first needed; what another boot of the machine or a killed process has left is removed."""
         boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else str(round(psutil.boot_time(), -1))
-        folder = self.home / "tokens" / boot
-        folder.mkdir(parents=True, exist_ok=True)
-        for other in folder.parent.iterdir():
-            if other != folder:
+        self.folder = self.home / "tokens" / boot
+
+    def open(self) -> TokenCache:
+        """Make the folder, and remove what another boot of the machine or a killed process has left; returns itself."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for other in self.folder.parent.iterdir():
+            if other != self.folder:
                 shutil.rmtree(other, ignore_errors=True) if other.is_dir() else other.unlink(missing_ok=True)
-        storage.sweep_temporaries(str(folder))
-        return folder
+        storage.sweep_temporaries(str(self.folder))
+        return self
 
     def has_whole(self, file: ShardFile, size: int) -> bool:
         """Whether a shard's flat file is there; if so it counts as used now."""
