@@ -69,7 +69,7 @@ def evaluate(
     where = storage.normalize(page) if page else ""
     if where:
         storage.check_writable(storage.parent(where))
-    track, cache = tracking(), token_cache()
+    track, cache = tracking(), token_cache() if data is not None else None
     own = read_weights(resolve_weights(weights, track))
     # wrong ones are named before any are scored
     others = read_weights(resolve_weights(against, track)) if against else None

@@ -30,7 +30,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class TokenCache:
-    """The decoded shards in `<cache>/tokens/<boot>/`.
+    """The decoded shards in `<cache>/tokens/<boot>/`, which is made; what another boot has left there is removed.
 
     Args:
         cache: the folder; by default this machine's.
@@ -41,15 +41,11 @@ class TokenCache:
         self.home, self.limit = cache or storage.cache_home(), limit
         boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else str(round(psutil.boot_time(), -1))
         self.folder = self.home / "tokens" / boot
-
-    def open(self) -> TokenCache:
-        """Make the folder, and remove what another boot of the machine or a killed process has left; returns itself."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for other in self.folder.parent.iterdir():
             if other != self.folder:
                 shutil.rmtree(other, ignore_errors=True) if other.is_dir() else other.unlink(missing_ok=True)
         storage.sweep_temporaries(str(self.folder))
-        return self
 
     def has_whole(self, file: ShardFile, size: int) -> bool:
         """Whether a shard's flat file is there; if so it counts as used now."""

@@ -47,7 +47,7 @@ class TokenStream:
         self.corpora = self.index.corpora()
         changes = np.flatnonzero(np.diff(self.index.corpus_codes())) + 1
         self.corpus_starts = self.starts[np.concatenate([[0], changes, [len(self.index)]])]
-        self.cache = cache.open()
+        self.cache = cache
         self._lock = threading.RLock()
         self._open: OrderedDict[int, np.ndarray | PartialShard] = OrderedDict()
 
