@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
@@ -28,6 +29,7 @@ from gptpipe.errors import Preempted
 from gptpipe.export.folder import export_hf
 from gptpipe.pipeline.checks import check_pipeline
 from gptpipe.pipeline.result import PipelineResult
+from gptpipe.tracking.announcement import announce
 from gptpipe.tracking.client import RunLink, Tracking
 from gptpipe.tracking.registry import Registered, register, resolve_weights
 from gptpipe.tracking.results import describe, log_results
@@ -105,8 +107,11 @@ def publish(config: PipelineConfig, run: RunLink, result: PipelineResult) -> Reg
     registered, where = None, ""
     if config.promote.register_model:
         out, cache = storage.join(here.storage_url, "evaluations"), TokenCache(limit=here.cache_bytes)
-        registered = register(config, run, result.training, result.evaluation, out=out, cache=cache)
+        registered = register(
+            config, run, result.training, result.evaluation, result.best_samples, out=out, cache=cache
+        )
         alias = config.promote.alias
+        announce(registered, alias, partial(report.emit, registered), here.webhook_url)
         verdict = f"now {alias}" if registered.decision.promote else f"the {alias} stays"
         log.info("register: %s, %s: %s", registered.uri, verdict, registered.decision.reason)
         where = f"[Model {registered.name}, version {registered.version}, in MLflow]({registered.url}): "

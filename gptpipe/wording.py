@@ -39,6 +39,13 @@ def side_by_side(columns: Mapping[str, Mapping[str, object]]) -> str:
     return "\n".join(lines)
 
 
+def cell(text: str) -> str:
+    """Text in a cell of a Markdown table: nothing of it is taken for Markdown or HTML."""
+    for character in "\\`*_[]<|":
+        text = text.replace(character, f"&#{ord(character)};")
+    return " ".join(text.split())
+
+
 def is_unicode(text: str) -> bool:
     """Whether it can be written as UTF-8: half of a surrogate pair cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 
 from gptpipe.config.settings import reload_settings
+from gptpipe.cores import usable_cores
 from gptpipe.services.ports import free_ports
 from gptpipe.services.seaweedfs import SERVICES, bucket_ailment, find_weed, port_names, weed_command
 from tests.fixtures.environment import begin_again
@@ -31,6 +33,7 @@ LECTURE = Path(__file__).resolve().parents[2] / "shared" / "data" / "the-verdict
 PREFIXES = ("GPTPIPE_", "AWS_")
 # the longest files and folders, which begin first where files run side by side
 LONG = (
+    "flows/test_retrain.py",
     "flows/test_deployments.py",
     "flows/test_hosts.py",
     "services/test_stack.py",
@@ -43,6 +46,13 @@ LONG = (
     "flows",
 )
 START_SECONDS = 90
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests that run side by side share the cores out: threads that wait for others' turns cost many times over."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        torch.set_num_threads(max(1, usable_cores() // workers))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,8 +16,11 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.events import emit_event
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
+
+from gptpipe.tracking.registry import Registered
 
 _AWAY = (httpx.HTTPError, PrefectHTTPStatusError)
 _CANCELLED = (StateType.CANCELLING, StateType.CANCELLED)
@@ -35,6 +38,12 @@ def page(key: str, text: str, picture: bytes | None = None, *, description: str)
     if picture is not None:
         text += f"\n\n![loss over tokens](data:image/png;base64,{base64.b64encode(picture).decode()})"
     create_markdown_artifact(markdown=text, key=key, description=description)
+
+
+def emit(registered: Registered, event: str, payload: dict[str, Any]) -> None:
+    """An event of a registered model, which an automation can pass on to people."""
+    resource = {"prefect.resource.id": f"gptpipe.model.{registered.name}", "prefect.resource.name": registered.name}
+    emit_event(event, resource=resource, payload=payload)
 
 
 def run_tags() -> dict[str, str]:

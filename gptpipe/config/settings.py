@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import warnings
 from functools import lru_cache
@@ -11,7 +12,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gptpipe.cores import allowed_cores, usable_cores
@@ -88,7 +89,18 @@ class Settings(BaseSettings):
     same_training: Literal["queue", "drop"] = Field(
         "queue", description="What happens to a retraining that is asked for while the same one runs: it waits, or ends"
     )
+    webhook: SecretStr | None = Field(
+        None,
+        description="Address that gets a POST with JSON when a model becomes champion, and when one does not",
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+
+    @field_validator("webhook")
+    @classmethod
+    def _webhook_is_an_address(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.match(r"https?://[^/\s]+", value.get_secret_value()):
+            raise ValueError("an address begins with http:// or https://")
+        return value
 
     @property
     def home_path(self) -> Path:
@@ -118,6 +130,11 @@ class Settings(BaseSettings):
     def stack_path(self) -> Path:
         """Where `gptpipe up` keeps its servers' files."""
         return self.home_path / "stack"
+
+    @property
+    def webhook_url(self) -> str | None:
+        """GPTPIPE_WEBHOOK as it is, with what it holds of a password."""
+        return self.webhook.get_secret_value() if self.webhook else None
 
     @property
     def cache_bytes(self) -> int:

@@ -11,6 +11,7 @@ tokens, or as their square, where they have something in common. The likeliest m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.special import stdtrit
@@ -30,25 +31,29 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same documents, in nats per token: the second's loss minus the first's.
+    """Two models on the same documents, in nats per unit of text: the second's loss minus the first's.
 
     Attributes:
         difference: below 0 the second is better. interval: of it; None with too few documents.
         won: share of the documents on which the second's loss is lower; equal ones count half.
         documents: how many.
+        unit: token, or byte where the two have different tokenizers.
+        units_per_token: bytes in one of the second's tokens, where the unit is a byte; otherwise 1.
     """
 
     difference: float
     interval: Interval | None
     won: float
     documents: int
+    unit: Literal["token", "byte"] = "token"
+    units_per_token: float = 1.0
 
     @property
     def sentence(self) -> str:
         """What it says."""
         if self.difference == 0:
             return "the same loss on the same documents"
-        better = f"{abs(self.difference):.4f} nats per token {'better' if self.difference < 0 else 'worse'}"
+        better = f"{abs(self.difference):.4f} nats per {self.unit} {'better' if self.difference < 0 else 'worse'}"
         text = f"{better} on the same documents, better on {self.won:.0%} of {self.documents:,}"
         if self.interval is None:
             return f"{text}; too few for an interval"

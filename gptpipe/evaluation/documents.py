@@ -80,16 +80,15 @@ class Documents:
     @cached_property
     def names(self) -> list[str]:
         """`corpus:document id` of each, read from the shards; empty names where there are none."""
-        if not isinstance(self.tokens, TokenStream):
-            return [""] * len(self)
-        return list(_names(self.tokens))
+        split = self.tokens.split if isinstance(self.tokens, TextTokens) else self.tokens
+        return list(_names(split)) if isinstance(split, TokenStream) else [""] * len(self)
 
 
 class TextTokens:
-    """The tokens of a text in memory."""
+    """The tokens of a text in memory; of the documents of a split, where one is given."""
 
-    def __init__(self, ids: np.ndarray) -> None:
-        self.ids, self.length = ids, len(ids)
+    def __init__(self, ids: np.ndarray, split: TokenStream | None = None) -> None:
+        self.ids, self.length, self.split = ids, len(ids), split
 
     def read(self, start: int, stop: int) -> np.ndarray:
         return self.ids[start:stop]
@@ -138,6 +137,37 @@ def documents_of_split(stream: TokenStream, tokenizer: Tokenizer) -> Documents:
         corpora=stream.corpora,
         corpus=np.searchsorted(stream.corpus_starts, starts, side="right") - 1,
         counts=counts,
+    )
+
+
+def in_tokens_of(tokenizer: Tokenizer, documents: Documents, chosen: np.ndarray) -> Documents:
+    """The documents of a split in another tokenizer's tokens, in memory; all but the chosen ones are empty.
+
+    Args:
+        chosen: numbers of documents, ascending.
+    """
+    own, pieces = documents.tokenizer, []
+    sizes = np.zeros(len(documents), dtype=np.int64)
+    for number in chosen.tolist():
+        text = own.decode(documents.read(int(documents.starts[number]), int(documents.ends[number])).tolist())
+        ids = tokenizer.encode(text)
+        sizes[number] = len(ids)
+        pieces.append(np.array([*ids, tokenizer.end_of_text], dtype=np.uint32))
+    # an empty document has a separator as well, like any other
+    lengths = sizes + 1
+    ends = np.cumsum(lengths) - 1
+    tokens = np.full(int(lengths.sum()), tokenizer.end_of_text, dtype=np.uint32)
+    for number, piece in zip(chosen.tolist(), pieces, strict=True):
+        tokens[ends[number] - sizes[number] : ends[number] + 1] = piece
+    stream = documents.tokens
+    return Documents(
+        tokens=TextTokens(tokens, stream if isinstance(stream, TokenStream) else None),
+        tokenizer=tokenizer,
+        starts=ends - sizes,
+        ends=ends,
+        corpora=documents.corpora,
+        corpus=documents.corpus,
+        counts=np.bincount(tokens[1:], minlength=tokenizer.vocab_size),
     )
 
 

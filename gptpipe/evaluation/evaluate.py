@@ -20,7 +20,7 @@ from gptpipe.dataset.windows import evaluation_windows
 from gptpipe.errors import UserError
 from gptpipe.evaluation.breakdown import calibration, calibration_error, costliest, parts
 from gptpipe.evaluation.confidence import Comparison, compare, mean_interval
-from gptpipe.evaluation.documents import Documents, documents_of_split, documents_of_text
+from gptpipe.evaluation.documents import Documents, documents_of_split, documents_of_text, in_tokens_of
 from gptpipe.evaluation.parallel import score_on_ranks
 from gptpipe.evaluation.result import Evaluation, Scored, entropy, power
 from gptpipe.evaluation.score import score
@@ -31,7 +31,7 @@ from gptpipe.model.gpt import GPT
 from gptpipe.model.precision import pick_device, to_precision
 from gptpipe.tokenizer import get_tokenizer
 from gptpipe.weights.find import read_weights
-from gptpipe.weights.weights import Weights, check_tokenizer, check_vocabulary
+from gptpipe.weights.weights import Weights, check_tokenizer, check_vocabulary, has_tokenizer
 from gptpipe.wording import counted
 
 
@@ -67,8 +67,14 @@ def evaluate_whole(
     config: EvaluateConfig | None = None,
     tokenizer: str = "gpt2",
     cache: TokenCache | None = None,
+    any_tokenizer: bool = False,
 ) -> Scored:
-    """`evaluate`, with the sums and the documents that it comes from."""
+    """`evaluate`, with the sums and the documents that it comes from.
+
+    Args:
+        any_tokenizer: whether weights with another tokenizer than the dataset's are scored on the same documents in
+            their own tokens; documents are then apart.
+    """
     config = config or EvaluateConfig()
     if (data is None) == (text is None):
         raise UserError("give either a dataset or a text", where="evaluate", hint="--data URL or --text FILE")
@@ -81,11 +87,17 @@ def evaluate_whole(
     if data is not None:
         dataset = open_dataset(data)
         encoding = dataset.load_tokenizer()
-        check_vocabulary(read.config, encoding.vocab_size, encoding.name, url)
-        if isinstance(read, Weights):
-            check_tokenizer(read, encoding, dataset.url)
         stream = TokenStream(dataset, config.split, cache or TokenCache())
-        documents = documents_of_split(stream, encoding)
+        if any_tokenizer and isinstance(read, Weights) and not has_tokenizer(read, encoding):
+            documents, encoding = documents_of_split(stream, encoding), get_tokenizer(tokenizer)
+            check_vocabulary(read.config, encoding.vocab_size, encoding.name, url)
+            documents = in_tokens_of(encoding, documents, _chosen(documents, config))
+            config = config.model_copy(update={"max_tokens": 0, "documents": "apart"})
+        else:
+            check_vocabulary(read.config, encoding.vocab_size, encoding.name, url)
+            if isinstance(read, Weights):
+                check_tokenizer(read, encoding, dataset.url)
+            documents = documents_of_split(stream, encoding)
         what = f"{config.split} split of dataset {dataset.id}"
     else:
         assert text is not None
@@ -148,15 +160,19 @@ def _windows(documents: Documents, config: EvaluateConfig, context: int, stride:
         limited = "" if whole else ", spread evenly over the split"
         how = f"{counted(len(windows), 'window')} of {context} tokens"
     else:
-        chosen = np.arange(len(documents))
-        if config.max_tokens:
-            chosen = spread(documents.ends - documents.starts, config.max_tokens)
+        chosen = _chosen(documents, config)
         windows = apart_windows(documents.starts[chosen], documents.ends[chosen], context, stride)
         whole = True
         how = f"{counted(len(chosen), 'document')} apart, in windows of {context} tokens"
         limited = "" if len(chosen) == len(documents) else ", spread evenly over the split"
     how += " that do not overlap" if stride == context else f", {stride} tokens from one to the next"
     return windows, how + limited, whole
+
+
+def _chosen(documents: Documents, config: EvaluateConfig) -> np.ndarray:
+    """Numbers of the documents that are scored where each is scored apart."""
+    sizes = documents.ends - documents.starts
+    return spread(sizes, config.max_tokens) if config.max_tokens else np.flatnonzero(sizes)
 
 
 def _evaluation(

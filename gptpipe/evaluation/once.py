@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
@@ -18,18 +20,27 @@ from gptpipe.evaluation.evaluate import evaluate_whole, in_one_window
 from gptpipe.evaluation.result import Against, Evaluation
 from gptpipe.evaluation.tasks import task_digest
 from gptpipe.weights.find import read_weights
-from gptpipe.weights.weights import Weights
+from gptpipe.weights.weights import Weights, has_tokenizer
 
 STAGE_VERSION = 4
 _EVALUATION = TypeAdapter(Evaluation)
 
 
 def evaluate_once(
-    weights: str | Weights, *, data: str, config: EvaluateConfig, out: str, cache: TokenCache | None = None
+    weights: str | Weights,
+    *,
+    data: str,
+    config: EvaluateConfig,
+    out: str,
+    cache: TokenCache | None = None,
+    any_tokenizer: bool = False,
 ) -> Evaluation:
     """`evaluate`, kept below `out` under the id of what was asked, and read from there the next time.
 
     `<id>.json` is the evaluation, `<id>.parquet` what each document cost, `<id>.html` the page.
+
+    Args:
+        any_tokenizer: whether weights with another tokenizer than the dataset's are scored, in their own tokens.
     """
     read = read_weights(weights) if isinstance(weights, str) else weights
     place = _place(read, data, config, out)
@@ -38,7 +49,7 @@ def evaluate_once(
         return replace(kept, weights=read.url, already_done=True)
     except FileNotFoundError:
         pass
-    scored = evaluate_whole(read, data=data, config=config, cache=cache)
+    scored = evaluate_whole(read, data=data, config=config, cache=cache, any_tokenizer=any_tokenizer)
     storage.write_bytes(f"{place}.parquet", scored.table())
     storage.write_bytes(f"{place}.html", scored.page().encode())
     evaluation = replace(scored.evaluation, page=f"{place}.html")
@@ -62,18 +73,33 @@ def _place(read: Weights, data: str, config: EvaluateConfig, out: str) -> str:
 def evaluate_against(
     weights: str, other: str, *, data: str, config: EvaluateConfig, out: str, cache: TokenCache | None = None
 ) -> Evaluation:
-    """`evaluate_once` of WEIGHTS and of others in the same windows, with the comparison in `against`.
+    """`evaluate_once` of WEIGHTS and of others on the same documents, with the comparison in `against`.
+
+    Others with the same tokenizer are scored in the same windows and compared per token. With another tokenizer each is
+    scored in its own tokens, every document apart, and they are compared per byte.
 
     Raises:
-        UserError: one of the two cannot be read, or has another vocabulary than the text.
+        UserError: one of the two cannot be read, or the weights have another vocabulary than the dataset.
     """
-    both = [read_weights(each) for each in (weights, other)]
-    config = in_one_window(config, *both)
-    found, before = (evaluate_once(each, data=data, config=config, out=out, cache=cache) for each in both)
-    tables = []
-    for read in both:
-        content = storage.read_bytes(f"{_place(read, data, config, out)}.parquet")
-        tables.append(pq.read_table(io.BytesIO(content)))
-    own, others = (table["nats"].to_numpy() for table in tables)
-    tokens, corpus = tables[0]["tokens"].to_numpy(), np.array(tables[0]["corpus"].to_pylist())
-    return replace(found, against=Against(before, compare(others, own, tokens), by_corpus(others, own, tokens, corpus)))
+    own, others = (read_weights(each) for each in (weights, other))
+    per_byte = not has_tokenizer(others, open_dataset(data).load_tokenizer())
+    config = in_one_window(config, own, others)
+    if per_byte:
+        config = config.model_copy(update={"documents": "apart"})
+    evaluation = evaluate_once(own, data=data, config=config, out=out, cache=cache)
+    before = evaluate_once(others, data=data, config=config, out=out, cache=cache, any_tokenizer=True)
+    first, second = (_table(_place(each, data, config, out)) for each in (others, own))
+    nats, others_nats = second["nats"].to_numpy(), first["nats"].to_numpy()
+    corpus = np.array(second["corpus"].to_pylist())
+    if per_byte:
+        units = second["bytes"].to_numpy()
+        scale: dict[str, Any] = {"unit": "byte", "units_per_token": evaluation.bytes / evaluation.tokens}
+    else:
+        units, scale = second["tokens"].to_numpy(), {}
+    comparison = replace(compare(others_nats, nats, units), **scale)
+    corpora = {name: replace(each, **scale) for name, each in by_corpus(others_nats, nats, units, corpus).items()}
+    return replace(evaluation, against=Against(before, comparison, corpora))
+
+
+def _table(place: str) -> pa.Table:
+    return pq.read_table(io.BytesIO(storage.read_bytes(f"{place}.parquet")))

@@ -19,16 +19,29 @@ _WORD = re.compile(r"\w+|[^\w\s]")  # not tokens: GPT-2 has one for each space, 
 def fault_of(sample: Sample) -> Fault:
     """Why a continuation is degenerate; empty where it is not, or too short to tell.
 
-    It says nothing where less than a tenth of it is letters and digits. It repeats itself where half of its groups of
-    four words or punctuation marks were there before: seq-rep-4 of Welleck et al. 2019, "Neural Text Generation with
-    Unlikelihood Training". Of pieces of 80 tokens of Python's standard library 0.6 % do, of a story none.
+    It says nothing where less than a tenth of it is letters and digits, or where it ended by itself before any. It
+    repeats itself where half of its groups of four words or punctuation marks were there before: seq-rep-4 of Welleck
+    et al. 2019, "Neural Text Generation with Unlikelihood Training". Of pieces of 80 tokens of Python's standard
+    library 0.6 % do, of a story none.
     """
-    if len(sample.tokens) < _FEWEST_TOKENS:
-        return ""
     text = sample.continuation
-    if sum(character.isalnum() for character in text) < _WORDS * max(1, len(text)):
+    if not _is_judged(sample):
+        return ""
+    if is_blank(text):
         return "says nothing"
     return "repeats itself" if repeated_share(_WORD.findall(text)) >= _REPEATED else ""
+
+
+def is_blank(text: str) -> bool:
+    """Whether less than a tenth of a text is letters and digits."""
+    return sum(character.isalnum() for character in text) < _WORDS * max(1, len(text))
+
+
+def _is_judged(sample: Sample) -> bool:
+    """A short text is, where the model itself ended it without a letter."""
+    if len(sample.tokens) >= _FEWEST_TOKENS:
+        return True
+    return sample.ended == "end_of_text" and not any(character.isalnum() for character in sample.continuation)
 
 
 def repeated_share(words: Sequence[str]) -> float:
@@ -38,6 +51,6 @@ def repeated_share(words: Sequence[str]) -> float:
 
 
 def degenerate_share(samples: Sequence[Sample]) -> float | None:
-    """Share of the continuations with a fault; None where there is no continuation that is long enough to be judged."""
-    judged = [sample for sample in samples if len(sample.tokens) >= _FEWEST_TOKENS]
+    """Share of the continuations with a fault; None where there is none that can be judged."""
+    judged = [sample for sample in samples if _is_judged(sample)]
     return sum(bool(fault_of(sample)) for sample in judged) / len(judged) if judged else None

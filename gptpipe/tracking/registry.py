@@ -11,12 +11,16 @@ from urllib.parse import unquote, urlsplit
 from gptpipe import storage
 from gptpipe.config import PipelineConfig, PromoteConfig
 from gptpipe.dataset.cache import TokenCache
+from gptpipe.dataset.dataset import open_dataset
+from gptpipe.dataset.stream import TokenStream
 from gptpipe.errors import UserError
+from gptpipe.evaluation.copies import Copy, find_copies
 from gptpipe.evaluation.once import evaluate_against
 from gptpipe.evaluation.result import Evaluation
+from gptpipe.generation.generate import Samples
 from gptpipe.launch.training import TrainResult
 from gptpipe.tracking.client import RunLink, Tracking, first_line, is_away
-from gptpipe.tracking.promote import ALREADY, NO_CHAMPION, Check, Decision, decide, not_comparable
+from gptpipe.tracking.promote import ALREADY, Check, Decision, decide, not_comparable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -82,6 +86,7 @@ def register(
     link: RunLink,
     result: TrainResult,
     evaluation: Evaluation,
+    samples: Samples,
     *,
     out: str,
     cache: TokenCache | None = None,
@@ -89,8 +94,10 @@ def register(
     """Register the checkpoint as a model version, once, and move the alias to it if it is surely better.
 
     The champion is scored again on the text that this model was scored on: last month's number was of another text.
+    The samples are looked up in the training text.
 
     Args:
+        samples: of the checkpoint.
         out: folder where evaluations are kept. cache: where decoded tokens are.
     """
     promote = config.promote
@@ -114,8 +121,10 @@ def register(
     if ROLLED_BACK_TAG in version.tags:
         reason = f"a person rolled it back; `gptpipe rollback --to {version.version}` makes it {promote.alias} again"
         return Registered(tracking, promote.model_name, str(version.version), Decision(False, reason))
+    cache = cache or TokenCache()
+    copies = _copies(samples, result.dataset, promote.max_copied, cache)
     while True:
-        decision = NO_CHAMPION if champion is None else _against(champion, config, result, out, cache)
+        decision = _decision(champion, config, result, samples, copies, out, cache)
         with tracking.reached() as client:
             now = _champion(client, promote.model_name, promote.alias)
             if _number(now) == _number(champion):
@@ -187,10 +196,26 @@ def _number(version: Any) -> str:
     return str(version.version) if version is not None else ""
 
 
-def _against(
-    champion: Any, config: PipelineConfig, result: TrainResult, out: str, cache: TokenCache | None
+def _copies(samples: Samples, data: str, most: int, cache: TokenCache) -> list[Copy]:
+    """What of the samples stands in the training text, over that many tokens; 0 does not look."""
+    if not most:
+        return []
+    dataset = open_dataset(data)
+    return find_copies(samples.samples, TokenStream(dataset, "train", cache), dataset.load_tokenizer(), most + 1)
+
+
+def _decision(
+    champion: Any,
+    config: PipelineConfig,
+    result: TrainResult,
+    samples: Samples,
+    copies: list[Copy],
+    out: str,
+    cache: TokenCache,
 ) -> Decision:
     """The decision between the champion and a new model, on the text that the new one was scored on."""
+    if champion is None:
+        return decide(None, config.promote, samples=samples.samples, copies=copies)
     data = config.evaluate.data or result.dataset
     log.info("register: version %s, the %s, is scored on the same text", champion.version, config.promote.alias)
     try:
@@ -200,7 +225,8 @@ def _against(
     except UserError as error:
         return not_comparable(f"version {champion.version}, the champion, could not be scored on this text: {error}")
     assert evaluation.against is not None
-    return decide(evaluation.against.comparison, config.promote, evaluation.against.corpora)
+    comparison, corpora = evaluation.against.comparison, evaluation.against.corpora
+    return decide(comparison, config.promote, corpora, samples=samples.samples, copies=copies)
 
 
 def _make_registered_model(client: MlflowClient, name: str) -> None:

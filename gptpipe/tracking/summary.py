@@ -13,7 +13,7 @@ from gptpipe.generation.degenerate import degenerate_share
 from gptpipe.generation.generate import Samples
 from gptpipe.launch.training import TrainResult
 from gptpipe.tracking.promote import Decision
-from gptpipe.wording import counted, duration
+from gptpipe.wording import cell, counted, duration
 
 _SHOWN = 2  # samples
 _LONGEST = 300  # characters of one
@@ -53,7 +53,7 @@ def training_summary(
         "samples": _verdict(samples),
         "checkpoint": result.best_checkpoint,
     }
-    table = [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value]
+    table = [f"| {name} | {cell(value)} |" for name, value in rows.items() if value]
     linked = " · ".join(f"[{name}](<{url}>)" for name, url in (links or {}).items())
     shown = [_block(sample.text) for sample in samples.samples[:_SHOWN]]
     checks = decision.table if decision else ""
@@ -114,13 +114,6 @@ def _verdict(samples: Samples) -> str:
 
 def _last(lines: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return next((float(line[key]) for line in reversed(lines) if key in line), None)
-
-
-def _cell(text: str) -> str:
-    """Text in a table's cell: nothing of it is taken for Markdown or HTML."""
-    for character in "\\`*_[]<|":
-        text = text.replace(character, f"&#{ord(character)};")
-    return " ".join(text.split())
 
 
 def _block(text: str) -> str:

@@ -233,6 +233,14 @@ def check_vocabulary(config: ModelConfig, vocab_size: int, tokenizer: str, where
         )
 
 
+def has_tokenizer(weights: Weights, tokenizer: Tokenizer) -> bool:
+    """Whether this is the tokenizer that the weights were trained with."""
+    theirs = get_tokenizer(weights.tokenizer)
+    return theirs.sha256 == tokenizer.sha256 or (
+        theirs.vocab_size != weights.config.vocab_size and tokenizer.vocab_size == weights.config.vocab_size
+    )
+
+
 def check_tokenizer(weights: Weights, tokenizer: Tokenizer, where: str) -> None:
     """Refuse what was made with another tokenizer than the weights: the ids mean other text.
 
@@ -243,7 +251,7 @@ def check_tokenizer(weights: Weights, tokenizer: Tokenizer, where: str) -> None:
         UserError: it is another.
     """
     theirs = get_tokenizer(weights.tokenizer)
-    if theirs.vocab_size == weights.config.vocab_size and theirs.sha256 != tokenizer.sha256:
+    if not has_tokenizer(weights, tokenizer):
         raise UserError(
             f"made with the tokenizer {tokenizer.name}, the weights {weights.url} use {theirs.name}",
             where=where,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from gptpipe.config import PromoteConfig
 from gptpipe.evaluation.confidence import Comparison, Interval, by_corpus, compare
+from gptpipe.evaluation.copies import Copy
+from gptpipe.generation.generate import Sample
+from gptpipe.tokenizer import get_tokenizer
 from gptpipe.tracking.promote import decide
 
 BETTER = Comparison(-0.1, Interval(0.01, -0.12, -0.08), 0.9, 40)
@@ -69,6 +74,55 @@ def test_a_corpus_that_surely_gets_worse_keeps_the_champion() -> None:
     few = {"web": BETTER, "code": Comparison(0.2, None, 0.0, 3)}
     assert decide(BETTER, PromoteConfig(), few).promote
     assert "| **no** | code: not surely worse by over 0.07 nats per token |" in kept.table
+
+
+def sample_of(text: str) -> Sample:
+    return Sample("say: ", "say: " + text, get_tokenizer("gpt2").encode(text))
+
+
+FINE = sample_of("Jack Gisburn rather a cheap genius, though a good fellow enough, so it was no great surprise to me.")
+SILENT = sample_of(" \n" * 40)
+COPY = Copy(61, "I had always thought | Jack Gisburn", "say: ", "books:verdict|1.txt")
+
+
+def test_what_the_model_says_decides_too() -> None:
+    rules = PromoteConfig(max_degenerate=0.4)
+    assert decide(BETTER, rules, samples=[FINE, FINE, SILENT]).promote
+    kept = decide(BETTER, rules, samples=[FINE, SILENT])
+    assert not kept.promote
+    assert kept.reason.startswith("50% of the samples are degenerate, though 0.1000 nats per token better")
+    assert kept.checks[1].otherwise == "with promote.max_degenerate of 0.5 or more"
+    assert decide(BETTER, PromoteConfig(max_degenerate=0.5), samples=[FINE, SILENT]).promote
+    assert not decide(None, rules, samples=[SILENT]).promote
+    assert decide(None, rules, samples=[FINE]).reason == "there was no champion"
+    assert len(decide(BETTER, rules, samples=[sample_of("yes")]).checks) == 2  # too short to be judged
+
+
+def test_training_text_given_back_word_for_word_keeps_the_champion() -> None:
+    kept = decide(BETTER, PromoteConfig(max_copied=60), samples=[FINE], copies=[COPY])
+    assert not kept.promote
+    assert "61 tokens of books:verdict|1.txt come back word for word: “I had always thought | Jack" in kept.reason
+    assert "books:verdict&#124;1.txt" in kept.table
+    assert kept.checks[-1].otherwise == "with promote.max_copied of 61 or more"
+    assert decide(BETTER, PromoteConfig(max_copied=61), samples=[FINE], copies=[COPY]).promote
+    assert len(decide(BETTER, PromoteConfig(max_copied=0), samples=[FINE]).checks) == 2
+
+
+def test_bounds_per_token_hold_for_a_difference_per_byte() -> None:
+    """Four bytes in a token: a gain of 0.1 per byte is one of 0.4 per token."""
+    better = replace(BETTER, unit="byte", units_per_token=4.0)
+    assert decide(better, PromoteConfig(min_improvement=0.31)).promote
+    kept = decide(better, PromoteConfig(min_improvement=0.33))
+    assert not kept.promote
+    assert "0.1000 nats per byte better" in kept.reason
+    assert kept.checks[0].needed == "better by over 0.33 nats per token (0.0825 per byte), the whole interval"
+    promoted = decide(better, PromoteConfig())
+    assert promoted.checks[0].otherwise == "with promote.min_improvement of 0.3200 or more"
+    assert not decide(better, PromoteConfig(min_improvement=0.32)).promote
+    worse = Comparison(0.2, Interval(0.05, 0.08, 0.32), 0.2, 30, "byte", 4.0)
+    corpora = {"web": better, "code": worse}
+    assert not decide(better, PromoteConfig(max_regression=0.3), corpora).promote
+    assert decide(better, PromoteConfig(max_regression=0.33), corpora).promote
 
 
 def test_noise_is_seldom_promoted_and_seldom_stopped_by_one_of_three_corpora() -> None:

@@ -8,9 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gptpipe.config import DataConfig, PipelineConfig, PromoteConfig, flatten, load_config
 from gptpipe.config.settings import make_home, reload_settings, settings
 from gptpipe.corpus.build import tokenize
+from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import Dataset, open_dataset
+from gptpipe.dataset.stream import TokenStream
 from gptpipe.errors import UserError
 from gptpipe.evaluation.confidence import Interval
 from gptpipe.evaluation.result import Evaluation
@@ -33,9 +37,10 @@ from gptpipe.services.doctor import examine
 from gptpipe.services.ports import free_ports
 from gptpipe.tracking import follow as following
 from gptpipe.tracking import registry
+from gptpipe.tracking.announcement import KEPT, PROMOTED, announce
 from gptpipe.tracking.client import RunLink, Tracking
 from gptpipe.tracking.follow import TrainingTracker
-from gptpipe.tracking.registry import Registered, check_tracking, register, resolve_weights, rollback
+from gptpipe.tracking.registry import Registered, check_tracking, decision_of, register, resolve_weights, rollback
 from gptpipe.tracking.results import DECIDING, describe, log_results
 from gptpipe.tracking.training import train_and_track
 
@@ -190,7 +195,7 @@ def test_results_registration_and_promotion(many_documents: Dataset, dataset: Da
         result, evaluation, samples = result_of(dataset, str(folder), loss)
         for _ in range(2):  # a second time changes nothing
             picture = log_results(link, result, evaluation, samples)
-            registered[name] = register(config, link, result, evaluation, out=str(tmp_path / "scores"))
+            registered[name] = register(config, link, result, evaluation, samples[-1], out=str(tmp_path / "scores"))
         for _ in range(2):
             text = describe(config, link, result, evaluation, samples[-1], registered[name])
         assert picture.startswith(b"\x89PNG")
@@ -231,11 +236,11 @@ def test_results_registration_and_promotion(many_documents: Dataset, dataset: Da
     folder.mkdir()
     write_model(folder / "step-00000012", small, "better")
     link = follow(small, str(folder), lines(1, 3))
-    result, evaluation, _ = result_of(small, str(folder), 1.0)
-    few = register(config, link, result, evaluation, out=str(tmp_path / "scores"))
+    result, evaluation, samples = result_of(small, str(folder), 1.0)
+    few = register(config, link, result, evaluation, samples[-1], out=str(tmp_path / "scores"))
     assert (few.decision.promote, few.decision.reason[:26]) == (False, "too few documents to be su")
     (tmp_path / "better" / "step-00000012" / "model.safetensors").unlink()
-    gone = register(config, link, result, evaluation, out=str(tmp_path / "others"))
+    gone = register(config, link, result, evaluation, samples[-1], out=str(tmp_path / "others"))
     assert not gone.decision.promote
     assert "not comparable: version 3, the champion, could not be scored" in gone.decision.reason
 
@@ -244,13 +249,115 @@ def aliases(name: str = "gptpipe") -> dict[str, str]:
     return {alias: str(number) for alias, number in tracking().connect().get_registered_model(name).aliases.items()}
 
 
-def candidate(dataset: Dataset, folder: Path, kind: str) -> Callable[[], Registered]:
-    """A finished training of that kind of model; called, it is registered."""
+def candidate(dataset: Dataset, folder: Path, kind: str, said: Samples | None = None) -> Callable[[], Registered]:
+    """A finished training of that kind of model, which says that; called, it is registered."""
     write_model(folder / "step-00000012", dataset, kind)
     (folder / "metrics.jsonl").write_text('{"step": 1, "tokens": 10, "train/loss": 4.0}\n')
     link = follow(dataset, str(folder), lines(1, 3))
-    result, evaluation, _ = result_of(dataset, str(folder), 1.0)
-    return lambda: register(PipelineConfig(), link, result, evaluation, out=str(folder.parent / "scores"))
+    result, evaluation, samples = result_of(dataset, str(folder), 1.0)
+    out = str(folder.parent / "scores")
+    return lambda: register(PipelineConfig(), link, result, evaluation, said or samples[-1], out=out)
+
+
+def test_a_better_model_that_gives_its_training_text_back_does_not_serve(
+    many_documents: Dataset, tmp_path: Path
+) -> None:
+    """Nor does one that says nothing, even where nobody serves yet."""
+    stream = TokenStream(many_documents, "train", TokenCache())
+    tokenizer = many_documents.load_tokenizer()
+    ids = stream.read(0, 60).tolist()
+    learned = Samples([Sample("number", "number" + tokenizer.decode(ids), ids)], None, "", 12)
+    blank = tokenizer.encode(" \n" * 40)
+    empty = Samples([Sample("number", "number" + tokenizer.decode(blank), blank)], None, "", 12)
+    silent = candidate(many_documents, tmp_path / "silent", "worse", empty)()
+    assert not silent.decision.promote
+    assert silent.decision.reason.startswith(
+        "there is no champion, but this cannot be one: 100% of the samples are deg"
+    )
+    assert aliases() == {"challenger": "1"}
+    assert candidate(many_documents, tmp_path / "first", "worse")().decision.promote
+    copied = candidate(many_documents, tmp_path / "copied", "better", learned)()
+    assert not copied.decision.promote
+    assert "tokens of corpus:" in copied.decision.reason
+    assert "come back word for word" in copied.decision.reason
+    assert aliases() == {"champion": "2", "challenger": "3"}
+    version = tracking().connect().get_model_version("gptpipe", "3")
+    failed = [check for check in decision_of(version).checks if not check.passed]
+    # text that repeats itself, as this corpus does, fails as well
+    assert failed[-1].needed == "no more than 50 tokens of training text word for word in a sample"
+    assert candidate(many_documents, tmp_path / "own", "better")().decision.promote
+
+
+class Listener(BaseHTTPRequestHandler):
+    """Keeps what it is sent in `heard` of its server, after as many refusals as `refusals` says."""
+
+    def do_POST(self) -> None:
+        server: Any = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if server.refusals:
+            server.refusals -= 1
+            self.send_error(503)
+            return
+        server.heard.append(body)
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def listener() -> Iterator[Any]:
+    with HTTPServer(("127.0.0.1", 0), Listener) as server:
+        server.heard, server.refusals = [], 0  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_a_decision_is_told_once_and_after_a_kill_again(
+    many_documents: Dataset, tmp_path: Path, listener: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    hook = f"http://127.0.0.1:{listener.server_port}/hooks/secret"
+    first, worse = (candidate(many_documents, tmp_path / kind, kind) for kind in ("uniform", "worse"))
+    events: list[str] = []
+
+    def killed(event: str, payload: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    def emit(event: str, payload: dict[str, Any]) -> None:
+        events.append(event)
+
+    with pytest.raises(KeyboardInterrupt):
+        announce(first(), "champion", killed, hook)
+    for _ in range(2):  # the second time it is the champion already, and has been told
+        announce(first(), "champion", emit, hook)
+    listener.refusals = 1
+    for _ in range(2):
+        announce(worse(), "champion", emit, hook)
+    assert events == [PROMOTED, KEPT]
+    promoted, kept = listener.heard
+    assert promoted["event"] == PROMOTED
+    assert promoted["text"] == "gptpipe version 1 is now champion: there was no champion"
+    assert (promoted["model"], promoted["version"], promoted["uri"]) == ("gptpipe", "1", "models:/gptpipe/1")
+    assert kept["text"].startswith("gptpipe version 2 is not champion: ")
+    assert (kept["checks"][0]["passed"], kept["checks"][0]["needed"]) == (False, "better, the whole interval")
+    assert not caplog.messages
+
+
+def test_a_webhook_that_is_not_there_ends_nothing_and_its_path_is_not_shown(
+    many_documents: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hook = f"http://127.0.0.1:{free_ports(1)[0]}/hooks/secret"
+    events: list[str] = []
+    registered = candidate(many_documents, tmp_path / "first", "worse")()
+    announce(registered, "champion", lambda event, _: events.append(event), hook)
+    assert events == [PROMOTED]
+    (message,) = caplog.messages
+    assert "the webhook at 127.0.0.1 was not reached" in message
+    assert "secret" not in message
 
 
 def test_of_two_retrainings_that_end_at_once_the_second_is_held_against_the_first(
@@ -416,7 +523,7 @@ def test_places_and_names_with_every_character_are_found_again(
     write_model(Path(result.best_checkpoint), dataset, "uniform")
     config = PipelineConfig(promote={"model_name": f"gpt{ODD}?"})
     log_results(first, result, evaluation, samples)
-    registered = register(config, first, result, evaluation, out=str(tmp_path / "evaluations"))
+    registered = register(config, first, result, evaluation, samples[-1], out=str(tmp_path / "evaluations"))
     assert registered.decision.promote
     assert resolve_weights("champion", tracking(), config) == result.best_checkpoint
     assert resolve_weights(registered.uri, tracking()) == result.best_checkpoint

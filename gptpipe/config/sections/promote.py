@@ -37,6 +37,22 @@ class PromoteConfig(Section):
         le=100,
     )
 
+    max_degenerate: float = operational(
+        0.5,
+        "Most of the samples that may be degenerate, blank or the same words over and over; 1 allows all",
+        "fraction",
+        ge=0,
+        le=1,
+    )
+    max_copied: int = operational(
+        50,
+        "Most tokens of the training text that a sample may give back word for word: with more the champion stays; "
+        "0 does not look",
+        "tokens",
+        ge=0,
+        le=1 << 20,
+    )
+
     @field_validator("model_name")
     @classmethod
     def _name_is_one_of_mlflow(cls, value: str) -> str:

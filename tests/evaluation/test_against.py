@@ -1,0 +1,104 @@
+"""Two models on the same documents; with two tokenizers they compare per byte."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from gptpipe import storage
+from gptpipe.config import DataConfig, EvaluateConfig
+from gptpipe.corpus.build import tokenize
+from gptpipe.dataset.cache import TokenCache
+from gptpipe.dataset.dataset import open_dataset
+from gptpipe.dataset.stream import TokenStream
+from gptpipe.evaluation.documents import documents_of_split
+from gptpipe.evaluation.once import evaluate_against
+from gptpipe.tokenizer import get_tokenizer
+
+WORDS = [
+    "Übung",
+    "macht",
+    "den",
+    "Meister,",
+    "auch",
+    "wenn",
+    "der",
+    "Weg",
+    "zur",
+    "Straße",
+    "weit",
+    "ist",
+    "—",
+    "東京",
+    "🙂",
+    "",
+]
+
+
+def write_uniform(folder: Path, vocabulary: int) -> str:
+    """A model that finds all tokens equally likely: its loss is the logarithm of their number."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_positions=16, n_embd=8, n_layer=1, n_head=1))
+    with torch.no_grad():
+        model.transformer.ln_f.weight.zero_()
+        model.transformer.ln_f.bias.zero_()
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty documents of words, and a second tokenizer of 400 tokens, with their two uniform models."""
+    folder = tmp_path_factory.mktemp("against")
+    draws = np.random.default_rng(1)
+    (folder / "text").mkdir()
+    for number in range(40):
+        text = " ".join(draws.choice(WORDS, int(draws.integers(5, 60))))
+        (folder / "text" / f"{number}.txt").write_text(text)
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator([" ".join(WORDS)] * 20, vocab_size=400, special_tokens=["<|endoftext|>"])
+    other = folder / "other"
+    write_uniform(other, trained.get_vocab_size())
+    fast = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<|endoftext|>")
+    fast.save_pretrained(other)
+    write_uniform(folder / "own", 50257)
+    config = DataConfig(corpus=[{"url": str(folder / "text"), "name": "words"}], validation=0.5)
+    tokenize(config, str(folder / "data"))
+    return folder
+
+
+@pytest.mark.parametrize("most", [0, 200])
+def test_models_of_two_tokenizers_compare_per_byte(place: Path, most: int) -> None:
+    config = EvaluateConfig(max_tokens=most)
+    own, other, data = str(place / "own"), str(place / "other"), str(place / "data")
+    evaluation = evaluate_against(own, other, data=data, config=config, out=str(place / "out"))
+    assert evaluation.against is not None
+    comparison, before = evaluation.against.comparison, evaluation.against.evaluation
+
+    dataset, theirs = open_dataset(data), get_tokenizer(str(place / "other"))
+    documents = documents_of_split(TokenStream(dataset, "validation", TokenCache()), dataset.load_tokenizer())
+    texts = {name: (place / "text" / name.partition(":")[2].partition("#")[0]).read_text() for name in documents.names}
+    if most:
+        assert before.documents == evaluation.documents < len(texts)
+    else:
+        size = sum(len(text.encode()) for text in texts.values())
+        ours = sum(len(dataset.load_tokenizer().encode(text)) for text in texts.values())
+        others = sum(len(theirs.encode(text)) for text in texts.values())
+        assert (evaluation.tokens, before.tokens, evaluation.bytes, before.bytes) == (ours, others, size, size)
+        expected = (ours * math.log(50257) - others * math.log(theirs.vocab_size)) / size
+        assert comparison.difference == pytest.approx(expected, rel=1e-6)
+        assert comparison.units_per_token == pytest.approx(size / ours)
+    assert before.cross_entropy == pytest.approx(math.log(theirs.vocab_size), rel=1e-5)
+    assert evaluation.bytes == before.bytes
+    assert comparison.unit == "byte"
+    assert f"{abs(comparison.difference):.4f} nats per byte" in comparison.sentence
+    kept = storage.list_files(str(place / "out"))
+    again = evaluate_against(own, other, data=data, config=config, out=str(place / "out"))
+    assert (again.already_done, again.against is not None and again.against.comparison) == (True, comparison)
+    assert storage.list_files(str(place / "out")) == kept
