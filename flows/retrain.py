@@ -28,10 +28,11 @@ from gptpipe.dataset.cache import TokenCache
 from gptpipe.errors import Preempted
 from gptpipe.export.folder import export_hf
 from gptpipe.pipeline.checks import check_pipeline
-from gptpipe.pipeline.result import PipelineResult
+from gptpipe.pipeline.news import Since, check_nature, since
+from gptpipe.pipeline.result import PipelineResult, Skipped
 from gptpipe.tracking.announcement import announce
 from gptpipe.tracking.client import RunLink, Tracking
-from gptpipe.tracking.registry import Registered, register, resolve_weights
+from gptpipe.tracking.registry import Registered, champion, register, starting_weights
 from gptpipe.tracking.results import describe, log_results
 from gptpipe.weights.find import read_weights
 
@@ -60,26 +61,34 @@ def retrain(parameters: RetrainParameters) -> Any:
     try:
         endings.refuse_after_crashes()
         result = run_pipeline(_config(parameters))
-        return Completed(message=result.sentence, data=result)
+        name = "Skipped" if isinstance(result, Skipped) else None
+        return Completed(message=result.sentence, name=name, data=result)
     except CancelledRun as stopped:
         return endings.cancelled(stopped)
     except (Preempted, TerminationSignal) as stopped:
         endings.go_on_later(stopped)
 
 
-def run_pipeline(config: PipelineConfig) -> PipelineResult:
+def run_pipeline(config: PipelineConfig) -> PipelineResult | Skipped:
     """Every stage, each a flow of its own within this one, and what they came to."""
     here = settings()
-    tracking, init, data = Tracking.of(here), "", config.data
+    tracking, init, data, earlier, new = Tracking.of(here), "", config.data, "", None
     check_pipeline(config, here.storage_url, tracking)
-    if config.init != "scratch":
-        weights = resolve_weights(config.init, tracking, config)
+    before = champion(config, tracking) if config.init == "champion" else None
+    if weights := before.checkpoint if before else starting_weights(config, tracking):
         init = import_weights(
             ImportParameters(weights=weights, context_length=config.init_context_length, tokenizer=data.tokenizer)
         )
         data = data.model_copy(update={"tokenizer": data.tokenizer or read_weights(init).tokenizer})
+    elif config.init == "champion":
+        log.info("retrain: %s has no %s yet: from scratch", config.promote.model_name, config.promote.alias)
     dataset = tokenize(TokenizeParameters(data=data))
-    training, run = train(TrainParameters(data=dataset.dataset, config=config, init=init))
+    if before and before.dataset and (news := what_is_new(config, before.dataset, dataset.dataset)):
+        if not news.news.documents:
+            return Skipped(dataset, news.sentence)
+        check_nature(news)
+        earlier, new = news.earlier.url, news.validation
+    training, run = train(TrainParameters(data=dataset.dataset, config=config, init=init, since=earlier))
     evaluation = evaluate(
         EvaluateParameters(
             weights=training.best_checkpoint,
@@ -91,7 +100,7 @@ def run_pipeline(config: PipelineConfig) -> PipelineResult:
     samples = sample(SampleParameters(weights=training.best_checkpoint, config=config.sample, every=True))
     result = PipelineResult(dataset, training, run, evaluation, samples)
     if run:
-        result = replace(result, model=publish(config, run, result))
+        result = replace(result, model=publish(config, run, result, new))
     if config.export:
         place = export_hf(training.best_checkpoint, config.export, replace=True, scores=evaluation)
         log.info("export: %s, a folder that transformers reads", place)
@@ -99,16 +108,33 @@ def run_pipeline(config: PipelineConfig) -> PipelineResult:
     return result
 
 
+@task(name="what is new", cache_policy=NO_CACHE, persist_result=False)
+def what_is_new(config: PipelineConfig, earlier: str, dataset: str) -> Since | None:
+    """What is new since the champion's dataset, and whether it is of the same nature, as a page in Prefect."""
+    news = since(earlier, dataset, config.drift, TokenCache(limit=settings().cache_bytes))
+    if news is not None:
+        log.info("retrain: %s", news.sentence)
+        table = f"\n\n{news.drift.table}" if news.drift else ""
+        report.page("news", news.sentence + table, description="What is new since the champion's dataset")
+    return news
+
+
 @task(name="register and promote", cache_policy=NO_CACHE, persist_result=False)
-def publish(config: PipelineConfig, run: RunLink, result: PipelineResult) -> Registered | None:
-    """Log the results to the training's MLflow run, register the model, and move the alias if it is better."""
+def publish(
+    config: PipelineConfig, run: RunLink, result: PipelineResult, new: frozenset[str] | None
+) -> Registered | None:
+    """Log the results to the training's MLflow run, register the model, and move the alias if it is better.
+
+    Args:
+        new: names of the documents that are new since the champion's dataset, where it is known.
+    """
     here = settings()
     picture = log_results(run, result.training, result.evaluation, result.samples)
     registered, where = None, ""
     if config.promote.register_model:
         out, cache = storage.join(here.storage_url, "evaluations"), TokenCache(limit=here.cache_bytes)
         registered = register(
-            config, run, result.training, result.evaluation, result.best_samples, out=out, cache=cache
+            config, run, result.training, result.evaluation, result.best_samples, new=new, out=out, cache=cache
         )
         alias = config.promote.alias
         announce(registered, alias, partial(report.emit, registered), here.webhook_url)

@@ -41,6 +41,7 @@ class TrainParameters(Section):
         default_factory=PipelineConfig, description="Preset and settings; `data` in it is not used"
     )
     init: str = Field("", description="Checkpoint whose weights to start from; empty is random weights")
+    since: str = Field("", description="Dataset that those weights have seen: what is new since is drawn more often")
     storage: str | None = Field(None, description="Folder or s3:// URL; by default GPTPIPE_STORAGE")
 
 
@@ -77,6 +78,7 @@ def train(parameters: TrainParameters) -> tuple[TrainResult, RunLink | None]:
                     data=parameters.data,
                     out=out,
                     init=parameters.init,
+                    since=parameters.since,
                     tags=report.run_tags(),
                     cache=TokenCache(limit=here.cache_bytes),
                     watchers=watchers,

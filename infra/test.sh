@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets everything up and runs the checks: ruff, mypy, pytest on up to four cores. --all runs the slow tests too.
+# Sets everything up and runs the checks: ruff, mypy, pytest in up to five processes. --all runs the slow tests too.
 # Other arguments go to pytest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -11,9 +11,10 @@ else
     setup dev,stack
     select=(-m "not slow")
 fi
-cores=$(.venv/bin/python -c "from gptpipe.cores import usable_cores; print(min(4, usable_cores()))")
+# one more than cores: tests often wait for servers
+workers=$(.venv/bin/python -c "from gptpipe.cores import usable_cores; print(min(4, usable_cores()) + 1)")
 # whole files, the long ones first, as tests/conftest.py has them
-select+=(-n "$cores" --dist loadfile --no-loadscope-reorder)
+select+=(-n "$workers" --dist loadfile --no-loadscope-reorder)
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 types=$(mktemp)

@@ -28,7 +28,7 @@ from gptpipe.progress import show_on_console
 
 if TYPE_CHECKING:
     from gptpipe.evaluation.result import Against
-    from gptpipe.pipeline.result import PipelineResult
+    from gptpipe.pipeline.result import PipelineResult, Skipped
 
 
 def use_storage(url: str | None) -> None:
@@ -58,11 +58,14 @@ def run(
     parameters = configure(config, overrides, preset, corpus, init=init, export=export)
     if force:
         parameters = parameters.model_copy(update={"force": True})
+    from gptpipe.pipeline.result import Skipped
+
     result = _run_flow(parameters)
-    print_answer(result.as_dict(), as_json, _summary(parameters, result))
+    text = f"\n{result.sentence}" if isinstance(result, Skipped) else _summary(parameters, result)
+    print_answer(result.as_dict(), as_json, text)
 
 
-def _run_flow(parameters: PipelineConfig) -> PipelineResult:
+def _run_flow(parameters: PipelineConfig) -> PipelineResult | Skipped:
     """`retrain` in this process, with a Prefect server of its own beside it unless PREFECT_API_URL names one."""
     make_home(settings().home_path)
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
@@ -99,7 +102,7 @@ def _run_flow(parameters: PipelineConfig) -> PipelineResult:
                 raise
             log.debug("the flow could not reach its server", exc_info=error)
             raise Preempted("Prefect's server in this command went away; what is done is not done again") from None
-    return cast("PipelineResult", result)
+    return cast("PipelineResult | Skipped", result)
 
 
 def _summary(parameters: PipelineConfig, result: PipelineResult) -> str:

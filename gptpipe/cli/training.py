@@ -31,6 +31,9 @@ def train(
     overrides: Overrides = None,
     preset: Preset = None,
     init: Annotated[str | None, typer.Option(help="WEIGHTS to start from.")] = None,
+    since: Annotated[
+        str, typer.Option(metavar="DATASET", help="What those weights have seen: draw more of what is new since.")
+    ] = "",
     chosen: Mapping[str, Any] = NOTHING,
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the newest checkpoint.")] = True,
     force: Annotated[bool, typer.Option("--force", help="A new attempt even if this training is finished.")] = False,
@@ -42,21 +45,21 @@ def train(
     if force:
         options = options.model_copy(update={"force": True})
     from gptpipe import storage
-    from gptpipe.tracking.registry import resolve_weights
+    from gptpipe.tracking.registry import starting_weights
     from gptpipe.tracking.training import train_and_track
     from gptpipe.weights.adapt import import_name, import_weights, starting_from
 
-    start, track = init or options.init, tracking()
-    checkpoint = ""
-    if start != "scratch":
-        source = resolve_weights(start, track, options)
+    track, checkpoint = tracking(), ""
+    if init:
+        options = options.model_copy(update={"init": init})
+    if source := starting_weights(options, track):
         context = options.init_context_length
         name = import_name(source, context_length=context)
         place = storage.join(storage.normalize(out), "init", name)
         checkpoint = import_weights(source, place, context_length=context).url
     options = starting_from(options, checkpoint)
     result, link = train_and_track(
-        options, track, data=data, out=out, init=checkpoint, resume=resume, cache=token_cache()
+        options, track, data=data, out=out, init=checkpoint, since=since, resume=resume, cache=token_cache()
     )
     values = {**result.as_dict(), "run_id": link.run_id if link else None}
     done = "already done: " if result.already_done else ""

@@ -9,6 +9,7 @@ from gptpipe.config.presets import PRESETS, preset_summary, preset_values
 from gptpipe.config.sections import (
     Corpus,
     DataConfig,
+    DriftConfig,
     EvaluateConfig,
     ModelConfig,
     PipelineConfig,
@@ -22,6 +23,7 @@ __all__ = [
     "PRESETS",
     "Corpus",
     "DataConfig",
+    "DriftConfig",
     "EvaluateConfig",
     "ModelConfig",
     "PipelineConfig",

@@ -25,7 +25,7 @@ def parse(kind: type[Section], values: dict[str, Any], *, where: str = "") -> An
         if first["type"] == "extra_forbidden":
             raise UserError(f"unknown key{_more(error)}", where=place, hint=nearest(dotted, known_keys(kind))) from None
         # ours say what to do
-        hint = "" if first["type"] == "value_error" else "gptpipe/config/README.md lists the keys"
+        hint = "" if first["type"] == "value_error" else "gptpipe/config/README.md has them"
         raise UserError(complaint(error), where=place, hint=hint) from None
 
 
@@ -91,5 +91,5 @@ def nearest(name: str, known: Sequence[str]) -> str:
         return f"did you mean {leaves[near[0]][0]}?"
     most = 20
     if len(known) > most:
-        return f"known sections: {', '.join(sections)}; gptpipe/config/README.md lists the keys"
+        return f"known sections: {', '.join(sections)}; gptpipe/config/README.md has them"
     return f"known: {', '.join(known)}"

@@ -48,6 +48,14 @@ class JoinedWindows:
         starts = self.start + np.asarray(numbers, dtype=np.int64) * self._context
         return starts, np.full(len(starts), self._context, dtype=np.int64)
 
+    def holding(self, stretches: np.ndarray) -> np.ndarray:
+        """Numbers of the windows with a target in one of these stretches (begin, end), (n, 2); ascending, int64."""
+        begins, ends = stretches[:, 0] - self.start, stretches[:, 1] - self.start
+        first = np.maximum(0, -(-begins // self._context) - 1)  # a window's targets begin after its first token
+        last = np.minimum(self.count - 1, (ends - 2) // self._context)
+        pieces = [np.arange(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True) if b >= a]
+        return np.unique(np.concatenate([np.empty(0, np.int64), *pieces]))
+
 
 class DocumentWindows:
     """Windows that each lie inside one document. The table of them lies beside the decoded tokens."""
@@ -73,6 +81,39 @@ class DocumentWindows:
             begin, length = self._tables[shard][number - self._firsts[shard]]
             starts[i], lengths[i] = self._bases[shard] + int(begin), length
         return starts, lengths
+
+    def holding(self, stretches: np.ndarray) -> np.ndarray:
+        """Numbers of the windows that begin in one of these stretches (begin, end), (n, 2); ascending, int64."""
+        pieces = [np.empty(0, np.int64)]
+        for first, base, table in zip(self._firsts.tolist(), self._bases, self._tables, strict=False):
+            begins = base + table[:, 0].astype(np.int64)
+            stretch = np.searchsorted(stretches[:, 0], begins, side="right") - 1
+            inside = (stretch >= 0) & (begins < stretches[np.maximum(stretch, 0), 1])
+            pieces.append(first + np.flatnonzero(inside))
+        return np.concatenate(pieces)
+
+
+class SomeWindows:
+    """Some of the windows of a stretch.
+
+    Args:
+        numbers: of the windows, ascending. others: whether all but these are meant.
+    """
+
+    def __init__(self, windows: Windows, numbers: np.ndarray, *, others: bool = False) -> None:
+        self._windows, self._numbers = windows, numbers
+        # how many of the others lie before each of the numbers
+        self._before = numbers - np.arange(len(numbers)) if others else None
+        self.count = windows.count - len(numbers) if others else len(numbers)
+        self.whole = windows.whole
+        own = int(windows.places(numbers)[1].sum())
+        self.targets = windows.targets - own if others else own
+
+    def places(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        numbers = np.asarray(numbers, dtype=np.int64)
+        if self._before is None:
+            return self._windows.places(self._numbers[numbers])
+        return self._windows.places(numbers + np.searchsorted(self._before, numbers, side="right"))
 
 
 def _table(stream: TokenStream, shard: int, context_length: int, *, goes_on: bool) -> np.ndarray:

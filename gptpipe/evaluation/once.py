@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Container
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from gptpipe import storage
 from gptpipe.config import EvaluateConfig, digest
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import open_dataset
-from gptpipe.evaluation.confidence import by_corpus, compare
+from gptpipe.evaluation.confidence import Comparison, by_corpus, compare
 from gptpipe.evaluation.evaluate import evaluate_whole, in_one_window
 from gptpipe.evaluation.result import Against, Evaluation
 from gptpipe.evaluation.tasks import task_digest
@@ -71,12 +72,22 @@ def _place(read: Weights, data: str, config: EvaluateConfig, out: str) -> str:
 
 
 def evaluate_against(
-    weights: str, other: str, *, data: str, config: EvaluateConfig, out: str, cache: TokenCache | None = None
+    weights: str,
+    other: str,
+    *,
+    data: str,
+    config: EvaluateConfig,
+    out: str,
+    cache: TokenCache | None = None,
+    new: Container[str] | None = None,
 ) -> Evaluation:
     """`evaluate_once` of WEIGHTS and of others on the same documents, with the comparison in `against`.
 
     Others with the same tokenizer are scored in the same windows and compared per token. With another tokenizer each is
     scored in its own tokens, every document apart, and they are compared per byte.
+
+    Args:
+        new: names of documents, `corpus:document id`, that are compared apart from the others.
 
     Raises:
         UserError: one of the two cannot be read, or the weights have another vocabulary than the dataset.
@@ -96,9 +107,17 @@ def evaluate_against(
         scale: dict[str, Any] = {"unit": "byte", "units_per_token": evaluation.bytes / evaluation.tokens}
     else:
         units, scale = second["tokens"].to_numpy(), {}
+
+    def parted(labels: np.ndarray) -> dict[str, Comparison]:
+        parts = by_corpus(others_nats, nats, units, labels)
+        return {name: replace(each, **scale) for name, each in parts.items()}
+
     comparison = replace(compare(others_nats, nats, units), **scale)
-    corpora = {name: replace(each, **scale) for name, each in by_corpus(others_nats, nats, units, corpus).items()}
-    return replace(evaluation, against=Against(before, comparison, corpora))
+    ages = {}
+    if new is not None:
+        names = second["document"].to_pylist()
+        ages = parted(np.array(["new text" if name in new else "old text" for name in names]))
+    return replace(evaluation, against=Against(before, comparison, parted(corpus), ages))
 
 
 def _table(place: str) -> pa.Table:

@@ -118,16 +118,19 @@ class Against:
         evaluation: theirs. comparison: of the first's loss with theirs.
         corpora: the same for each corpus, where there are several, with intervals so much wider that all of them
             together cover the truth as often as one does.
+        ages: the same for new and for old text, where they are told apart.
     """
 
     evaluation: Evaluation
     comparison: Comparison
     corpora: dict[str, Comparison] = field(default_factory=dict)
+    ages: dict[str, Comparison] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         comparison = {**asdict(self.comparison), "sentence": self.comparison.sentence}
         corpora = {name: asdict(each) for name, each in self.corpora.items()}
-        return {**self.evaluation.as_dict(), "comparison": comparison, "corpora": corpora}
+        values = {**self.evaluation.as_dict(), "comparison": comparison, "corpora": corpora}
+        return {**values, "ages": {name: asdict(each) for name, each in self.ages.items()}} if self.ages else values
 
 
 @dataclass(frozen=True)

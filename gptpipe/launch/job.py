@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from gptpipe import storage
 from gptpipe.config import ModelConfig, TrainConfig
+from gptpipe.dataset.news import read_stretches
 from gptpipe.weights.checkpoint import newest_checkpoint
 
 JOB, METRICS, OUTCOME = "job.json", "metrics.jsonl", "outcome.json"
@@ -43,6 +45,8 @@ class Job(JobFile):
         folder: the job's local folder: this file, metrics.jsonl, outcome.json, the ranks' pids.
         cache: local folder for decoded tokens. cache_bytes: what they may take there.
         init: checkpoint whose weights training starts from; empty is random weights.
+        news: file of what is new in the training split since those weights' own dataset, and its SHA-256; empty where
+            all samples are drawn alike.
         resume: checkpoint that training goes on from; empty is from the beginning.
         launcher: process id of the launcher; ranks end when it is gone.
     """
@@ -55,6 +59,8 @@ class Job(JobFile):
     cache: Path
     cache_bytes: int
     init: str = ""
+    news: str = ""
+    news_sha256: str = ""
     resume: str = ""
 
     module: ClassVar[str] = "gptpipe.train"  # what a rank runs
@@ -70,6 +76,10 @@ class Job(JobFile):
     @property
     def save_timeout(self) -> float:
         return self.train.save_timeout
+
+    def read_news(self) -> np.ndarray | None:
+        """The stretches of the training split's stream that are new; None where all samples are drawn alike."""
+        return read_stretches(self.news, self.news_sha256) if self.news else None
 
     def cancelled(self) -> str:
         """What is said of one that was cancelled."""

@@ -169,7 +169,7 @@ class _Node:
         here = job.model_copy(update={"folder": folder, "launcher": os.getpid(), **cache})
         check_devices(here.train)
         dataset = open_dataset(here.dataset)
-        prepare_tokens(here.model, here.train, dataset, self.cache)
+        prepare_tokens(here.model, here.train, dataset, self.cache, here.read_news())
         prepare_folder(here)
         return here
 

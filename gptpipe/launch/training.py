@@ -11,12 +11,16 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from gptpipe import storage
 from gptpipe.config import ModelConfig, TrainConfig, digest
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import Dataset, open_dataset
-from gptpipe.dataset.loader import SampleOrder, check_ranks
+from gptpipe.dataset.loader import check_ranks
+from gptpipe.dataset.news import news_since, write_stretches
 from gptpipe.dataset.rows import ROW_GROUP_TOKENS
+from gptpipe.dataset.sample_order import SampleOrder
 from gptpipe.dataset.stream import TokenStream
 from gptpipe.errors import Preempted, UserError
 from gptpipe.launch.attempts import Tries, metrics_before, place_of, step_of
@@ -34,6 +38,7 @@ from gptpipe.wording import counted
 
 log = logging.getLogger(__name__)
 
+NEWS = "news.bin"  # in a training's folder
 STAGE_VERSION = 2  # changes when the same configuration would come to another result
 
 
@@ -72,6 +77,7 @@ def train(
     data: str,
     out: str,
     init: str = "",
+    since: str = "",
     resume: bool = True,
     force: bool = False,
     cache: TokenCache | None = None,
@@ -83,6 +89,8 @@ def train(
     Args:
         data: URL of a dataset.
         init: checkpoint whose weights to start from; empty is random weights.
+        since: URL of the dataset that those weights have seen: samples with text that is new since then are drawn more
+            often, by `config.replay`. Empty draws all alike.
         resume: False starts from the beginning if there is an unfinished training.
         force: make a new attempt, `<out>/<id>-2/` and so on, even if this one is finished.
         cache: where decoded tokens are; by default this machine's.
@@ -98,15 +106,21 @@ def train(
     dataset = open_dataset(data)
     check_fits(model, config, dataset)
     start = check_start(init, model, dataset) if init else ""
-    identity = training_id(model, config, dataset.id, start)
+    earlier = open_dataset(since) if since else None
+    identity = training_id(model, config, dataset.id, start, earlier.id if earlier else "")
     training = attempt_folder(storage.join(storage.normalize(out), identity), force)
     if ended := _finished(training):
         return _result(identity, training, dataset, ended, already_done=True)
+    news = None
+    if earlier:
+        news = news_since(earlier, dataset, "train").stretches
+        if not len(news):
+            raise UserError(f"nothing is new since dataset {earlier.id}", where=dataset.url, hint="give more text")
     if config.nodes > 1:
         _check_hosts(config, hosts)
     else:
         check_devices(config)
-        prepare_tokens(model, config, dataset, cache)
+        prepare_tokens(model, config, dataset, cache, news)
     job = Job(
         id=identity,
         model=model,
@@ -120,6 +134,9 @@ def train(
         launcher=os.getpid(),
     )
     with Lease(training):
+        if news is not None:
+            place = storage.join(training, NEWS)
+            job = job.model_copy(update={"news": place, "news_sha256": write_stretches(place, news)})
         if not resume:
             for name in storage.list_folders(training):
                 storage.remove_tree(storage.join(training, name))
@@ -192,14 +209,16 @@ def train_here(next_job: Callable[[], Job], watchers: Watchers) -> Outcome:
             log.warning("%s; once more from %s", outcome.reason, place_of(newest))
 
 
-def training_id(model: ModelConfig, config: TrainConfig, dataset_id: str, start: str) -> str:
+def training_id(model: ModelConfig, config: TrainConfig, dataset_id: str, start: str, since: str = "") -> str:
     """A hash of everything that decides the result, default values left out.
 
     Args:
         start: digest of the weights that it starts from, empty where they are random.
+        since: id of the dataset that those have seen, empty where all samples are drawn alike.
     """
     return digest(
         {
+            **({"since": since} if since else {}),
             "stage": STAGE_VERSION,
             "dataset": dataset_id,
             "model": model.result_fields(),
@@ -275,8 +294,13 @@ def check_devices(config: TrainConfig) -> None:
             )
 
 
-def prepare_tokens(model: ModelConfig, config: TrainConfig, dataset: Dataset, cache: TokenCache) -> None:
+def prepare_tokens(
+    model: ModelConfig, config: TrainConfig, dataset: Dataset, cache: TokenCache, news: np.ndarray | None = None
+) -> None:
     """Decode the dataset into the local cache, unless it is shuffled in two levels and decoded on the way.
+
+    Args:
+        news: stretches of new text, as `SampleOrder` takes them.
 
     Raises:
         UserError: a split is shorter than one window, does not fit into the cache, or has no such corpus.
@@ -294,7 +318,7 @@ def prepare_tokens(model: ModelConfig, config: TrainConfig, dataset: Dataset, ca
             where="train.shuffle_blocks",
             hint="lower it, or raise GPTPIPE_CACHE_GIGABYTES",
         )
-    SampleOrder(stream, model.context_length, config)
+    SampleOrder(stream, model.context_length, config, news)
 
 
 def prepare_folder(job: Job) -> None:

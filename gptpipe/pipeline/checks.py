@@ -14,7 +14,7 @@ from gptpipe.launch.training import check_vocab_size
 from gptpipe.storage import check_writable, normalize
 from gptpipe.tokenizer import get_tokenizer
 from gptpipe.tracking.client import Tracking
-from gptpipe.tracking.registry import check_tracking, resolve_weights
+from gptpipe.tracking.registry import check_tracking, starting_weights
 from gptpipe.weights.find import read_weights
 from gptpipe.wording import is_unicode
 
@@ -44,8 +44,8 @@ def _check(values: str, store: str, tracking: Tracking) -> None:
     if config.export:
         check_place(config.export, replace=True)
     check_tracking(config, tracking, store)
-    if config.init != "scratch" and not config.init.startswith("hf:"):
-        read_weights(resolve_weights(config.init, tracking, config))
+    if not config.init.startswith("hf:") and (weights := starting_weights(config, tracking)):
+        read_weights(weights)
 
 
 def check_evaluation(config: EvaluateConfig, pipeline: PipelineConfig) -> None:

@@ -14,6 +14,26 @@ from gptpipe.tracking.registry import Registered
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A pipeline that ended after its first stage, since there was nothing to learn.
+
+    Attributes:
+        reason: why, in a sentence.
+    """
+
+    dataset: TokenizeResult
+    reason: str
+
+    @property
+    def sentence(self) -> str:
+        return f"skipped: {self.reason}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"dataset": self.dataset.as_dict(), "skipped": self.reason}
+
+
+@dataclass(frozen=True)
 class PipelineResult:
     """Each stage's result.
 

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 
 TRAINING_TAG = "gptpipe.training"
+DATASET_TAG = "gptpipe.dataset_url"
 # MLflow 3 opens an experiment without this in its view for agents, where no curve is drawn
 _VIEW = "workflowType=machine_learning"
 _DOCTOR = "`gptpipe doctor` tries the server; what is trained is found again"

@@ -27,7 +27,7 @@ from gptpipe.dataset.dataset import Dataset
 from gptpipe.dataset.rows import SPLITS
 from gptpipe.launch.job import METRICS
 from gptpipe.model.gpt import empty_model
-from gptpipe.tracking.client import TRAINING_TAG, RunLink, Tracking, first_line, is_away
+from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, RunLink, Tracking, first_line, is_away
 from gptpipe.version import __version__
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class TrainingTracker:
         values = {key: str(value) for key, value in flatten(self._config).items() if key not in run.data.params}
         tags = {
             "gptpipe.dataset": self._dataset.id,
-            "gptpipe.dataset_url": self._dataset.url,
+            DATASET_TAG: self._dataset.url,
             "gptpipe.version": __version__,
             "preset": self._config.preset,
             PARAMETERS_TAG: str(empty_model(self._config.model).count_parameters()),

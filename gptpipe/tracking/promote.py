@@ -60,6 +60,7 @@ def decide(
     rules: PromoteConfig,
     corpora: Mapping[str, Comparison] | None = None,
     *,
+    ages: Mapping[str, Comparison] | None = None,
     samples: Sequence[Sample] = (),
     copies: Sequence[Copy] = (),
 ) -> Decision:
@@ -72,6 +73,7 @@ def decide(
     Args:
         comparison: of the new model's loss with the champion's, on the same documents; None where there is no champion.
         corpora: the same for each corpus, where there are several.
+        ages: the same for text that is new since the champion's dataset and for old text, where it is told apart.
         samples: what the new model says. copies: what of it stands in its training text.
     """
     said = _samples(samples, copies, rules)
@@ -80,7 +82,7 @@ def decide(
         if failed:
             return Decision(False, f"there is no champion, but this cannot be one: {failed}", said)
         return Decision(True, "there was no champion", said)
-    by_corpus = dict(sorted((corpora or {}).items()))
+    by_corpus = {**dict(sorted((corpora or {}).items())), **(ages or {})}
     checks = (_gain(comparison, rules), *(_loss(name, each, rules) for name, each in by_corpus.items()), *said)
     if comparison.interval is None:
         few = f"{comparison.documents} of at least {FEWEST} documents"

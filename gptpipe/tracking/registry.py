@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Container
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -19,7 +20,7 @@ from gptpipe.evaluation.once import evaluate_against
 from gptpipe.evaluation.result import Evaluation
 from gptpipe.generation.generate import Samples
 from gptpipe.launch.training import TrainResult
-from gptpipe.tracking.client import RunLink, Tracking, first_line, is_away
+from gptpipe.tracking.client import DATASET_TAG, RunLink, Tracking, first_line, is_away
 from gptpipe.tracking.promote import ALREADY, Check, Decision, decide, not_comparable
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def register(
     evaluation: Evaluation,
     samples: Samples,
     *,
+    new: Container[str] | None = None,
     out: str,
     cache: TokenCache | None = None,
 ) -> Registered:
@@ -98,6 +100,7 @@ def register(
 
     Args:
         samples: of the checkpoint.
+        new: names of the documents that are new since the champion's dataset: the decision then tells them apart.
         out: folder where evaluations are kept. cache: where decoded tokens are.
     """
     promote = config.promote
@@ -124,7 +127,7 @@ def register(
     cache = cache or TokenCache()
     copies = _copies(samples, result.dataset, promote.max_copied, cache)
     while True:
-        decision = _decision(champion, config, result, samples, copies, out, cache)
+        decision = _decision(champion, config, result, samples, copies, new, out, cache)
         with tracking.reached() as client:
             now = _champion(client, promote.model_name, promote.alias)
             if _number(now) == _number(champion):
@@ -210,6 +213,7 @@ def _decision(
     result: TrainResult,
     samples: Samples,
     copies: list[Copy],
+    new: Container[str] | None,
     out: str,
     cache: TokenCache,
 ) -> Decision:
@@ -220,13 +224,21 @@ def _decision(
     log.info("register: version %s, the %s, is scored on the same text", champion.version, config.promote.alias)
     try:
         evaluation = evaluate_against(
-            result.best_checkpoint, _location(champion.source), data=data, config=config.evaluate, out=out, cache=cache
+            result.best_checkpoint,
+            _location(champion.source),
+            data=data,
+            config=config.evaluate,
+            out=out,
+            cache=cache,
+            new=None if config.evaluate.data else new,
         )
     except UserError as error:
         return not_comparable(f"version {champion.version}, the champion, could not be scored on this text: {error}")
     assert evaluation.against is not None
-    comparison, corpora = evaluation.against.comparison, evaluation.against.corpora
-    return decide(comparison, config.promote, corpora, samples=samples.samples, copies=copies)
+    against = evaluation.against
+    return decide(
+        against.comparison, config.promote, against.corpora, ages=against.ages, samples=samples.samples, copies=copies
+    )
 
 
 def _make_registered_model(client: MlflowClient, name: str) -> None:
@@ -261,6 +273,46 @@ def _location(source: Any) -> str:
     """The folder or URL that a version was registered with as a URI."""
     text = str(source)
     return unquote(urlsplit(text).path) if text.startswith("file:") else text
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version that serves, and what it was made from.
+
+    Attributes:
+        checkpoint: URL of its weights. dataset: URL of the dataset it was trained on; empty where that is not known.
+    """
+
+    version: str
+    checkpoint: str
+    dataset: str
+
+
+def champion(config: PipelineConfig, tracking: Tracking) -> Champion | None:
+    """The champion of the model that this configuration trains; None where there is none yet."""
+    from mlflow.exceptions import MlflowException
+
+    with tracking.reached() as client:
+        version = _champion(client, config.promote.model_name, config.promote.alias)
+        if version is None:
+            return None
+        dataset = ""
+        try:
+            dataset = client.get_run(version.run_id).data.tags.get(DATASET_TAG, "") if version.run_id else ""
+        except MlflowException as error:  # a person removed the run
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        return Champion(str(version.version), _location(version.source), dataset)
+
+
+def starting_weights(config: PipelineConfig, tracking: Tracking) -> str:
+    """The checkpoint or WEIGHTS that `config.init` names; empty for random weights, and where no champion is yet."""
+    if config.init == "scratch":
+        return ""
+    if config.init == "champion":
+        first = champion(config, tracking)
+        return first.checkpoint if first else ""
+    return resolve_weights(config.init, tracking, config)
 
 
 def resolve_weights(weights: str, tracking: Tracking, config: PipelineConfig | None = None) -> str:

@@ -77,6 +77,7 @@ def set_up(job: Job, ranks: Ranks) -> Parts:
         world_size=ranks.world_size,
         local_rank=ranks.local_rank,
         local_world_size=ranks.local_world_size,
+        news=job.read_news(),
     )
     loader.seek(state.samples_seen)
     batches = DeviceBatches(loader, ranks.device)

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 import requests
+from pydantic import SecretStr
 
 from gptpipe import storage
 from gptpipe.config.settings import Settings, prepare_environment, reload_settings, settings
@@ -57,11 +58,12 @@ def test_the_environment_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch, 
     chosen = {"GPTPIPE_LOG_LEVEL": "DEBUG", "GPTPIPE_CACHE_GIGABYTES": "1.5", "GPTPIPE_TASK_RUNNER": "dask"}
     chosen |= {"GPTPIPE_NIGHTLY_CRON": "0 2 * * 1-5", "GPTPIPE_GANG_PORTS": "30000-30009"}
     chosen |= {"GPTPIPE_S3_ENDPOINT": "http://10.0.0.1:9000"}
+    chosen |= {"GPTPIPE_WEBHOOK": "https://chat/hook"}
     chosen |= {"GPTPIPE_WATCH_CRON": "*/5 * * * *", "GPTPIPE_SAME_TRAINING": "drop", "GPTPIPE_JOBSET_NODES": "3"}
     value = chosen.get(name, "4321" if name.endswith("_PORT") else "some-value")
     monkeypatch.setenv(name, value)
     found = getattr(reload_settings(), name.removeprefix("GPTPIPE_").lower())
-    assert (found.get_secret_value() if name == "GPTPIPE_S3_SECRET_KEY" else str(found)) == value
+    assert (found.get_secret_value() if isinstance(found, SecretStr) else str(found)) == value
 
 
 def test_a_stack_that_is_up_is_used_unless_something_else_is_said(folder: Path) -> None:

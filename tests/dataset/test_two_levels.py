@@ -227,7 +227,7 @@ def test_windows_of_a_pool_are_as_mixed_as_a_random_permutation() -> None:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptpipe.dataset.loader.ROW_GROUP_TOKENS", GROUP_TOKENS)
+    monkeypatch.setattr("gptpipe.dataset.sample_order.ROW_GROUP_TOKENS", GROUP_TOKENS)
 
 
 def loader(sample: Sample, cache: Path, closing: list[TrainLoader], limit: int = 10**12, **options: int) -> TrainLoader:

@@ -6,6 +6,7 @@ it is saved: changing it continues the same run).
 """
 
 from gptpipe.config.sections.data import Corpus, DataConfig
+from gptpipe.config.sections.drift import DriftConfig
 from gptpipe.config.sections.evaluate import EvaluateConfig
 from gptpipe.config.sections.model import ModelConfig
 from gptpipe.config.sections.pipeline import PipelineConfig
@@ -16,6 +17,7 @@ from gptpipe.config.sections.train import TrainConfig
 __all__ = [
     "Corpus",
     "DataConfig",
+    "DriftConfig",
     "EvaluateConfig",
     "ModelConfig",
     "PipelineConfig",

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from gptpipe.config.fields import Section, operational, result
 from gptpipe.config.presets import PRESETS, preset_values
 from gptpipe.config.sections.data import DataConfig
+from gptpipe.config.sections.drift import DriftConfig
 from gptpipe.config.sections.evaluate import EvaluateConfig
 from gptpipe.config.sections.model import ModelConfig
 from gptpipe.config.sections.promote import PromoteConfig
@@ -35,6 +36,7 @@ class PipelineConfig(Section):
         le=1 << 20,
     )
     data: DataConfig = Field(default_factory=DataConfig, description="From text to token shards")
+    drift: DriftConfig = Field(default_factory=DriftConfig, description="How far new text may differ")
     model: ModelConfig = Field(default_factory=ModelConfig, description="The shape of the model")
     train: TrainConfig = Field(default_factory=TrainConfig, description="The training loop")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="What the model is scored on")

@@ -61,6 +61,14 @@ class TrainConfig(Section):
     )
     spike_window: int = result(128, "Ordinary losses that mean and deviation are taken over", "steps", ge=2, le=10000)
     deterministic: bool = result(False, "On CUDA, only kernels whose result is the same bits every time (slower)")
+    replay: float = result(
+        0.5,
+        "Share of the samples that come from text the champion has seen, where a training goes on from it; the rest "
+        "hold text that is new since",
+        "fraction",
+        ge=0,
+        lt=1,
+    )
     device: Literal["auto", "cpu", "cuda"] = result("auto", "Where to train; auto is CUDA where there is one")
     validate_every: int = operational(100, "Steps between validations; 0 is only at the end", "steps", ge=0)
     validate_tokens: int = operational(
