@@ -29,6 +29,7 @@ from gptpipe.errors import Preempted
 from gptpipe.export.folder import export_hf
 from gptpipe.pipeline.checks import check_pipeline
 from gptpipe.pipeline.news import Since, check_nature, since
+from gptpipe.pipeline.plan import plan
 from gptpipe.pipeline.result import PipelineResult, Skipped
 from gptpipe.tracking.announcement import announce
 from gptpipe.tracking.client import RunLink, Tracking
@@ -74,6 +75,7 @@ def run_pipeline(config: PipelineConfig) -> PipelineResult | Skipped:
     here = settings()
     tracking, init, data, earlier, new = Tracking.of(here), "", config.data, "", None
     check_pipeline(config, here.storage_url, tracking)
+    what_it_will_take(config, here.storage_url, tracking)
     before = champion(config, tracking) if config.init == "champion" else None
     if weights := before.checkpoint if before else starting_weights(config, tracking):
         init = import_weights(
@@ -106,6 +108,15 @@ def run_pipeline(config: PipelineConfig) -> PipelineResult | Skipped:
         log.info("export: %s, a folder that transformers reads", place)
         result = replace(result, export=place)
     return result
+
+
+@task(name="plan", cache_policy=NO_CACHE, persist_result=False)
+def what_it_will_take(config: PipelineConfig, store: str, tracking: Tracking) -> None:
+    """The plan as a page in Prefect, and its advice as log lines."""
+    planned = plan(config, store, tracking, measure=False)
+    for line in planned.advice:
+        log.info("plan: %s", line)
+    report.page("plan", planned.markdown, description="What this retraining will come to")
 
 
 @task(name="what is new", cache_policy=NO_CACHE, persist_result=False)

@@ -24,6 +24,7 @@ from gptpipe.launch.hosts import Hosts
 from gptpipe.launch.network import route_to
 from gptpipe.launch.torchrun import Cancelled, Watchers
 from gptpipe.launch.training import TrainResult
+from gptpipe.pipeline.speed import speed_tags
 from gptpipe.storage.lease import Held
 from gptpipe.tracking.client import RunLink, Tracking
 from gptpipe.tracking.training import train_and_track
@@ -79,7 +80,7 @@ def train(parameters: TrainParameters) -> tuple[TrainResult, RunLink | None]:
                     out=out,
                     init=parameters.init,
                     since=parameters.since,
-                    tags=report.run_tags(),
+                    tags={**report.run_tags(), **speed_tags(config)},
                     cache=TokenCache(limit=here.cache_bytes),
                     watchers=watchers,
                     hosts=_hosts(here),

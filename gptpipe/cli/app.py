@@ -11,8 +11,8 @@ from gptpipe.cli.data import inspect, tokenize
 from gptpipe.cli.evaluation import evaluate
 from gptpipe.cli.generation import generate
 from gptpipe.cli.listings import corpora, presets
-from gptpipe.cli.models import rollback
-from gptpipe.cli.pipeline import run
+from gptpipe.cli.models import compare, rollback
+from gptpipe.cli.pipeline import plan, run
 from gptpipe.cli.services import deploy, doctor, down, up, worker
 from gptpipe.cli.training import train
 from gptpipe.cli.weights import export, import_
@@ -36,6 +36,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
     run,
+    plan,
     tokenize,
     inspect,
     train,
@@ -43,6 +44,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     generate,
     import_,
     export,
+    compare,
     rollback,
 )
 _SERVICES: tuple[Callable[..., None], ...] = (corpora, presets, up, down, worker, deploy, doctor)

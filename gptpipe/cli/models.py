@@ -1,4 +1,4 @@
-"""`gptpipe rollback`: an earlier version of the registered model serves again."""
+"""`gptpipe compare` and `gptpipe rollback`: runs side by side, and which version of the model serves."""
 
 from __future__ import annotations
 
@@ -6,8 +6,52 @@ from typing import Annotated
 
 import typer
 
-from gptpipe.cli.options import ConfigFile, Json, Overrides, print_answer, tracking
+from gptpipe.cli.options import ConfigFile, Json, Overrides, named, print_answer, tracking
 from gptpipe.config import load_config
+from gptpipe.errors import UserError
+
+_WIDTH = 28  # characters of a value in a terminal
+
+
+def compare(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN", help="Id or its beginning, name, champion, models:/NAME@ALIAS."),
+    ] = None,
+    html: Annotated[
+        str | None, typer.Option(metavar="FILE", callback=named, help="Write the page with the losses, .html.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Runs side by side, by default the last five: what differs, which is better and how surely, at what cost."""
+    if html and not html.endswith(".html"):
+        raise UserError("not the name of a page", where=f"--html {html}", hint="give one that ends in .html")
+    from gptpipe import storage
+    from gptpipe.tracking.comparison import curves, side_by_side
+    from gptpipe.tracking.comparison_page import comparison_page
+
+    compared = side_by_side(tracking(), runs or [])
+    answer = compared.as_dict()
+    lines = [compared.sentence, "", *_table(compared.rows, [column.name for column in compared.columns])]
+    if html:
+        place = storage.normalize(html)
+        storage.write_bytes(place, comparison_page(compared, curves(tracking(), compared)).encode())
+        answer["page"] = place
+        lines.append(f"page: {place}")
+    print_answer(answer, as_json, "\n".join(lines))
+
+
+def _table(rows: dict[str, list[str]], names: list[str]) -> list[str]:
+    """Columns called 1, 2, …, with what they are above; a long value is cut."""
+    cells = {name: [value[:_WIDTH] for value in values] for name, values in rows.items()}
+    widths = [max(len(values[i]) for values in cells.values()) for i in range(len(names))]
+    first = max(map(len, cells))
+    lines = [f"{number}  {name}" for number, name in enumerate(names, 1)]
+    lines += ["", "  ".join([" " * first, *(f"{i + 1:<{width}}" for i, width in enumerate(widths))]).rstrip()]
+    for name, values in cells.items():
+        columns = (f"{value:<{width}}" for value, width in zip(values, widths, strict=True))
+        lines.append("  ".join([f"{name:<{first}}", *columns]).rstrip())
+    return lines
 
 
 def rollback(

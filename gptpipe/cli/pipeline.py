@@ -65,6 +65,29 @@ def run(
     print_answer(result.as_dict(), as_json, text)
 
 
+def plan(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    preset: Preset = None,
+    corpus: Corpora = None,
+    storage: Annotated[str | None, typer.Option(help="Folder or s3:// URL for everything that is made.")] = None,
+    init: Annotated[str | None, typer.Option(metavar="WEIGHTS", help="Weights to start from: fine-tuning.")] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Train for five seconds where no run tells the speed.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """What a run will come to, before anything is spent: text, steps, FLOPs, memory, time, storage, advice."""
+    use_storage(storage)
+    parameters = configure(config, overrides, preset, corpus, init=init)
+    from gptpipe.pipeline.checks import check_pipeline
+    from gptpipe.pipeline.plan import plan as make_plan
+
+    check_pipeline(parameters, settings().storage_url, tracking())
+    planned = make_plan(parameters, settings().storage_url, tracking(), measure=measure)
+    print_answer(planned.as_dict(), as_json, planned.text)
+
+
 def _run_flow(parameters: PipelineConfig) -> PipelineResult | Skipped:
     """`retrain` in this process, with a Prefect server of its own beside it unless PREFECT_API_URL names one."""
     make_home(settings().home_path)

@@ -45,6 +45,7 @@ def train(
     if force:
         options = options.model_copy(update={"force": True})
     from gptpipe import storage
+    from gptpipe.pipeline.speed import speed_tags
     from gptpipe.tracking.registry import starting_weights
     from gptpipe.tracking.training import train_and_track
     from gptpipe.weights.adapt import import_name, import_weights, starting_from
@@ -59,7 +60,15 @@ def train(
         checkpoint = import_weights(source, place, context_length=context).url
     options = starting_from(options, checkpoint)
     result, link = train_and_track(
-        options, track, data=data, out=out, init=checkpoint, since=since, resume=resume, cache=token_cache()
+        options,
+        track,
+        data=data,
+        out=out,
+        init=checkpoint,
+        since=since,
+        resume=resume,
+        tags=speed_tags(options),
+        cache=token_cache(),
     )
     values = {**result.as_dict(), "run_id": link.run_id if link else None}
     done = "already done: " if result.already_done else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 _TRAIN, _VALIDATION, _BASELINE, _INK = "#2f6fb3", "#c8501e", "#6b6b6b", "#222222"
@@ -57,6 +58,34 @@ def loss_curve(
             linewidth=1,
             label=f"token frequencies alone ({unigram:.2f})",
         )
+    _finish(axes, title)
+    return _png(figure)
+
+
+def loss_curves(runs: Mapping[str, Mapping[str, list[tuple[int, float]]]]) -> bytes:
+    """A PNG of the losses (nats per token) of several runs over tokens: training thin, validation with points.
+
+    Args:
+        runs: by name, `train/loss` and `validation/loss` as (tokens, loss).
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, curves) in enumerate(runs.items()):
+        color = f"C{number % 10}"
+        if points := curves.get("train/loss"):
+            axes.plot(*zip(*points, strict=True), color=color, linewidth=0.8, alpha=0.6)
+        points = curves.get("validation/loss") or []
+        label = f"{name[:60]} ({points[-1][1]:.3f})" if points else name[:60]
+        xs, ys = zip(*points, strict=True) if points else ((), ())
+        axes.plot(xs, ys, color=color, marker="o", markersize=4, label=label)
+    _finish(axes, "")
+    return _png(figure)
+
+
+def _finish(axes: Any, title: str) -> None:
+    """Tokens to the right, loss upwards, a legend without a frame."""
     axes.set_xlabel("tokens")
     axes.set_ylabel("loss (nats per token)")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k" if x else "0")
@@ -65,7 +94,6 @@ def loss_curve(
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
-    return _png(figure)
 
 
 def _png(figure: Any) -> bytes:

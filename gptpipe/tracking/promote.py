@@ -33,11 +33,17 @@ class Check:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the new model becomes champion, why, in one sentence, and the conditions that were looked at."""
+    """Whether the new model becomes champion, and why.
+
+    Attributes:
+        reason: in one sentence. checks: the conditions that were looked at.
+        comparison: with the champion, on all of the text; None where there was none.
+    """
 
     promote: bool
     reason: str
     checks: tuple[Check, ...] = ()
+    comparison: Comparison | None = None
 
     @property
     def table(self) -> str:
@@ -86,18 +92,18 @@ def decide(
     checks = (_gain(comparison, rules), *(_loss(name, each, rules) for name, each in by_corpus.items()), *said)
     if comparison.interval is None:
         few = f"{comparison.documents} of at least {FEWEST} documents"
-        return Decision(False, f"too few documents to be sure ({few}): {comparison.sentence}", checks)
+        return Decision(False, f"too few documents to be sure ({few}): {comparison.sentence}", checks, comparison)
     if not checks[0].passed:
         least = f" by {rules.min_improvement:g} nats per token" if rules.min_improvement else ""
-        return Decision(False, f"not surely better{least}: {comparison.sentence}", checks)
+        return Decision(False, f"not surely better{least}: {comparison.sentence}", checks, comparison)
     worse = [name for name, check in zip(by_corpus, checks[1:], strict=False) if not check.passed]
     if worse:
         names = ", ".join(f"{name} ({by_corpus[name].difference:+.4f})" for name in worse)
         reason = f"surely worse by over {rules.max_regression:g} nats per token on {names}: {comparison.sentence}"
-        return Decision(False, reason, checks)
+        return Decision(False, reason, checks, comparison)
     if failed:
-        return Decision(False, f"{failed}, though {comparison.sentence}", checks)
-    return Decision(True, f"better: {comparison.sentence}", checks)
+        return Decision(False, f"{failed}, though {comparison.sentence}", checks, comparison)
+    return Decision(True, f"better: {comparison.sentence}", checks, comparison)
 
 
 def _gain(comparison: Comparison, rules: PromoteConfig) -> Check:

@@ -9,12 +9,15 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from pydantic import TypeAdapter
+
 from gptpipe import storage
 from gptpipe.config import PipelineConfig, PromoteConfig
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import open_dataset
 from gptpipe.dataset.stream import TokenStream
 from gptpipe.errors import UserError
+from gptpipe.evaluation.confidence import Comparison
 from gptpipe.evaluation.copies import Copy, find_copies
 from gptpipe.evaluation.once import evaluate_against
 from gptpipe.evaluation.result import Evaluation
@@ -31,6 +34,8 @@ log = logging.getLogger(__name__)
 
 # of a version
 DECISION_TAG, CHECKS_TAG, ROLLED_BACK_TAG = "gptpipe.decision", "gptpipe.checks", "gptpipe.rolled_back"
+COMPARISON_TAG = "gptpipe.comparison"
+_COMPARISON = TypeAdapter(Comparison)
 _LONGEST_TAG = 5000  # characters that MLflow takes
 MODELS = "models:/"
 CHALLENGER, PREVIOUS = "challenger", "previous"  # the newest that did not become champion; who was it before
@@ -149,8 +154,26 @@ def _move(client: MlflowClient, promote: PromoteConfig, version: str, champion: 
     else:
         client.set_registered_model_alias(name, CHALLENGER, version)
     client.set_model_version_tag(name, version, DECISION_TAG, decision.reason)
+    if decision.comparison is not None:
+        client.set_model_version_tag(name, version, COMPARISON_TAG, json.dumps(asdict(decision.comparison)))
     kept = json.dumps([asdict(check) for check in decision.checks])
     client.set_model_version_tag(name, version, CHECKS_TAG, kept if len(kept) <= _LONGEST_TAG else "[]")
+
+
+def last_comparison(config: PipelineConfig, tracking: Tracking) -> Comparison | None:
+    """The newest comparison of two versions of this model; None where there is none, or MLflow does not answer."""
+    from mlflow.exceptions import MlflowException
+
+    name = config.promote.model_name.replace("'", "_")
+    try:
+        with tracking.reached() as client:
+            versions = client.search_model_versions(f"name LIKE '{name}'", 20, ["version_number DESC"])
+    except (UserError, MlflowException):
+        return None
+    for version in versions:
+        if version.name == config.promote.model_name and (kept := version.tags.get(COMPARISON_TAG)):
+            return _COMPARISON.validate_json(kept)
+    return None
 
 
 def decision_of(version: Any) -> Decision:
@@ -324,22 +347,31 @@ def resolve_weights(weights: str, tracking: Tracking, config: PipelineConfig | N
     Raises:
         UserError: no such model, version or alias.
     """
-    promote = (config or PipelineConfig()).promote
-    if weights == "champion":
-        weights = f"{MODELS}{promote.model_name}@{promote.alias}"
-    if not weights.startswith(MODELS):
+    if weights != "champion" and not weights.startswith(MODELS):
         return weights
+    return _location(find_version(weights, tracking, config).source)
+
+
+def find_version(name: str, tracking: Tracking, config: PipelineConfig | None = None) -> Any:
+    """The registered version that is called `champion`, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Args:
+        config: whose model's champion is meant; by default the usual one's.
+
+    Raises:
+        UserError: no such model, version or alias.
+    """
     from mlflow.exceptions import MlflowException
 
-    name, slash, number = weights.removeprefix(MODELS).partition("/")  # no name holds one, but it may hold @
+    promote = (config or PipelineConfig()).promote
+    address = f"{MODELS}{promote.model_name}@{promote.alias}" if name == "champion" else name
+    model, slash, number = address.removeprefix(MODELS).partition("/")  # no name holds one, but it may hold @
     try:
         if slash:
-            version = tracking.connect().get_model_version(name, number)
-        else:
-            name, _, alias = name.rpartition("@")
-            version = tracking.connect().get_model_version_by_alias(name, alias)
+            return tracking.connect().get_model_version(model, number)
+        model, _, alias = model.rpartition("@")
+        return tracking.connect().get_model_version_by_alias(model, alias)
     except MlflowException as error:
         raise UserError(
-            error.message, where=weights, hint="give models:/NAME@ALIAS or models:/NAME/VERSION of a registered model"
+            error.message, where=address, hint="give models:/NAME@ALIAS or models:/NAME/VERSION of a registered model"
         ) from None
-    return _location(version.source)

@@ -30,6 +30,8 @@ EVALUATION_PAGE = "evaluation.html"
 # MLflow's charts and tables are in the order of the alphabet, by group: what decides comes first
 DECIDING = "cross_entropy/evaluation"
 DESCRIPTION = "mlflow.note.content"
+EVALUATION_TAG = "gptpipe.evaluation"  # of a run: where its evaluation is kept, without the ending
+CHECKPOINT_TAG = "gptpipe.checkpoint"
 
 
 def read_metrics(training: str) -> list[dict[str, Any]]:
@@ -89,8 +91,9 @@ def log_results(
             link.run_id,
             metrics=[Metric(key, value, now, 0) for key, value in new.items()],
             tags=[
-                RunTag("gptpipe.checkpoint", result.best_checkpoint),
+                RunTag(CHECKPOINT_TAG, result.best_checkpoint),
                 RunTag("scored_on", evaluation.scored),
+                RunTag(EVALUATION_TAG, evaluation.page.removesuffix(".html")),
             ],
         )
         (Path(folder) / "loss.png").write_bytes(picture)

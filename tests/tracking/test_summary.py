@@ -13,7 +13,7 @@ from gptpipe.generation.generate import Sample, Samples
 from gptpipe.launch.training import TrainResult
 from gptpipe.tracking.promote import Decision
 from gptpipe.tracking.summary import training_summary
-from tests.tracking.test_tracking import result_of
+from tests.fixtures.tracked import result_of
 
 LINES = [
     {"step": 5, "tokens": 500, "train/loss": 6.0, "train/memory_mb": 950.0},

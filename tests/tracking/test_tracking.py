@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,72 +14,29 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-import torch
-from mlflow import MlflowClient
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptpipe.config import DataConfig, PipelineConfig, PromoteConfig, flatten, load_config
-from gptpipe.config.settings import make_home, reload_settings, settings
+from gptpipe.config.settings import reload_settings, settings
 from gptpipe.corpus.build import tokenize
 from gptpipe.dataset.cache import TokenCache
-from gptpipe.dataset.dataset import Dataset, open_dataset
+from gptpipe.dataset.dataset import Dataset
 from gptpipe.dataset.stream import TokenStream
 from gptpipe.errors import UserError
-from gptpipe.evaluation.confidence import Interval
-from gptpipe.evaluation.result import Evaluation
 from gptpipe.generation.generate import Sample, Samples
-from gptpipe.launch.training import TrainResult
 from gptpipe.services.doctor import examine
 from gptpipe.services.ports import free_ports
 from gptpipe.tracking import follow as following
 from gptpipe.tracking import registry
 from gptpipe.tracking.announcement import KEPT, PROMOTED, announce
-from gptpipe.tracking.client import RunLink, Tracking
+from gptpipe.tracking.client import RunLink
 from gptpipe.tracking.follow import TrainingTracker
 from gptpipe.tracking.registry import Registered, check_tracking, decision_of, register, resolve_weights, rollback
 from gptpipe.tracking.results import DECIDING, describe, log_results
 from gptpipe.tracking.training import train_and_track
+from tests.fixtures.tracked import follow, lines, result_of, tracking, write_model
 
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables in a SQLite file: to make them takes five seconds, a test."""
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
-    return file
-
-
-@pytest.fixture(autouse=True)
-def database(clean_settings: None, empty_database: Path) -> None:
-    make_home(settings().home_path)
-    shutil.copy(empty_database, settings().home_path / "mlflow.db")
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    file = tmp_path_factory.mktemp("text") / "a.txt"
-    file.write_text("one two three four five\n" * 50)
-    return open_dataset(tokenize(DataConfig(corpus=[str(file)]), str(file.parent / "out")).dataset)
-
-
-def tracking() -> Tracking:
-    return Tracking.of(settings())
-
-
-def lines(first: int, last: int) -> list[dict[str, Any]]:
-    return [{"step": s, "tokens": 10 * s, "train/loss": 10.0 / s, "train/mfu": 0.5} for s in range(first, last + 1)]
-
-
-def follow(dataset: Dataset, training: str, *batches: list[dict[str, Any]], status: str = "FINISHED") -> RunLink:
-    tracker = TrainingTracker(tracking(), PipelineConfig(), dataset, {"prefect.flow_run_id": "42"})
-    tracker.start(training)
-    for batch in batches:
-        tracker.add(batch)
-    link = tracker.finish(status)
-    assert link is not None
-    return link
+pytestmark = pytest.mark.usefixtures("database")
 
 
 def curve(link: RunLink) -> list[tuple[int, float]]:
@@ -114,71 +69,6 @@ def test_a_run_says_what_was_chosen_and_what_it_read(dataset: Dataset) -> None:
 def test_more_points_than_one_call_takes(dataset: Dataset) -> None:
     link = follow(dataset, "/trainings/long", lines(1, 1200))
     assert [step for step, _ in curve(link)] == list(range(1, 1201))
-
-
-def result_of(dataset: Dataset, training: str, loss: float) -> tuple[TrainResult, Evaluation, list[Samples]]:
-    url = f"{training}/step-00000012"
-    result = TrainResult("id", training, url, url, dataset.url, 12, 120, loss, loss, 100.0, False)
-    page = Path(training) / "page.html"
-    page.write_text("<p>the loss in the text</p>")
-    evaluation = Evaluation(
-        cross_entropy=loss,
-        bits_per_token=loss / math.log(2),
-        perplexity=math.exp(loss),
-        bits_per_byte=1.0,
-        byte_perplexity=2.0,
-        word_perplexity=None,
-        interval=Interval(0.1, loss - 0.2, loss + 0.2),
-        accuracy=0.3,
-        calibration_error=0.02,
-        tokens=100,
-        bytes=400,
-        words=None,
-        documents=12,
-        uniform=10.8,
-        unigram=4.5,
-        scored="validation split of dataset d",
-        windows="w",
-        precision="float32",
-        weights=url,
-        parts={},
-        costliest={},
-        calibration=[],
-        page=str(page),
-    )
-    samples = [Samples([Sample("Every", "Every effort", [3626])], 0.5, f"{training}/step-{n:08d}", n) for n in (8, 12)]
-    return result, evaluation, samples
-
-
-@pytest.fixture(scope="module")
-def many_documents(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """With enough documents in validation for an interval."""
-    folder = tmp_path_factory.mktemp("many")
-    for number in range(60):
-        (folder / f"{number}.txt").write_text(f"number {number} of the many\n" * (3 + number % 5))
-    config = DataConfig(corpus=[str(folder)], validation=0.5)
-    return open_dataset(tokenize(config, str(folder.parent / "many-out")).dataset)
-
-
-def write_model(folder: Path, dataset: Dataset, kind: str) -> None:
-    """A model of known quality: all tokens alike (ln V), some at random, or as often as they are."""
-    model = GPT2LMHeadModel(
-        GPT2Config(vocab_size=50257, n_positions=16, n_embd=8, n_layer=1, n_head=1, tie_word_embeddings=False)
-    )
-    with torch.no_grad():
-        model.transformer.ln_f.weight.zero_()
-        model.transformer.ln_f.bias.copy_(torch.eye(8)[0])
-        scores = torch.zeros(50257)
-        if kind == "worse":
-            scores = torch.randn(50257, generator=torch.manual_seed(1))
-        elif kind == "better":
-            counts = torch.zeros(50257) + 1e-3
-            for shard in Path(dataset.url).glob("train/*.parquet"):
-                for tokens in pq.read_table(shard)["tokens"].to_pylist():
-                    counts += torch.bincount(torch.tensor(tokens), minlength=50257)
-            scores = (counts / counts.sum()).log()
-        model.lm_head.weight[:, 0] = scores
-    model.save_pretrained(folder)
 
 
 def test_results_registration_and_promotion(many_documents: Dataset, dataset: Dataset, tmp_path: Path) -> None:

@@ -1,0 +1,236 @@
+"""Runs side by side: what differs in data and settings, which is better and how surely, how fast, at what cost."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gptpipe import storage
+from gptpipe.config.names import OPERATIONAL
+from gptpipe.errors import UserError
+from gptpipe.evaluation.confidence import Comparison, compare
+from gptpipe.tracking.client import TRAINING_TAG, Tracking
+from gptpipe.tracking.registry import MODELS, find_version
+from gptpipe.tracking.results import DECIDING, EVALUATION_TAG
+from gptpipe.wording import duration
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+_LAST = 5  # runs, where none is named
+_LOOKED_THROUGH = 5000  # runs of an experiment, for a name or the beginning of an id
+_NONE = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One run.
+
+    Attributes:
+        name, run_id: of the run. url: its page in MLflow. facts: what a person reads, by row.
+        settings: what decides its result, by key. against: its loss against the first run's on the same documents.
+    """
+
+    name: str
+    run_id: str
+    url: str
+    facts: dict[str, str]
+    settings: dict[str, str]
+    against: Comparison | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "against": asdict(self.against) if self.against else None}
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Runs, the first being the one that the others are held against."""
+
+    columns: list[Column]
+
+    @property
+    def rows(self) -> dict[str, list[str]]:
+        """Values by name, one for each run. Settings that are the same in all of them are left out."""
+        named = [column.facts for column in self.columns]
+        rows = {name: [facts[name] for facts in named] for name in named[0]}
+        first, *rest = rows.items()
+        keys = dict.fromkeys(key for column in self.columns for key in column.settings)
+        values = {key: [column.settings.get(key, _NONE) for column in self.columns] for key in keys}
+        differing = {key: each for key, each in values.items() if len(set(each)) > 1}
+        return {first[0]: first[1], **differing, **dict(rest)}
+
+    @property
+    def sentence(self) -> str:
+        """Which is best, by how much and how surely."""
+        scored = [column for column in self.columns if column.against is not None]
+        if not scored:
+            return "scored on different text, or not scored: their losses do not compare"
+        best = min(scored, key=lambda column: column.against.difference if column.against else 0.0)
+        assert best.against is not None
+        first = self.columns[0].name
+        if best.against.difference >= 0:
+            return f"{first} is best: none is better on the same documents"
+        return f"{best.name} is best; against {first}: {best.against.sentence}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"sentence": self.sentence, "rows": self.rows, "runs": [column.as_dict() for column in self.columns]}
+
+
+def side_by_side(tracking: Tracking, names: Sequence[str]) -> SideBySide:
+    """Runs of the experiment beside one another.
+
+    Args:
+        names: ids, beginnings of ids or of trainings' ids, names of runs, champion, or models:/…; without any, the last
+            five trainings that ended.
+
+    Raises:
+        UserError: a name that no run has, or several.
+    """
+    with tracking.reached() as client:
+        runs = [_find(client, tracking, name) for name in names] or _last(client, tracking)
+        if not runs:
+            raise UserError("no training has ended so far", where=tracking.experiment, hint="run one: gptpipe run")
+        tables = [_table(run) for run in runs]
+        return SideBySide(
+            [
+                Column(
+                    name=str(run.info.run_name),
+                    run_id=run.info.run_id,
+                    url=f"{tracking.pages}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}",
+                    facts=_facts(run, against := _against(tables[0], table) if run is not runs[0] else None),
+                    settings={key: value for key, value in run.data.params.items() if key not in OPERATIONAL},
+                    against=against,
+                )
+                for run, table in zip(runs, tables, strict=True)
+            ]
+        )
+
+
+def _last(client: MlflowClient, tracking: Tracking) -> list[Run]:
+    ended = "status = 'FINISHED' AND tags.`gptpipe.training` LIKE '%'"
+    return list(client.search_runs([tracking.experiment_id(client)], ended, max_results=_LAST))
+
+
+def _find(client: MlflowClient, tracking: Tracking, name: str) -> Run:
+    """The run of that name.
+
+    Raises:
+        UserError: there is none, or several.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if name == "champion" or name.startswith(MODELS):
+        return client.get_run(str(find_version(name, tracking).run_id))
+    try:
+        return client.get_run(name)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+
+    def is_meant(run: Run) -> bool:
+        training = run.data.tags.get(TRAINING_TAG, "").rstrip("/").rpartition("/")[2]
+        return run.info.run_name == name or run.info.run_id.startswith(name) or training.startswith(name)
+
+    experiment = tracking.experiment_id(client)
+    runs = [run for run in client.search_runs([experiment], max_results=_LOOKED_THROUGH) if is_meant(run)]
+    if len(runs) == 1:
+        return runs[0]
+    if not runs:
+        raise UserError(
+            "no run has that name or id", where=name, hint=f"see the runs of the experiment {tracking.experiment}"
+        )
+    ids = ", ".join(run.info.run_id[:8] for run in runs[:4])
+    raise UserError(f"{len(runs)} runs are called that", where=name, hint=f"give one's id: {ids}")
+
+
+def _table(run: Run) -> pa.Table | None:
+    """What each document cost in the run's evaluation; None where it is not there any more."""
+    place = run.data.tags.get(EVALUATION_TAG)
+    if not place:
+        return None
+    try:
+        return pq.read_table(io.BytesIO(storage.read_bytes(f"{place}.parquet")))
+    except (FileNotFoundError, UserError, pa.ArrowException):
+        return None
+
+
+def _against(first: pa.Table | None, second: pa.Table | None) -> Comparison | None:
+    """Of two evaluations on the same documents; per byte where their tokens are others; None for other documents."""
+    if first is None or second is None or first["document"] != second["document"]:
+        return None
+    before, now = (table["nats"].to_numpy() for table in (first, second))
+    others, tokens = (table["tokens"].to_numpy() for table in (first, second))
+    if np.array_equal(tokens, others):
+        return compare(before, now, tokens)
+    units = second["bytes"].to_numpy()
+    if not np.array_equal(units, first["bytes"].to_numpy()):
+        return None  # parts of documents, and not the same parts
+    return replace(compare(before, now, units), unit="byte", units_per_token=float(units.sum() / tokens.sum()))
+
+
+def _facts(run: Run, against: Comparison | None) -> dict[str, str]:
+    """The rows of one run, in their order."""
+    metrics, tags = run.data.metrics, run.data.tags
+
+    def number(key: str, shown: Callable[[float], str]) -> str:
+        return shown(metrics[key]) if key in metrics else _NONE
+
+    loss = number(DECIDING, lambda value: f"{value:.4f}")
+    if "cross_entropy/standard_error" in metrics:
+        loss += f" ± {metrics['cross_entropy/standard_error']:.4f}"
+    seconds = metrics.get("train/active_seconds", 0.0)
+    speed = f"{metrics['train/tokens'] / seconds:,.0f}" if seconds and "train/tokens" in metrics else _NONE
+    interval = against.interval if against else None
+    return {
+        "run": run.info.run_id[:8],
+        "started": datetime.fromtimestamp(run.info.start_time / 1000, UTC).strftime("%Y-%m-%d %H:%M"),
+        "status": str(run.info.status).lower(),
+        "data": _data(run),
+        "cross-entropy, nats per token": loss,
+        "difference from the first": f"{against.difference:+.4f}" if against else _NONE,
+        "its 95 % interval": f"{interval.low:+.4f} to {interval.high:+.4f}" if interval else _NONE,
+        "documents won": f"{against.won:.0%}" if against else _NONE,
+        "perplexity": number("evaluation/perplexity", lambda value: f"{value:,.1f}"),
+        "bits per byte": number("evaluation/bits_per_byte", lambda value: f"{value:.4f}"),
+        "samples degenerate": number("samples/degenerate", lambda value: f"{value:.0%}"),
+        "tokens": number("train/tokens", lambda value: f"{value:,.0f}"),
+        "tokens/s": speed,
+        "training": duration(seconds) if seconds else _NONE,
+        "device hours": number("train/device_hours", lambda value: f"{value:.3g}"),
+        "FLOPs": number("train/flops", lambda value: f"{value:.3g}"),
+        "memory per rank, GB": number("train/memory_mb", lambda value: f"{value / 1e3:.2f}"),
+        "device": tags.get("device", _NONE),
+        "trigger": tags.get("trigger", _NONE),
+        "decision": tags.get("decision", _NONE),
+    }
+
+
+def _data(run: Run) -> str:
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    name = inputs[0].dataset.name if inputs else ""
+    return f"{name} {run.data.tags.get('gptpipe.dataset', '')[:8]}".strip() or _NONE
+
+
+def curves(tracking: Tracking, compared: SideBySide) -> Mapping[str, Mapping[str, list[tuple[int, float]]]]:
+    """The losses of each run by tokens, `train/loss` and `validation/loss`, by the run's id."""
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    with tracking.reached() as client:
+        for column in compared.columns:
+            tokens = {each.step: int(each.value) for each in client.get_metric_history(column.run_id, "train/tokens")}
+            found[column.run_id] = {
+                key: [
+                    (tokens[each.step], each.value)
+                    for each in client.get_metric_history(column.run_id, key)
+                    if each.step in tokens
+                ]
+                for key in ("train/loss", "validation/loss")
+            }
+    return found
