@@ -61,7 +61,7 @@ BAD = {
         ["run", "--corpus", "{tmp}/two", "--set", "evaluate.context_length=4096"],
         "evaluate.context_length: a window of 4096 tokens, the model's context is",
     ),
-    "no champion yet": (["run", "--corpus", "{tmp}/two", "--init", "champion"], "models:/gpt"),
+    "no champion yet": (["generate", "--weights", "champion", "--prompt", "a"], "models:/gpt"),
     "built-in": (["tokenize", "--corpus", "stdlibb:", "--out", "{tmp}/out"], "no built-in corpus"),
     "tokenizer": (["tokenize", "--corpus", "{tmp}/two", "--out", "{tmp}/out", "--tokenizer", "gpt-2"], "known:"),
     "preset": (["run", "--preset", "gpt2-124"], "did you mean gpt2-124m?"),
