@@ -51,7 +51,7 @@ def run_tags() -> dict[str, str]:
     top = top_run()
     run = _read(top)
     name = str(run.name if run else flow_run.name)
-    return {"prefect.flow_run_id": top, "prefect.flow_run_name": name, "trigger": _trigger(run)}
+    return {"prefect.flow_run_id": top, "prefect.flow_run_name": name, "flow_run": name, "trigger": _trigger(run)}
 
 
 def _read(run: str) -> FlowRun | None:

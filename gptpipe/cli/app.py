@@ -11,7 +11,7 @@ from gptpipe.cli.data import inspect, tokenize
 from gptpipe.cli.evaluation import evaluate
 from gptpipe.cli.generation import generate
 from gptpipe.cli.listings import corpora, presets
-from gptpipe.cli.models import compare, rollback
+from gptpipe.cli.models import compare, reproduce, rollback
 from gptpipe.cli.pipeline import plan, run
 from gptpipe.cli.services import deploy, doctor, down, up, worker
 from gptpipe.cli.training import train
@@ -45,6 +45,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     import_,
     export,
     compare,
+    reproduce,
     rollback,
 )
 _SERVICES: tuple[Callable[..., None], ...] = (corpora, presets, up, down, worker, deploy, doctor)

@@ -1,4 +1,4 @@
-"""`gptpipe compare` and `gptpipe rollback`: runs side by side, and which version of the model serves."""
+"""`gptpipe compare`, `reproduce` and `rollback`: runs side by side, once more, and which version serves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gptpipe.cli.options import ConfigFile, Json, Overrides, named, print_answer, tracking
+from gptpipe.cli.options import ConfigFile, Json, Overrides, named, print_answer, token_cache, tracking
 from gptpipe.config import load_config
 from gptpipe.errors import UserError
 
@@ -52,6 +52,24 @@ def _table(rows: dict[str, list[str]], names: list[str]) -> list[str]:
         columns = (f"{value:<{width}}" for value, width in zip(values, widths, strict=True))
         lines.append("  ".join([f"{name:<{first}}", *columns]).rstrip())
     return lines
+
+
+def reproduce(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Id or its beginning, name, champion, models:/NAME@ALIAS.")],
+    out: Annotated[
+        str | None, typer.Option(callback=named, help="Folder or URL for the training; by default one in GPTPIPE_HOME.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train again what a run has trained, and say whether the numbers agree, and to which digit."""
+    from gptpipe.pipeline.reproduce import place_for_reproductions
+    from gptpipe.pipeline.reproduce import reproduce as train_again
+
+    found = train_again(run, tracking(), out or place_for_reproductions(), token_cache())
+    lines = [found.sentence, f"checkpoint  {found.checkpoint}"]
+    if found.changed:
+        lines.append(f"changed     {', '.join(found.changed[:5])}" + (", …" if len(found.changed) > 5 else ""))
+    print_answer(found.as_dict(), as_json, "\n".join(lines))
 
 
 def rollback(

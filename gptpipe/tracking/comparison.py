@@ -95,7 +95,7 @@ def side_by_side(tracking: Tracking, names: Sequence[str]) -> SideBySide:
         UserError: a name that no run has, or several.
     """
     with tracking.reached() as client:
-        runs = [_find(client, tracking, name) for name in names] or _last(client, tracking)
+        runs = [find_run(client, tracking, name) for name in names] or _last(client, tracking)
         if not runs:
             raise UserError("no training has ended so far", where=tracking.experiment, hint="run one: gptpipe run")
         tables = [_table(run) for run in runs]
@@ -119,8 +119,8 @@ def _last(client: MlflowClient, tracking: Tracking) -> list[Run]:
     return list(client.search_runs([tracking.experiment_id(client)], ended, max_results=_LAST))
 
 
-def _find(client: MlflowClient, tracking: Tracking, name: str) -> Run:
-    """The run of that name.
+def find_run(client: MlflowClient, tracking: Tracking, name: str) -> Run:
+    """The run that is meant by an id, the beginning of one or of its training's, a name, champion, or models:/….
 
     Raises:
         UserError: there is none, or several.

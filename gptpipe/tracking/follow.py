@@ -10,14 +10,18 @@ import getpass
 import json
 import logging
 import os
+import platform
 import subprocess
 import threading
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from gptpipe import storage
 from gptpipe.config import PipelineConfig, flatten
@@ -38,6 +42,9 @@ log = logging.getLogger(__name__)
 
 
 PARAMETERS_TAG = "parameters"
+INIT_TAG, SINCE_TAG = "gptpipe.init", "gptpipe.since"  # of a run: what its training started from
+# its artifacts: what `gptpipe reproduce` needs
+CONFIG_FILE, ENVIRONMENT_FILE = "reproduce/config.yaml", "reproduce/environment.txt"
 _FLUSH_SECONDS = 30.0  # how long the end of a training waits for a slow server
 RETRY_SECONDS = 5.0
 _POINTS_A_CALL = 1000  # MLflow's limit for one batch of metrics
@@ -176,6 +183,9 @@ class TrainingTracker:
             DATASET_TAG: self._dataset.url,
             "gptpipe.version": __version__,
             "preset": self._config.preset,
+            "dataset": f"{'+'.join(self._dataset.manifest['corpora'])} {self._dataset.id[:8]}",
+            "init": self._config.init,
+            "reproduce": f"gptpipe reproduce {run.info.run_id}",
             PARAMETERS_TAG: str(empty_model(self._config.model).count_parameters()),
             "trigger": "command line",
             "mlflow.user": _user(),
@@ -187,6 +197,10 @@ class TrainingTracker:
             params=[Param(key, value[:6000]) for key, value in values.items()],
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
+        if CONFIG_FILE not in {item.path for item in client.list_artifacts(run.info.run_id, "reproduce")}:
+            client.log_text(run.info.run_id, environment(), ENVIRONMENT_FILE)
+            chosen = yaml.safe_dump(self._config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+            client.log_text(run.info.run_id, chosen, CONFIG_FILE)  # the last: with it both are there
         if not run.inputs or not run.inputs.dataset_inputs:
             with warnings.catch_warnings():  # a local folder has two equal readings, which it reports
                 warnings.simplefilter("ignore")
@@ -229,6 +243,12 @@ def profile(dataset: Dataset) -> dict[str, Any]:
     return sizes
 
 
+def environment() -> str:
+    """Python and every installed package with its version, a line each, as pip reads them."""
+    packages = {f"{each.name}=={each.version}" for each in distributions()}
+    return "\n".join([f"# Python {platform.python_version()} on {platform.platform()}", *sorted(packages)]) + "\n"
+
+
 def _user() -> str:
     """Who runs this process; its number where the machine has no name for it, as in some containers."""
     try:
@@ -243,5 +263,5 @@ def git_tags() -> dict[str, str]:
         command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
         with suppress(OSError, subprocess.SubprocessError):
             commit = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-            return {"mlflow.source.git.commit": commit}
+            return {"mlflow.source.git.commit": commit, "commit": commit[:10]}
     return {}

@@ -17,7 +17,7 @@ from gptpipe.launch.torchrun import Cancelled, Watchers
 from gptpipe.launch.training import TrainResult, train
 from gptpipe.progress import Progress
 from gptpipe.tracking.client import RunLink, Tracking
-from gptpipe.tracking.follow import TrainingTracker
+from gptpipe.tracking.follow import INIT_TAG, SINCE_TAG, TrainingTracker
 from gptpipe.tracking.results import read_metrics
 
 
@@ -41,7 +41,8 @@ def train_and_track(
     Args:
         on_link: called, from a thread of the tracker's own, with the address of the run's page once there is one.
     """
-    tracker = TrainingTracker(tracking, config, open_dataset(data), tags or {}, on_link)
+    start = {name: place for name, place in ((INIT_TAG, init), (SINCE_TAG, since)) if place}
+    tracker = TrainingTracker(tracking, config, open_dataset(data), {**start, **(tags or {})}, on_link)
     steps_tokens = config.train.batch_size * config.model.context_length
     progress = Progress(config.train.steps, steps_tokens)
     given = watchers or Watchers()

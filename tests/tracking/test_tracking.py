@@ -90,7 +90,12 @@ def test_results_registration_and_promotion(many_documents: Dataset, dataset: Da
             text = describe(config, link, result, evaluation, samples[-1], registered[name])
         assert picture.startswith(b"\x89PNG")
         client = tracking().connect()
-        assert {item.path for item in client.list_artifacts(link.run_id)} == {"evaluation.html", "loss.png", "samples"}
+        assert {item.path for item in client.list_artifacts(link.run_id)} == {
+            "evaluation.html",
+            "loss.png",
+            "reproduce",
+            "samples",
+        }
         tables = {item.path for item in client.list_artifacts(link.run_id, "samples")}
         assert tables == {"samples/step-00000008.json", "samples/step-00000012.json"}
         metrics = client.get_run(link.run_id).data.metrics
