@@ -11,8 +11,9 @@ from gptpipe.cli.data import inspect, tokenize
 from gptpipe.cli.evaluation import evaluate
 from gptpipe.cli.generation import generate
 from gptpipe.cli.listings import corpora, presets
-from gptpipe.cli.models import compare, reproduce, rollback
+from gptpipe.cli.models import compare, fit_scaling, reproduce, rollback
 from gptpipe.cli.pipeline import plan, run
+from gptpipe.cli.retention import clean
 from gptpipe.cli.services import deploy, doctor, down, up, worker
 from gptpipe.cli.training import train
 from gptpipe.cli.weights import export, import_
@@ -46,8 +47,10 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     export,
     compare,
     reproduce,
+    fit_scaling,
     rollback,
+    clean,
 )
 _SERVICES: tuple[Callable[..., None], ...] = (corpora, presets, up, down, worker, deploy, doctor)
 for _command in (*_COMMANDS, *_SERVICES):
-    app.command(name=_command.__name__.rstrip("_"))(_command)
+    app.command(name=_command.__name__.rstrip("_").replace("_", "-"))(_command)

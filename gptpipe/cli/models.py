@@ -1,7 +1,9 @@
-"""`gptpipe compare`, `reproduce` and `rollback`: runs side by side, once more, and which version serves."""
+"""`gptpipe compare`, `reproduce`, `fit-scaling`, `rollback`: what runs say together, and which version serves."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -70,6 +72,42 @@ def reproduce(
     if found.changed:
         lines.append(f"changed     {', '.join(found.changed[:5])}" + (", …" if len(found.changed) > 5 else ""))
     print_answer(found.as_dict(), as_json, "\n".join(lines))
+
+
+def fit_scaling(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN", help="By default all finished runs of the experiment.")
+    ] = None,
+    flops: Annotated[float | None, typer.Option(help="Budget: what to train for so many FLOPs.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Budget in hours, at the speed that the runs had.")] = None,
+    picture: Annotated[str | None, typer.Option(metavar="FILE", callback=named, help="Write a picture, .png.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit loss = E + A/N^alpha + B/D^beta to finished runs, and say what to train next for a budget."""
+    for name, value in (("--flops", flops), ("--hours", hours)):
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise UserError("a budget is more than 0", where=f"{name} {value:g}", hint="for example --flops 1e18")
+    if picture and not picture.endswith(".png"):
+        raise UserError("not the name of a picture", where=f"--picture {picture}", hint="give one that ends in .png")
+    from gptpipe import storage
+    from gptpipe.tracking.scaling import fit
+    from gptpipe.tracking.scaling_runs import law_picture, scaling_points
+
+    fitted = fit(scaling_points(tracking(), runs or []))
+    budgets = [flops] if flops else []
+    budgets += [hours * 3600 * fitted.flops_per_second] if hours else []
+    if not budgets:
+        budgets = [10 * max(point.flops for point in fitted.points)]
+    advice = [fitted.advice(each) for each in budgets]
+    lines = [fitted.sentence, *(f"{name:<12} {each.shown()}" for name, each in fitted.ranges.items())]
+    lines += [each.sentence for each in advice]
+    answer = {**fitted.as_dict(), "advice": [{**asdict(each), "sentence": each.sentence} for each in advice]}
+    if picture:
+        place = storage.normalize(picture)
+        storage.write_bytes(place, law_picture(fitted))
+        answer["picture"] = place
+        lines.append(f"picture: {place}")
+    print_answer(answer, as_json, "\n".join(lines))
 
 
 def rollback(

@@ -40,7 +40,10 @@ from gptpipe.storage.objects import (
     write_json,
 )
 from gptpipe.storage.remote import (
+    Upload,
+    abort_upload,
     filesystem,
+    unfinished_uploads,
 )
 from gptpipe.storage.temporary import (
     atomic_file,
@@ -62,6 +65,8 @@ from gptpipe.storage.urls import (
 
 __all__ = [
     "Entry",
+    "Upload",
+    "abort_upload",
     "as_uri",
     "atomic_file",
     "cache_home",
@@ -101,6 +106,7 @@ __all__ = [
     "scratch_folder",
     "scratch_home",
     "sweep_temporaries",
+    "unfinished_uploads",
     "write_bytes",
     "write_json",
 ]

@@ -106,6 +106,15 @@ class Lease:
                 log.warning("the lease could not be renewed (%s)", problem)
 
 
+def is_held(folder: str) -> bool:
+    """Whether some process writes in this folder now."""
+    try:
+        holder = storage.read_json(storage.join(folder, NAME))
+    except (FileNotFoundError, UserError):
+        return False
+    return isinstance(holder, dict) and "until" in holder and _holds(holder)
+
+
 def this_process() -> dict[str, Any]:
     """What `lives` knows this process by."""
     return {

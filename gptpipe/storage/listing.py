@@ -11,12 +11,15 @@ from gptpipe.storage.temporary import is_temporary
 
 @dataclass(frozen=True)
 class Entry:
-    """One file below a URL. `version` changes whenever the content may have changed (mtime and inode, or ETag)."""
+    """One file below a URL. `version` changes whenever the content may have changed (mtime and inode, or ETag);
+    `modified` is when it was written, in seconds since 1970, 0 where that is not known.
+    """
 
     url: str
     path: str  # relative to the URL that was listed, with forward slashes
     size: int  # bytes
     version: str
+    modified: float = 0.0
 
 
 class Listing:
@@ -86,7 +89,7 @@ class Listing:
 
 
 def _entry(url: str, path: str, state: os.stat_result) -> Entry:
-    return Entry(url, path, state.st_size, f"{state.st_mtime_ns}-{state.st_ino}")
+    return Entry(url, path, state.st_size, f"{state.st_mtime_ns}-{state.st_ino}", state.st_mtime)
 
 
 def entry_of(file: Path, path: str) -> Entry:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -12,6 +14,7 @@ import fsspec
 
 from gptpipe.errors import UserError
 from gptpipe.extras import install_hint
+from gptpipe.storage.faults import explained
 from gptpipe.storage.listing import Entry
 from gptpipe.storage.urls import check_whole
 
@@ -120,7 +123,7 @@ class Remote:
         base = root.rstrip("/") + "/"
         protocol = url.split("://", 1)[0]
         entries = [
-            Entry(f"{protocol}://{path}", path.removeprefix(base), int(info["size"]), _version_of(info))
+            Entry(f"{protocol}://{path}", path.removeprefix(base), int(info["size"]), _version_of(info), _written(info))
             for path, info in listed.items()
             if path.startswith(base) and info["type"] == "file"
         ]
@@ -155,6 +158,44 @@ class Remote:
 
     def remove_if_empty(self, url: str) -> None:
         """An object store has no folders."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A large object whose upload was begun and never ended: its parts take room and no listing shows them.
+
+    Attributes:
+        url: where the object would be. identity: of the upload. begun: seconds since 1970.
+    """
+
+    url: str
+    identity: str
+    begun: float
+
+
+def unfinished_uploads(url: str) -> list[Upload]:
+    """Those below an `s3://` URL; a UserError where the store cannot tell."""
+    fs, path = filesystem(url)
+    bucket, _, prefix = path.partition("/")
+    with explained(url):
+        answer = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix)
+    return [
+        Upload(f"s3://{bucket}/{each['Key']}", each["UploadId"], each["Initiated"].timestamp())
+        for each in answer.get("Uploads", [])
+    ]
+
+
+def abort_upload(upload: Upload) -> None:
+    """Give the room of its parts back."""
+    fs, path = filesystem(upload.url)
+    bucket, _, key = path.partition("/")
+    with explained(upload.url, writing=True):
+        fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.identity)
+
+
+def _written(info: dict[str, Any]) -> float:
+    when = info.get("LastModified")
+    return when.timestamp() if isinstance(when, datetime) else 0.0
 
 
 def _version_of(info: dict[str, Any]) -> str:

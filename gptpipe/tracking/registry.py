@@ -248,7 +248,7 @@ def _decision(
     try:
         evaluation = evaluate_against(
             result.best_checkpoint,
-            _location(champion.source),
+            checkpoint_of(champion),
             data=data,
             config=config.evaluate,
             out=out,
@@ -292,9 +292,9 @@ def _champion(client: MlflowClient, name: str, alias: str) -> Any:
         raise
 
 
-def _location(source: Any) -> str:
-    """The folder or URL that a version was registered with as a URI."""
-    text = str(source)
+def checkpoint_of(version: Any) -> str:
+    """The folder or URL of a version's checkpoint, which was registered as a URI."""
+    text = str(version.source)
     return unquote(urlsplit(text).path) if text.startswith("file:") else text
 
 
@@ -325,7 +325,7 @@ def champion(config: PipelineConfig, tracking: Tracking) -> Champion | None:
         except MlflowException as error:  # a person removed the run
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-        return Champion(str(version.version), _location(version.source), dataset)
+        return Champion(str(version.version), checkpoint_of(version), dataset)
 
 
 def starting_weights(config: PipelineConfig, tracking: Tracking) -> str:
@@ -349,7 +349,7 @@ def resolve_weights(weights: str, tracking: Tracking, config: PipelineConfig | N
     """
     if weights != "champion" and not weights.startswith(MODELS):
         return weights
-    return _location(find_version(weights, tracking, config).source)
+    return checkpoint_of(find_version(weights, tracking, config))
 
 
 def find_version(name: str, tracking: Tracking, config: PipelineConfig | None = None) -> Any:

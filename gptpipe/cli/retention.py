@@ -1,0 +1,41 @@
+"""`gptpipe clean`: old checkpoints, datasets and leftovers that nothing refers to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gptpipe.cli.options import Json, print_answer, tracking
+from gptpipe.config.settings import settings
+from gptpipe.wording import counted
+
+if TYPE_CHECKING:
+    from gptpipe.pipeline.retention import Removal
+
+
+def clean(
+    older_than: Annotated[float, typer.Option(metavar="DAYS", min=0, help="What is younger stays.")] = 30.0,
+    apply: Annotated[bool, typer.Option("--apply", help="Remove it; without this it is only listed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Old trainings and datasets that no registered version, kept or running run refers to, and leftovers."""
+    from gptpipe.pipeline.retention import removals, remove
+
+    listed = removals(settings().storage_url, tracking(), older_than)
+    gone = [each for each in listed if apply and remove(each)]
+    lines = [_line(each) for each in listed]
+    size = sum(each.bytes for each in (gone if apply else listed)) / 1e6
+    if not listed:
+        lines.append(f"nothing to remove that is older than {older_than:g} days")
+    elif apply:
+        lines.append(f"removed {counted(len(gone), 'thing')}, {size:,.1f} MB")
+        lines += [f"in use by now: {each.place}" for each in listed if each not in gone]
+    else:
+        lines.append(f"{counted(len(listed), 'thing')}, {size:,.1f} MB; --apply removes them")
+    answer: dict[str, Any] = {"applied": apply, "removals": [each.as_dict() for each in listed], "removed": len(gone)}
+    print_answer(answer, as_json, "\n".join(lines))
+
+
+def _line(each: Removal) -> str:
+    return f"{each.kind:9} {each.bytes / 1e6:10,.1f} MB  {each.age:6.1f} days  {each.place}  ({each.reason})"

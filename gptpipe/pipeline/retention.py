@@ -1,0 +1,226 @@
+"""What may be removed: old trainings and datasets that nothing refers to, and what killed processes left behind.
+
+Kept is what a registered version, a run that is tagged `keep`, or a run that goes on refers to, with its dataset; the
+dataset that was made last; and all that is younger than the age that was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from gptpipe import storage
+from gptpipe.dataset.dataset import LATEST, MANIFEST
+from gptpipe.errors import UserError
+from gptpipe.launch.job import JOB, OUTCOME
+from gptpipe.storage.lease import Held, Lease, is_held
+from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, Tracking
+from gptpipe.tracking.registry import checkpoint_of
+from gptpipe.weights.checkpoint import STATE, newest_checkpoint
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+KEEP_TAG = "keep"
+_DAY = 86400.0
+_PAGE = 1000
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Something that may go.
+
+    Attributes:
+        kind: training, dataset, upload or leftover. place: URL or path. bytes: what it takes; 0 where not known.
+        reason: why it may go. age: days since anything in it was written.
+    """
+
+    kind: str
+    place: str
+    bytes: int
+    reason: str
+    age: float
+    upload: storage.Upload | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        del values["upload"]
+        return values
+
+
+def removals(store: str, tracking: Tracking, days: float, now: float | None = None) -> list[Removal]:
+    """All that may be removed.
+
+    Args:
+        store: folder or URL of everything that is made. days: what is younger stays. now: seconds since 1970.
+
+    Raises:
+        UserError: MLflow or the store does not answer: then nothing is known to be free of use.
+    """
+    now = time.time() if now is None else now
+    used = _Used.of(tracking)
+    trainings = list(_trainings(store, used, days, now))
+    gone = {each.place for each in trainings}
+    return [
+        *trainings,
+        *_datasets(store, used, gone, days, now),
+        *_uploads(store, days, now),
+        *_leftovers(days, now),
+    ]
+
+
+def remove(removal: Removal) -> bool:
+    """Remove it; False where somebody uses it by now. Whatever says that something is whole goes first."""
+    if removal.upload is not None:
+        storage.abort_upload(removal.upload)
+        return True
+    if removal.kind == "leftover":
+        shutil.rmtree(removal.place, ignore_errors=True)
+        return True
+    try:
+        if removal.kind == "training":
+            with Lease(removal.place):
+                _remove_tree(removal.place)
+        else:
+            _remove_tree(removal.place)
+    except Held:
+        return False
+    return True
+
+
+def _remove_tree(url: str) -> None:
+    for entry in storage.list_files(url):
+        if entry.path.rpartition("/")[2] in (MANIFEST, OUTCOME):
+            storage.remove(entry.url)
+    with suppress(FileNotFoundError):
+        storage.remove_tree(url)
+
+
+@dataclass(frozen=True)
+class _Used:
+    """What must stay.
+
+    Attributes:
+        trainings: URLs of trainings' folders. datasets: URLs of datasets that they, or runs that go on, were made of.
+        dataset_of: URL of the dataset of every training that a run tells of.
+    """
+
+    trainings: set[str]
+    datasets: set[str]
+    dataset_of: dict[str, str]
+
+    @classmethod
+    def of(cls, tracking: Tracking) -> _Used:
+        with tracking.reached() as client:
+            experiments = client.search_experiments()
+            registered = set()
+            token = None
+            while True:
+                page = client.search_model_versions(max_results=_PAGE, page_token=token)
+                registered |= {storage.parent(checkpoint_of(version)) for version in page}
+                if not (token := page.token):
+                    break
+            runs: list[Run] = []
+            while experiments:
+                found = client.search_runs(
+                    [each.experiment_id for each in experiments], max_results=_PAGE, page_token=token
+                )
+                runs += found
+                if not (token := found.token):
+                    break
+        trainings, datasets, dataset_of = set(registered), set[str](), dict[str, str]()
+        for run in runs:
+            tags = run.data.tags
+            training, dataset = tags.get(TRAINING_TAG, "").rstrip("/"), tags.get(DATASET_TAG, "").rstrip("/")
+            if training and dataset:
+                dataset_of[training] = dataset
+            if run.info.status == "RUNNING" or tags.get(KEEP_TAG, "").lower() in ("true", "yes", "1"):
+                trainings.add(training)
+                datasets.add(dataset)
+        return cls(trainings, datasets | {dataset_of[each] for each in trainings if each in dataset_of}, dataset_of)
+
+
+def _trainings(store: str, used: _Used, days: float, now: float) -> Iterator[Removal]:
+    place = storage.join(store, "trainings")
+    for name in storage.list_folders(place):
+        url = storage.join(place, name)
+        size, age = _size_and_age(url, now)
+        if url not in used.trainings and age >= days and not is_held(url):
+            yield Removal("training", url, size, "no registered version, no kept run", age)
+
+
+def _datasets(store: str, used: _Used, gone: set[str], days: float, now: float) -> Iterator[Removal]:
+    place = storage.join(store, "datasets")
+    kept = set(used.datasets)
+    trainings = storage.join(store, "trainings")
+    for name in storage.list_folders(trainings):
+        url = storage.join(trainings, name)
+        if url not in gone:
+            kept.add(used.dataset_of.get(url) or storage.join(place, _dataset_in(url)))
+    with suppress(FileNotFoundError, UserError):
+        kept.add(storage.join(place, str(storage.read_json(storage.join(place, LATEST))["id"])))
+    for name in storage.list_folders(place):
+        url = storage.join(place, name)
+        size, age = _size_and_age(url, now)
+        if url in kept or age < days:
+            continue
+        whole = storage.exists(storage.join(url, MANIFEST))
+        yield Removal("dataset", url, size, "no training that stays" if whole else "never finished", age)
+
+
+def _dataset_in(training: str) -> str:
+    """The id of the dataset that a training's newest checkpoint names."""
+    newest = newest_checkpoint(training)
+    return str(newest.json(STATE).get("dataset", "")) if newest else ""
+
+
+def _size_and_age(url: str, now: float) -> tuple[int, float]:
+    """Bytes, and days since the newest file was written; nothing there is as old as can be."""
+    files = storage.list_files(url)
+    newest = max((entry.modified for entry in files), default=0.0)
+    return sum(entry.size for entry in files), (now - newest) / _DAY
+
+
+def _uploads(store: str, days: float, now: float) -> Iterator[Removal]:
+    if not store.startswith("s3://"):
+        return
+    for upload in storage.unfinished_uploads(store):
+        age = (now - upload.begun) / _DAY
+        if age >= max(1.0, days):  # an upload that goes on may take hours
+            yield Removal("upload", upload.url, 0, "its upload never ended", age, upload)
+
+
+def _leftovers(days: float, now: float) -> Iterator[Removal]:
+    """Folders of this machine: of jobs and measurements that were killed, of torchrun, and trainings done once more."""
+    places = [*_folders(storage.jobs_home()), *_folders(storage.home() / "reproductions")]
+    places += [path for path in Path(tempfile.gettempdir()).glob("torchelastic_*") if path.is_dir()]
+    for path in places:
+        with suppress(OSError):
+            files = [file for file in path.rglob("*") if file.is_file()]
+            newest = max((file.stat().st_mtime for file in files), default=path.stat().st_mtime)
+            age = (now - newest) / _DAY
+            if age < max(1.0, days) or _runs(path):
+                continue
+            size = sum(file.stat().st_size for file in files)
+            yield Removal("leftover", str(path), size, "of a process that ended", age)
+
+
+def _runs(folder: Path) -> bool:
+    """Whether the launcher of the job in this folder lives."""
+    try:
+        return bool(psutil.pid_exists(int(json.loads((folder / JOB).read_text("utf-8"))["launcher"])))
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _folders(place: Path) -> list[Path]:
+    return [path for path in place.iterdir() if path.is_dir()] if place.is_dir() else []

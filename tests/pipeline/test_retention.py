@@ -1,0 +1,168 @@
+"""What nothing refers to is listed and removed; what a version, a kept, a running run or a writer needs stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gptpipe import storage
+from gptpipe.cli.app import app
+from gptpipe.config.settings import reload_settings, settings
+from gptpipe.pipeline.retention import Removal, removals, remove
+from gptpipe.storage.lease import Lease
+from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, Tracking
+
+DAY = 86400
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GPTPIPE_STORAGE", str(tmp_path / "store"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # torchrun's folders of other processes are not looked at
+    reload_settings()
+    return tmp_path / "store"
+
+
+def dataset(store: Path, name: str, *, whole: bool = True) -> str:
+    folder = store / "datasets" / name
+    folder.mkdir(parents=True)
+    (folder / "shard.parquet").write_bytes(b"x" * 1000)
+    if whole:
+        (folder / "manifest.json").write_text("{}")
+    return str(folder)
+
+
+def training(store: Path, name: str, data: str, status: str = "FINISHED", **tags: str) -> str:
+    """A training's folder and its run."""
+    folder = store / "trainings" / name
+    checkpoint = folder / "step-00000012"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"x" * 2000)
+    (checkpoint / "manifest.json").write_text("{}")
+    tracking = Tracking.of(settings())
+    client = tracking.connect()
+    given = {TRAINING_TAG: str(folder), DATASET_TAG: data, **tags}
+    run = client.create_run(tracking.experiment_id(client), run_name=name, tags=given)
+    if status != "RUNNING":
+        client.set_terminated(run.info.run_id, status=status)
+    return str(folder)
+
+
+def age(store: Path, days: float) -> None:
+    """Everything was written so long ago."""
+    when = time.time() - days * DAY
+    for path in store.rglob("*"):
+        os.utime(path, (when, when))
+
+
+def places(store: Path, days: float = 30) -> set[str]:
+    return {each.place.removeprefix(str(store) + "/") for each in removals(str(store), Tracking.of(settings()), days)}
+
+
+def test_only_what_nothing_refers_to_may_go(store: Path) -> None:
+    data = {name: dataset(store, name) for name in ("a", "b", "c", "d", "e", "last", "of-young")}
+    dataset(store, "unfinished", whole=False)
+    training(store, "plain", data["a"])
+    training(store, "kept", data["b"], keep="true")
+    training(store, "running", data["c"], status="RUNNING")
+    registered = training(store, "registered", data["d"])
+    held = training(store, "held", data["e"])
+    client = Tracking.of(settings()).connect()
+    client.create_registered_model("gptpipe")
+    client.create_model_version("gptpipe", storage.as_uri(f"{registered}/step-00000012"))
+    (store / "datasets" / "latest.json").write_text(json.dumps({"id": "last"}))
+    age(store, 40)
+    training(store, "young", data["of-young"])
+    with Lease(held):
+        assert places(store) == {"trainings/plain", "datasets/a", "datasets/unfinished"}
+    age(store, 40)
+    assert places(store) == {
+        "trainings/plain",
+        "datasets/a",
+        "datasets/unfinished",
+        "trainings/held",
+        "datasets/e",
+        "trainings/young",
+        "datasets/of-young",
+    }
+    assert places(store, days=50) == set()
+
+
+def test_a_dry_run_lists_and_apply_removes(store: Path) -> None:
+    training(store, "plain", dataset(store, "a"))
+    training(store, "kept", dataset(store, "b"), keep="yes")
+    age(store, 40)
+    listed = CliRunner().invoke(app, ["clean"])
+    assert listed.exit_code == 0, listed.output
+    assert "2 things, 0.0 MB; --apply removes them" in listed.output
+    assert (store / "trainings" / "plain").exists()
+    assert "nothing to remove" in CliRunner().invoke(app, ["clean", "--older-than", "60"]).output
+    applied = CliRunner().invoke(app, ["clean", "--apply", "--json"])
+    assert json.loads(applied.stdout)["removed"] == 2
+    assert {path.name for path in store.glob("*/*")} == {"kept", "b"}
+    assert "nothing to remove" in CliRunner().invoke(app, ["clean", "--apply"]).output
+
+
+def test_a_training_that_begins_meanwhile_stays(store: Path) -> None:
+    folder = training(store, "plain", dataset(store, "a"))
+    age(store, 40)
+    first = removals(str(store), Tracking.of(settings()), 30)[0]
+    with Lease(folder):
+        assert not remove(first)
+    assert (store / "trainings" / "plain" / "step-00000012" / "manifest.json").exists()
+    assert remove(first)
+    assert not (store / "trainings" / "plain").exists()
+
+
+def test_a_removal_that_is_killed_leaves_nothing_that_looks_whole(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = dataset(store, "a")
+    age(store, 40)
+    (removal,) = removals(str(store), Tracking.of(settings()), 30)
+
+    def killed(url: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove_tree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove(removal)
+    assert not Path(place, "manifest.json").exists()
+    (again,) = removals(str(store), Tracking.of(settings()), 0)
+    assert again.reason == "never finished"
+    assert remove(again)
+
+
+def test_leftovers_of_processes_that_ended_go_and_those_of_living_ones_stay(store: Path, tmp_path: Path) -> None:
+    jobs = settings().home_path / "jobs"
+    for name, launcher in (("dead", 2**22 + 5), ("alive", os.getpid())):
+        (jobs / name).mkdir(parents=True)
+        (jobs / name / "job.json").write_text(json.dumps({"launcher": launcher}))
+    (tmp_path / "torchelastic_x" / "attempt").mkdir(parents=True)
+    (tmp_path / "torchelastic_x" / "attempt" / "error.json").write_text("{}")
+    assert places(store, days=0) == set()  # a day at least
+    age(jobs, 2)
+    age(tmp_path / "torchelastic_x", 2)
+    assert places(store, days=0) == {str(jobs / "dead"), str(tmp_path / "torchelastic_x")}
+
+
+@pytest.mark.stack
+def test_uploads_that_never_ended_are_given_up_in_a_real_store(s3_storage: str) -> None:
+    fs, path = storage.filesystem(f"{s3_storage}/trainings/x/model.safetensors")
+    bucket, _, key = path.partition("/")
+    fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
+    tracking = Tracking.of(settings())
+
+    def uploads(now: Callable[[], float]) -> list[Removal]:
+        return [each for each in removals(s3_storage, tracking, 1, now()) if each.kind == "upload"]
+
+    assert uploads(time.time) == []
+    (upload,) = uploads(lambda: time.time() + 2 * DAY)
+    assert upload.place.endswith("trainings/x/model.safetensors")
+    assert remove(upload)
+    assert uploads(lambda: time.time() + 2 * DAY) == []
