@@ -84,6 +84,7 @@ def run_pipeline(config: PipelineConfig) -> PipelineResult | Skipped:
         data = data.model_copy(update={"tokenizer": data.tokenizer or read_weights(init).tokenizer})
     elif config.init == "champion":
         log.info("retrain: %s has no %s yet: from scratch", config.promote.model_name, config.promote.alias)
+        config = config.model_copy(update={"init": "scratch"})
     dataset = tokenize(TokenizeParameters(data=data))
     if before and before.dataset and (news := what_is_new(config, before.dataset, dataset.dataset)):
         if not news.news.documents:

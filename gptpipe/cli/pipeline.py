@@ -137,7 +137,8 @@ def _summary(parameters: PipelineConfig, result: PipelineResult) -> str:
     there = result.dataset.splits["train"]
     share = training.tokens / there
     part = f"{share:.1%} of" if share < 1 else f"{share:.1f} times"
-    kind = f"a {parameters.preset} GPT" if parameters.init == "scratch" else f"a GPT from {parameters.init}"
+    # the first of all nights that go on from the champion has none to go on from
+    kind = f"a GPT from {parameters.init}" if evaluation.against else f"a {parameters.preset} GPT"
     first = samples.samples[0]
     lines = [
         "",

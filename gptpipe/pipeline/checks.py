@@ -44,8 +44,11 @@ def _check(values: str, store: str, tracking: Tracking) -> None:
     if config.export:
         check_place(config.export, replace=True)
     check_tracking(config, tracking, store)
-    if not config.init.startswith("hf:") and (weights := starting_weights(config, tracking)):
+    weights = starting_weights(config, tracking)
+    if weights and not weights.startswith("hf:"):
         read_weights(weights)
+    elif config.init == "champion":  # which is not there yet: the model begins from scratch
+        check_vocab_size(config.model, tokenizer.vocab_size, tokenizer.name)
 
 
 def check_evaluation(config: EvaluateConfig, pipeline: PipelineConfig) -> None:
