@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,6 +69,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fast = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<|endoftext|>")
     fast.save_pretrained(other)
     write_uniform(folder / "own", 50257)
+    torch.manual_seed(2)
+    shape = GPT2Config(vocab_size=50257, n_positions=16, n_embd=8, n_layer=1, n_head=1)
+    GPT2LMHeadModel(shape).save_pretrained(folder / "third")
     config = DataConfig(corpus=[{"url": str(folder / "text"), "name": "words"}], validation=0.5)
     tokenize(config, str(folder / "data"))
     return folder
@@ -102,3 +106,20 @@ def test_models_of_two_tokenizers_compare_per_byte(place: Path, most: int) -> No
     again = evaluate_against(own, other, data=data, config=config, out=str(place / "out"))
     assert (again.already_done, again.against is not None and again.against.comparison) == (True, comparison)
     assert storage.list_files(str(place / "out")) == kept
+
+
+def test_new_documents_are_compared_apart_from_old_ones(place: Path) -> None:
+    own, data = str(place / "own"), str(place / "data")
+    stream = TokenStream(open_dataset(data), "validation", TokenCache())
+    names = documents_of_split(stream, stream.dataset.load_tokenizer()).names
+    arguments: Any = {"data": data, "config": EvaluateConfig(), "out": str(place / "out")}
+    evaluation = evaluate_against(own, str(place / "third"), new=set(names[:4]), **arguments)
+    assert evaluation.against is not None
+    ages = evaluation.against.ages
+    assert {name: each.documents for name, each in ages.items()} == {"new text": 4, "old text": len(names) - 4}
+    assert ages["old text"].unit == "token"
+    whole = evaluation.against.comparison.difference
+    assert min(each.difference for each in ages.values()) <= whole <= max(each.difference for each in ages.values())
+    nothing = evaluate_against(own, str(place / "third"), new=set(), **arguments)
+    assert nothing.against is not None
+    assert nothing.against.ages == {}  # all of it is old: that is the comparison itself
