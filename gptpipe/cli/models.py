@@ -23,16 +23,21 @@ def compare(
     html: Annotated[
         str | None, typer.Option(metavar="FILE", callback=named, help="Write the page with the losses, .html.")
     ] = None,
+    score: Annotated[
+        bool, typer.Option("--score", help="Score runs on the first one's text where they were scored on another.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Runs side by side, by default the last five: what differs, which is better and how surely, at what cost."""
     if html and not html.endswith(".html"):
         raise UserError("not the name of a page", where=f"--html {html}", hint="give one that ends in .html")
     from gptpipe import storage
-    from gptpipe.tracking.comparison import curves, side_by_side
+    from gptpipe.config.settings import settings
+    from gptpipe.tracking.comparison import curves, score_again, side_by_side
     from gptpipe.tracking.comparison_page import comparison_page
 
-    compared = side_by_side(tracking(), runs or [])
+    out = storage.join(settings().storage_url, "evaluations")
+    compared = side_by_side(tracking(), runs or [], score_again(out, token_cache()) if score else None)
     answer = compared.as_dict()
     lines = [compared.sentence, "", *_table(compared.rows, [column.name for column in compared.columns])]
     if html:

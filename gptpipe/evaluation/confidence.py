@@ -10,7 +10,7 @@ tokens, or as their square, where they have something in common. The likeliest m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -47,6 +47,12 @@ class Comparison:
     documents: int
     unit: Literal["token", "byte"] = "token"
     units_per_token: float = 1.0
+
+    @property
+    def reversed(self) -> Comparison:
+        """The first against the second."""
+        interval = self.interval and Interval(self.interval.standard_error, -self.interval.high, -self.interval.low)
+        return replace(self, difference=-self.difference, interval=interval, won=1 - self.won)
 
     @property
     def sentence(self) -> str:

@@ -21,6 +21,8 @@ from gptpipe.tokenizer import Tokenizer
 from gptpipe.wording import counted, duration
 
 _CHUNK = 1 << 22  # tokens
+_NEAR = 4 * _CHUNK  # tokens that are read at once to look around places
+_BATCH = 4096  # places
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -56,15 +58,13 @@ def find_copies(samples: Sequence[Sample], stream: TokenStream, tokenizer: Token
     hashes = _hashes(np.stack([rows[row][start : start + block] for row, start in pieces]))
     order = np.argsort(hashes, kind="stable")
     longest: dict[int, tuple[int, int, int]] = {}  # of a sample: length, where in it, where in the stream
-    for place, number in _same(stream, hashes[order], block):
+    for number, places in _same(stream, hashes[order], block):
         row, start = pieces[int(order[number])]
-        if row in longest and longest[row][0] == len(rows[row]):
-            continue
-        length, begins, at = _around(stream, rows[row], start, place, block)
-        if length < least or length <= longest.get(row, (0, 0, 0))[0]:
-            continue
-        if not is_blank(tokenizer.decode(rows[row][begins : begins + length].tolist())):
-            longest[row] = length, begins, at
+        for length, begins, at in _around(stream, rows[row], start, places, block):
+            if length < least or length <= longest.get(row, (0, 0, 0))[0]:
+                break
+            if not is_blank(tokenizer.decode(rows[row][begins : begins + length].tolist())):
+                longest[row] = length, begins, at
     copies = []
     for row, (length, begins, at) in longest.items():
         text = tokenizer.decode(rows[row][begins : begins + length].tolist())
@@ -82,17 +82,23 @@ def _hashes(blocks: np.ndarray) -> np.ndarray:
     return total
 
 
-def _same(stream: TokenStream, hashes: np.ndarray, block: int) -> Iterator[tuple[int, int]]:
-    """(place in the stream, number of the hash) of every block with one of these hashes, which are sorted."""
+def _same(stream: TokenStream, hashes: np.ndarray, block: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of a hash, places in the stream of blocks with that hash), a stretch of the stream at a time.
+
+    Args:
+        hashes: sorted; one may be there several times.
+    """
     size = _CHUNK // block * block
     say = NowAndThen()
     for begin in range(0, stream.length - block + 1, size):
         ids = stream.read(begin, min(begin + size, stream.length))
         there = _hashes(ids[: len(ids) // block * block].reshape(-1, block))
         first, after = np.searchsorted(hashes, there, "left"), np.searchsorted(hashes, there, "right")
-        for number in np.flatnonzero(after > first).tolist():
-            for each in range(int(first[number]), int(after[number])):
-                yield begin + number * block, each
+        known = np.flatnonzero(after > first)
+        for one in np.unique(first[known]).tolist():
+            those = known[first[known] == one]
+            for number in range(one, int(after[those[0]])):
+                yield number, begin + those * block
 
         def how_far(seconds: float, done: int = begin + len(ids)) -> str:
             left = duration(seconds * (stream.length - done) / done)
@@ -101,15 +107,42 @@ def _same(stream: TokenStream, hashes: np.ndarray, block: int) -> Iterator[tuple
         say(how_far)
 
 
-def _around(stream: TokenStream, row: np.ndarray, start: int, place: int, block: int) -> tuple[int, int, int]:
-    """How long the copy is that holds the block, where it begins in the sample, and where in the stream."""
-    before = min(start, place)
-    after = min(len(row) - start, stream.length - place)
-    same = row[start - before : start + after] == stream.read(place - before, place + after)
-    if not same[before : before + block].all():
-        return 0, start, place
-    other = np.flatnonzero(~same)
-    cut = int(np.searchsorted(other, before))
-    begins = int(other[cut - 1]) + 1 if cut else 0
-    ends = int(other[cut]) if cut < len(other) else len(same)
-    return ends - begins, start - before + begins, place - before + begins
+def _around(
+    stream: TokenStream, row: np.ndarray, start: int, places: np.ndarray, block: int
+) -> list[tuple[int, int, int]]:
+    """How long the copies are that hold the block, where each begins in the sample and in the stream; longest first.
+
+    Of several that begin and end alike in the sample there is the first.
+
+    Args:
+        places: where the block begins in the stream, ascending.
+    """
+    found: dict[tuple[int, int], int] = {}
+    for batch in range(0, len(places), _BATCH):
+        some = places[batch : batch + _BATCH]
+        columns = np.arange(len(row)) - start
+        where = some[:, None] + columns  # (n, len(row)): what stands in the stream beside every token of the sample
+        inside = (where >= 0) & (where < stream.length)
+        low, high = max(0, int(some[0]) - start), min(stream.length, int(some[-1]) + len(row) - start)
+        near = stream.read(low, high) if high - low <= _NEAR else None
+        if near is not None:
+            tokens = near[np.clip(where - low, 0, len(near) - 1)]
+        else:
+            tokens = np.stack([_read(stream, int(place) - start, len(row)) for place in some])
+        same = inside & (tokens == row)
+        whole = same[:, start : start + block].all(axis=1)
+        left = np.cumprod(same[:, :start][:, ::-1], axis=1).sum(axis=1)
+        right = np.cumprod(same[:, start + block :], axis=1).sum(axis=1)
+        for each in np.flatnonzero(whole).tolist():
+            key = int(left[each]), int(right[each])
+            found.setdefault(key, int(some[each]))
+    lengths = [(block + left + right, start - left, place - left) for (left, right), place in found.items()]
+    return sorted(lengths, reverse=True)
+
+
+def _read(stream: TokenStream, begin: int, count: int) -> np.ndarray:
+    """Tokens of the stream, zeros before its beginning and after its end."""
+    low, high = max(0, begin), min(stream.length, begin + count)
+    tokens = np.zeros(count, dtype=np.int64)
+    tokens[low - begin : high - begin] = stream.read(low, high)
+    return tokens

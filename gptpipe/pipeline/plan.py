@@ -33,7 +33,8 @@ class Plan:
     Attributes:
         steps, tokens: that will be trained on. epochs: times that the text is seen.
         parameters: of the model. parameters_without_embeddings: without look-up tables.
-        flops: of the whole training. memory: bytes of one rank by part, as counted from the code.
+        flops: of the whole training.
+        memory: bytes of one rank by part, as counted from the code. memory_at_once: of these, the most at one time.
         memory_in_all: bytes of one rank as the last runs or a measurement had it; None where neither is there.
         tokens_per_second, seconds: None where the speed is not known. speed: where it is from.
         checkpoint_bytes: of one with its optimizer. storage_bytes: of what is kept at the end.
@@ -54,6 +55,7 @@ class Plan:
     parameters_without_embeddings: int
     flops: float
     memory: dict[str, int]
+    memory_at_once: int
     memory_in_all: float | None
     tokens_per_second: float | None
     seconds: float | None
@@ -71,16 +73,15 @@ class Plan:
         """What a person reads, by name."""
         about = "about " if self.is_estimate else ""
         parts = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:.2f}" for name, size in self.memory.items())
-        in_all = f"; {self.memory_in_all / 1e9:.2f} GB in all" if self.memory_in_all else ""
+        in_all = f"{self.memory_in_all / 1e9:.2f} GB in all; " if self.memory_in_all else ""
         rows = {
-            "text": f"{counted(self.files, 'file')}, {self.bytes / 1e6:,.1f} MB; {about}"
-            f"{counted(self.documents, 'document')}, {self.train_tokens:,} tokens to train on, "
-            f"{self.validation_tokens:,} held out",
+            "text": f"{about}{self.train_tokens:,} tokens to train on, {self.validation_tokens:,} held out; "
+            f"{counted(self.documents, 'document')} in {counted(self.files, 'file')}, {self.bytes / 1e6:,.1f} MB",
             "training": f"{counted(self.steps, 'step')} over {self.tokens:,} tokens: the text {self.epochs:.2f} times",
             "model": f"{self.parameters:,} parameters, {self.parameters_without_embeddings:,} without embeddings; "
             f"{self.tokens / self.parameters_without_embeddings:.2g} tokens for each of these",
             "FLOPs": f"{self.flops:.3g}",
-            "memory per rank": f"{parts} GB{in_all}",
+            "memory per rank": f"{in_all}{self.memory_at_once / 1e9:.2f} GB by the step: {parts}",
             "time": "not known: no run of this shape on this device so far; `gptpipe plan` measures it",
             "storage": f"{self.storage_bytes / 1e6:,.0f} MB kept, {self.checkpoint_bytes / 1e6:,.0f} per checkpoint",
         }
@@ -120,6 +121,7 @@ def plan(config: PipelineConfig, store: str, tracking: Tracking, *, measure: boo
     shape = empty_model(model)
     parameters = shape.count_parameters()
     tokens = train.steps * train.batch_size * model.context_length
+    budget = _budget(config)
     speed = last_speed(config, tracking) or (measure_speed(config) if measure else None)
     seconds = _seconds(config, amount, tokens, speed)
     checkpoint = 12 * parameters  # weights and two moments, float32
@@ -138,7 +140,8 @@ def plan(config: PipelineConfig, store: str, tracking: Tracking, *, measure: boo
         parameters=parameters,
         parameters_without_embeddings=parameters - _embeddings(model),
         flops=float(shape.flops_per_token()) * tokens,
-        memory=_memory(config),
+        memory=_parts(budget),
+        memory_at_once=budget.total,
         memory_in_all=speed.memory if speed else None,
         tokens_per_second=speed.tokens_per_second if speed else None,
         seconds=seconds,
@@ -168,15 +171,20 @@ def _embeddings(model: ModelConfig) -> int:
     return (model.vocab_size + model.context_length) * model.n_embd
 
 
-def _memory(config: PipelineConfig) -> dict[str, int]:
+def _parts(budget: MemoryBudget) -> dict[str, int]:
+    """Bytes by part."""
+    names = ("weights", "gradients", "optimizer", "activations", "output_layer")
+    return {name: int(getattr(budget, name)) for name in names}
+
+
+def _budget(config: PipelineConfig) -> MemoryBudget:
+    """Of a rank, with as many windows at once as its share of a batch has, or as were asked for."""
     train, device = config.train, pick_device(config.train.device)
     ranks = train.nproc * train.nodes
     share = max(1, train.batch_size // ranks)
     windows = share if train.micro_batch == "auto" else min(train.micro_batch, share)
     precision = Precision.choose(train.precision, torch.device(device)).name
-    budget = MemoryBudget.of(config.model, train, windows, precision, device, ranks)
-    parts = {name: int(getattr(budget, name)) for name in ("weights", "gradients", "optimizer", "activations")}
-    return {**parts, "output_layer": budget.output_layer, "at_most_at_once": budget.total}
+    return MemoryBudget.of(config.model, train, windows, precision, device, ranks)
 
 
 def _seconds(config: PipelineConfig, amount: Amount, tokens: int, speed: Speed | None) -> float | None:

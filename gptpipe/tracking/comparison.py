@@ -13,19 +13,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gptpipe import storage
+from gptpipe.config import EvaluateConfig
 from gptpipe.config.names import OPERATIONAL
+from gptpipe.dataset.cache import TokenCache
 from gptpipe.errors import UserError
 from gptpipe.evaluation.confidence import Comparison, compare
-from gptpipe.tracking.client import TRAINING_TAG, Tracking
+from gptpipe.evaluation.once import evaluate_against
+from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, Tracking
 from gptpipe.tracking.registry import MODELS, find_version
-from gptpipe.tracking.results import DECIDING, EVALUATION_TAG
+from gptpipe.tracking.results import CHECKPOINT_TAG, DECIDING, EVALUATION_TAG
 from gptpipe.wording import duration
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+Score = Callable[["Run", "Run"], Comparison | None]
 _LAST = 5  # runs, where none is named
+_SCORED_BY = ("split", "max_tokens", "context_length", "stride", "documents", "precision")
 _LOOKED_THROUGH = 5000  # runs of an experiment, for a name or the beginning of an id
 _NONE = "–"
 
@@ -72,7 +77,7 @@ class SideBySide:
         """Which is best, by how much and how surely."""
         scored = [column for column in self.columns if column.against is not None]
         if not scored:
-            return "scored on different text, or not scored: their losses do not compare"
+            return "scored on different text, or not scored, so their losses do not compare; --score scores them"
         best = min(scored, key=lambda column: column.against.difference if column.against else 0.0)
         assert best.against is not None
         first = self.columns[0].name
@@ -84,12 +89,14 @@ class SideBySide:
         return {"sentence": self.sentence, "rows": self.rows, "runs": [column.as_dict() for column in self.columns]}
 
 
-def side_by_side(tracking: Tracking, names: Sequence[str]) -> SideBySide:
+def side_by_side(tracking: Tracking, names: Sequence[str], score: Score | None = None) -> SideBySide:
     """Runs of the experiment beside one another.
 
     Args:
         names: ids, beginnings of ids or of trainings' ids, names of runs, champion, or models:/…; without any, the last
             five trainings that ended.
+        score: what scores a run on the text of the first where it was scored on another; without it they do not
+            compare.
 
     Raises:
         UserError: a name that no run has, or several.
@@ -99,17 +106,22 @@ def side_by_side(tracking: Tracking, names: Sequence[str]) -> SideBySide:
         if not runs:
             raise UserError("no training has ended so far", where=tracking.experiment, hint="run one: gptpipe run")
         tables = [_table(run) for run in runs]
+        first, *others = runs
+        comparisons = [None, *(_against(tables[0], table) for table in tables[1:])]
+        if score is not None:
+            known = zip(others, comparisons[1:], strict=True)
+            comparisons[1:] = [comparison or score(first, run) for run, comparison in known]
         return SideBySide(
             [
                 Column(
                     name=str(run.info.run_name),
                     run_id=run.info.run_id,
                     url=f"{tracking.pages}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}",
-                    facts=_facts(run, against := _against(tables[0], table) if run is not runs[0] else None),
+                    facts=_facts(run, against),
                     settings={key: value for key, value in run.data.params.items() if key not in OPERATIONAL},
                     against=against,
                 )
-                for run, table in zip(runs, tables, strict=True)
+                for run, against in zip(runs, comparisons, strict=True)
             ]
         )
 
@@ -217,6 +229,32 @@ def _data(run: Run) -> str:
     inputs = run.inputs.dataset_inputs if run.inputs else []
     name = inputs[0].dataset.name if inputs else ""
     return f"{name} {run.data.tags.get('gptpipe.dataset', '')[:8]}".strip() or _NONE
+
+
+def score_again(out: str, cache: TokenCache) -> Score:
+    """What scores a run's best checkpoint on the text that another was scored on, as that one was, and keeps it.
+
+    Args:
+        out: folder where evaluations are kept.
+    """
+
+    def score(first: Run, run: Run) -> Comparison | None:
+        one, other = first.data.tags, run.data.tags
+        if not all(key in tags for key in (CHECKPOINT_TAG, DATASET_TAG) for tags in (one, other)):
+            return None
+        chosen = {
+            key.removeprefix("evaluate."): value
+            for key, value in first.data.params.items()
+            if key.removeprefix("evaluate.") in _SCORED_BY
+        }
+        config = EvaluateConfig.model_validate(chosen)
+        # the text is in the first's tokens, and the other may have another tokenizer
+        evaluation = evaluate_against(
+            one[CHECKPOINT_TAG], other[CHECKPOINT_TAG], data=one[DATASET_TAG], config=config, out=out, cache=cache
+        )
+        return evaluation.against.comparison.reversed if evaluation.against else None
+
+    return score
 
 
 def curves(tracking: Tracking, compared: SideBySide) -> Mapping[str, Mapping[str, list[tuple[int, float]]]]:

@@ -51,10 +51,11 @@ class Decision:
         if not self.checks:
             return ""
         rows = [
-            f"| {'yes' if each.passed else '**no**'} | {each.needed} | {cell(each.measured)} | {each.otherwise} |"
+            f"| {'yes' if each.passed else '**no**'} | {cell(each.measured)} | {each.needed} | {each.otherwise} |"
             for each in self.checks
         ]
-        head = ["| holds | needed to become champion | measured | it would be otherwise |", "| --- | --- | --- | --- |"]
+        # Prefect cuts a wide table off at its right: what was measured comes first
+        head = ["| holds | measured | needed to become champion | it would be otherwise |", "| --- | --- | --- | --- |"]
         return "\n".join([*head, *rows])
 
 

@@ -78,8 +78,8 @@ def test_five_nights(tmp_path: Path, prefect_api: str, monkeypatch: pytest.Monke
     assert (model["champion"], champion(), trainings()) == (True, "2", 2)
     assert "documents of" in grown.stderr
     assert "new since dataset" in grown.stderr
-    assert any("| yes | new text: not surely worse" in page for page in pages("retrain"))
-    assert any("| yes | old text: not surely worse" in page for page in pages("retrain"))
+    assert any("| new text: not surely worse" in page for page in pages("retrain"))
+    assert any("| old text: not surely worse" in page for page in pages("retrain"))
     assert any("| divergence of token frequencies | 0 |" in page for page in pages("news"))
 
     for number in range(20):

@@ -58,7 +58,7 @@ def test_the_plan_before_and_after_a_run(config: PipelineConfig) -> None:
     assert after.speed.startswith("the last run of this shape on ")
     assert after.seconds is not None
     assert after.memory_in_all is not None
-    assert after.memory_in_all > after.memory["at_most_at_once"]
+    assert after.memory_in_all > after.memory_at_once
     size = sum(file.stat().st_size for file in Path(result.checkpoint).iterdir())
     assert after.checkpoint_bytes == pytest.approx(size, rel=0.02)
     # half of it is not finished

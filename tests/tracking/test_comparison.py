@@ -10,11 +10,12 @@ from typer.testing import CliRunner
 
 from gptpipe.cli.app import app
 from gptpipe.config import EvaluateConfig, PipelineConfig, load_config
+from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import Dataset
 from gptpipe.errors import UserError
 from gptpipe.evaluation.evaluate import evaluate
 from gptpipe.evaluation.once import evaluate_once
-from gptpipe.tracking.comparison import curves, side_by_side
+from gptpipe.tracking.comparison import curves, score_again, side_by_side
 from gptpipe.tracking.comparison_page import comparison_page
 from gptpipe.tracking.registry import register
 from gptpipe.tracking.results import log_results
@@ -93,11 +94,18 @@ def test_losses_on_other_text_are_not_compared(many_documents: Dataset, runs: li
     compared = side_by_side(tracking(), [runs[0], part])
     assert compared.columns[1].against is None
     assert compared.sentence.startswith("scored on different text")
-    gone = replace(compared)
+    again = side_by_side(tracking(), [runs[0], part], score_again(str(tmp_path / "again"), TokenCache()))
+    own = evaluate(str(tmp_path / "part" / "step-00000012"), data=many_documents.url).cross_entropy
+    first = evaluate(str(tmp_path / "first" / "step-00000012"), data=many_documents.url).cross_entropy
+    against = again.columns[1].against
+    assert against is not None
+    assert against.difference == pytest.approx(own - first, abs=1e-6)
+    assert against.interval is not None
+    assert against.interval.low < against.difference < against.interval.high
+    assert again.sentence.endswith("is best: none is better on the same documents")
     for file in (tmp_path / "second" / "scores").glob("*.parquet"):
         file.unlink()
     assert side_by_side(tracking(), runs).columns[1].against is None
-    assert gone.columns[1].against is None
 
 
 def test_the_page_and_the_command(runs: list[str], tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_corpus_that_surely_gets_worse_keeps_the_champion() -> None:
     assert decide(BETTER, PromoteConfig(max_regression=0.09), corpora).promote
     few = {"web": BETTER, "code": Comparison(0.2, None, 0.0, 3)}
     assert decide(BETTER, PromoteConfig(), few).promote
-    assert "| **no** | code: not surely worse by over 0.07 nats per token |" in kept.table
+    assert "| **no** | +0.2000, +0.0800 to +0.3200 | code: not surely worse by over 0.07 nats per token |" in kept.table
 
 
 def sample_of(text: str) -> Sample:

@@ -124,8 +124,8 @@ def test_results_registration_and_promotion(many_documents: Dataset, dataset: Da
     assert resolve_weights("models:/gptpipe/1", tracking()).endswith("first/step-00000012")
     assert resolve_weights("/some/folder", tracking()) == "/some/folder"
     assert aliases() == {"champion": "3", "previous": "1", "challenger": "2"}
-    assert "| yes | better, the whole interval | -" in version.description
-    assert "| **no** | better, the whole interval | +" in client.get_model_version("gptpipe", "2").description
+    assert "| better, the whole interval |" in version.description
+    assert "| **no** | +" in client.get_model_version("gptpipe", "2").description
     # one document of validation text decides nothing, and a champion whose weights are gone stays
     folder = tmp_path / "late"
     folder.mkdir()
