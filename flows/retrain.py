@@ -25,7 +25,7 @@ from gptpipe.config.form import FormSection, pipeline_form, values_of
 from gptpipe.config.names import pipeline_name
 from gptpipe.config.settings import settings
 from gptpipe.dataset.cache import TokenCache
-from gptpipe.errors import Preempted
+from gptpipe.errors import Preempted, UserError
 from gptpipe.export.folder import export_hf
 from gptpipe.pipeline.checks import check_pipeline
 from gptpipe.pipeline.news import Since, check_nature, since
@@ -33,7 +33,8 @@ from gptpipe.pipeline.plan import plan
 from gptpipe.pipeline.result import PipelineResult, Skipped
 from gptpipe.tracking.announcement import announce
 from gptpipe.tracking.client import RunLink, Tracking
-from gptpipe.tracking.registry import Registered, champion, register, starting_weights
+from gptpipe.tracking.promote import ALREADY
+from gptpipe.tracking.registry import Champion, Registered, champion, register, starting_weights
 from gptpipe.tracking.results import describe, log_results
 from gptpipe.weights.find import read_weights
 
@@ -88,6 +89,7 @@ def run_pipeline(config: PipelineConfig) -> PipelineResult | Skipped:
     dataset = tokenize(TokenizeParameters(data=data))
     if before and before.dataset and (news := what_is_new(config, before.dataset, dataset.dataset)):
         if not news.news.documents:
+            finish(config, tracking, before)
             return Skipped(dataset, news.sentence)
         check_nature(news)
         earlier, new = news.earlier.url, news.validation
@@ -114,7 +116,11 @@ def run_pipeline(config: PipelineConfig) -> PipelineResult | Skipped:
 @task(name="plan", cache_policy=NO_CACHE, persist_result=False)
 def what_it_will_take(config: PipelineConfig, store: str, tracking: Tracking) -> None:
     """The plan as a page in Prefect, and its advice as log lines."""
-    planned = plan(config, store, tracking, measure=False)
+    try:
+        planned = plan(config, store, tracking, measure=False)
+    except UserError as error:  # whoever needs what is wrong will say so
+        log.warning("plan: %s", error)
+        return
     for line in planned.advice:
         log.info("plan: %s", line)
     report.page("plan", planned.markdown, description="What this retraining will come to")
@@ -129,6 +135,14 @@ def what_is_new(config: PipelineConfig, earlier: str, dataset: str) -> Since | N
         table = f"\n\n{news.drift.table}" if news.drift else ""
         report.page("news", news.sentence + table, description="What is new since the champion's dataset")
     return news
+
+
+def finish(config: PipelineConfig, tracking: Tracking, before: Champion) -> None:
+    """Do what is left of the night in which the champion became it, where that was stopped before its end."""
+    registered = Registered(tracking, config.promote.model_name, before.version, ALREADY)
+    announce(registered, config.promote.alias, partial(report.emit, registered), settings().webhook_url)
+    if config.export and not storage.list_files(config.export):
+        export_hf(before.checkpoint, config.export, replace=True)
 
 
 @task(name="register and promote", cache_policy=NO_CACHE, persist_result=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,21 +20,18 @@ def clean(
     as_json: Json = False,
 ) -> None:
     """Old trainings and datasets that no registered version, kept or running run refers to, and leftovers."""
-    from gptpipe.pipeline.retention import removals, remove
+    from gptpipe.pipeline import retention
 
-    listed = removals(settings().storage_url, tracking(), older_than)
-    gone = [each for each in listed if apply and remove(each)]
+    store, track = settings().storage_url, tracking()
+    listed = retention.clean(store, track, older_than) if apply else retention.removals(store, track, older_than)
     lines = [_line(each) for each in listed]
-    size = sum(each.bytes for each in (gone if apply else listed)) / 1e6
+    size = sum(each.bytes for each in listed) / 1e6
     if not listed:
         lines.append(f"nothing to remove that is older than {older_than:g} days")
-    elif apply:
-        lines.append(f"removed {counted(len(gone), 'thing')}, {size:,.1f} MB")
-        lines += [f"in use by now: {each.place}" for each in listed if each not in gone]
     else:
-        lines.append(f"{counted(len(listed), 'thing')}, {size:,.1f} MB; --apply removes them")
-    answer: dict[str, Any] = {"applied": apply, "removals": [each.as_dict() for each in listed], "removed": len(gone)}
-    print_answer(answer, as_json, "\n".join(lines))
+        said = f"{counted(len(listed), 'thing')}, {size:,.1f} MB"
+        lines.append(f"removed {said}" if apply else f"{said}; --apply removes them")
+    print_answer({"applied": apply, "removals": [each.as_dict() for each in listed]}, as_json, "\n".join(lines))
 
 
 def _line(each: Removal) -> str:

@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     @field_validator("webhook")
     @classmethod
     def _webhook_is_an_address(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not re.match(r"https?://[^/\s]+", value.get_secret_value()):
+        if value is not None and not re.fullmatch(r"https?://[^/\s]+\S*", value.get_secret_value()):
             raise ValueError("an address begins with http:// or https://")
         return value
 

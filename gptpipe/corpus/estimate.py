@@ -15,6 +15,7 @@ from gptpipe.config import DataConfig
 from gptpipe.corpus.build import known_dataset
 from gptpipe.corpus.sources import Source, list_sources
 from gptpipe.dataset.dataset import Dataset
+from gptpipe.errors import UserError
 from gptpipe.tokenizer import Tokenizer, get_tokenizer
 
 _SAMPLED = 48  # files
@@ -87,7 +88,7 @@ def _estimate(sources: list[Source], tokenizer: Tokenizer, field: str) -> tuple[
 
 def _beginning(source: Source, field: str) -> tuple[list[str], int]:
     """Texts at a file's beginning, and the bytes of the file that hold them; none where it cannot be read."""
-    with suppress(OSError, pa.ArrowException, KeyError, ValueError):
+    with suppress(OSError, pa.ArrowException, KeyError, ValueError, UserError):
         if source.kind == "parquet":
             return _rows(source, field)
         with storage.open_read(source.url) as raw:
@@ -122,7 +123,9 @@ def _lines(data: bytes, field: str) -> Iterator[str]:
 def _rows(source: Source, field: str) -> tuple[list[str], int]:
     with storage.open_read(source.url) as raw:
         file = pq.ParquetFile(raw)
-        batch = next(file.iter_batches(_ROWS, columns=[field.partition(".")[0]]))
+        batch = next(file.iter_batches(_ROWS, columns=[field.partition(".")[0]]), None)
+        if batch is None or not batch.num_columns:
+            return [], 0
         values = batch.column(0).to_pylist()
         for name in field.split(".")[1:]:
             values = [value.get(name) if isinstance(value, dict) else None for value in values]

@@ -54,11 +54,11 @@ def since(earlier: str, dataset: str, bounds: DriftConfig, cache: TokenCache) ->
         news = news_since(before, now, "train")
         streams = TokenStream(before, "train", cache), TokenStream(now, "train", cache)
         measured = drift(*streams, news, bounds) if news.documents else None
+        held_out = bool(before.total("shards", "validation") and now.total("shards", "validation"))
+        validation = news_since(before, now, "validation").names if held_out else frozenset[str]()
     except UserError as error:
         log.warning("what is new since the champion's dataset cannot be told: %s; all text is drawn alike", error)
         return None
-    held_out = bool(before.total("shards", "validation") and now.total("shards", "validation"))
-    validation = news_since(before, now, "validation").names if held_out else frozenset[str]()
     return Since(before, news, measured, validation)
 
 

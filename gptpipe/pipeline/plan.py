@@ -179,12 +179,20 @@ def _parts(budget: MemoryBudget) -> dict[str, int]:
 
 def _budget(config: PipelineConfig) -> MemoryBudget:
     """Of a rank, with as many windows at once as its share of a batch has, or as were asked for."""
-    train, device = config.train, pick_device(config.train.device)
+    train = config.train
+    # a machine without a GPU can have others train
+    device = "cuda" if train.device == "cuda" else pick_device(train.device)
     ranks = train.nproc * train.nodes
     share = max(1, train.batch_size // ranks)
     windows = share if train.micro_batch == "auto" else min(train.micro_batch, share)
-    precision = Precision.choose(train.precision, torch.device(device)).name
+    precision = _precision(train.precision, device)
     return MemoryBudget.of(config.model, train, windows, precision, device, ranks)
+
+
+def _precision(precision: str, device: str) -> str:
+    if device == "cuda" and not torch.cuda.is_available():
+        return "float32" if precision == "float32" else "bfloat16"
+    return Precision.choose(precision, torch.device(device)).name
 
 
 def _seconds(config: PipelineConfig, amount: Amount, tokens: int, speed: Speed | None) -> float | None:

@@ -7,10 +7,11 @@ dataset that was made last; and all that is younger than the age that was asked 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from gptpipe.errors import UserError
 from gptpipe.launch.job import JOB, OUTCOME
 from gptpipe.storage.lease import Held, Lease, is_held
 from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, Tracking
+from gptpipe.tracking.follow import SINCE_TAG
 from gptpipe.tracking.registry import checkpoint_of
 from gptpipe.weights.checkpoint import STATE, newest_checkpoint
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 KEEP_TAG = "keep"
+KINDS = ("training", "dataset", "upload", "leftover")
+_ID = re.compile(r"[0-9a-f]{32}(-\d+)?")  # of a dataset, of a training and its further attempts
 _DAY = 86400.0
 _PAGE = 1000
 
@@ -57,8 +61,12 @@ class Removal:
         return values
 
 
-def removals(store: str, tracking: Tracking, days: float, now: float | None = None) -> list[Removal]:
-    """All that may be removed.
+def removals(
+    store: str, tracking: Tracking, days: float, now: float | None = None, *, kinds: Container[str] = KINDS
+) -> list[Removal]:
+    """All that may be removed, of these kinds.
+
+    Of trainings only those that a run of this MLflow tells of: what another one registered is not known here.
 
     Args:
         store: folder or URL of everything that is made. days: what is younger stays. now: seconds since 1970.
@@ -66,16 +74,25 @@ def removals(store: str, tracking: Tracking, days: float, now: float | None = No
     Raises:
         UserError: MLflow or the store does not answer: then nothing is known to be free of use.
     """
-    now = time.time() if now is None else now
+    now, store = time.time() if now is None else now, storage.normalize(store)
     used = _Used.of(tracking)
     trainings = list(_trainings(store, used, days, now))
-    gone = {each.place for each in trainings}
-    return [
+    gone = {_name(each.place) for each in trainings} if "training" in kinds else set[str]()
+    everything = [
         *trainings,
         *_datasets(store, used, gone, days, now),
         *_uploads(store, days, now),
         *_leftovers(days, now),
     ]
+    return [each for each in everything if each.kind in kinds]
+
+
+def clean(store: str, tracking: Tracking, days: float) -> list[Removal]:
+    """Remove all that may be removed; what is gone. Trainings first: the dataset of one that goes on by now stays."""
+    gone = []
+    for kinds in (("training",), ("dataset", "upload", "leftover")):
+        gone += [each for each in removals(store, tracking, days, kinds=kinds) if remove(each)]
+    return gone
 
 
 def remove(removal: Removal) -> bool:
@@ -107,16 +124,18 @@ def _remove_tree(url: str) -> None:
 
 @dataclass(frozen=True)
 class _Used:
-    """What must stay.
+    """What must stay, by the names of folders, which are ids: whatever address a folder is reached by, it is the same.
 
     Attributes:
-        trainings: URLs of trainings' folders. datasets: URLs of datasets that they, or runs that go on, were made of.
-        dataset_of: URL of the dataset of every training that a run tells of.
+        trainings: of trainings. datasets: of the datasets that they, or runs that go on, were made of.
+        dataset_of: the dataset of every training that a run tells of.
+        more: other datasets that a training refers to: what it was scored on, what its first weights had seen.
     """
 
     trainings: set[str]
     datasets: set[str]
     dataset_of: dict[str, str]
+    more: dict[str, set[str]]
 
     @classmethod
     def of(cls, tracking: Tracking) -> _Used:
@@ -126,7 +145,7 @@ class _Used:
             token = None
             while True:
                 page = client.search_model_versions(max_results=_PAGE, page_token=token)
-                registered |= {storage.parent(checkpoint_of(version)) for version in page}
+                registered |= {_name(storage.parent(checkpoint_of(version))) for version in page}
                 if not (token := page.token):
                     break
             runs: list[Run] = []
@@ -138,23 +157,32 @@ class _Used:
                 if not (token := found.token):
                     break
         trainings, datasets, dataset_of = set(registered), set[str](), dict[str, str]()
+        more: dict[str, set[str]] = {}
         for run in runs:
             tags = run.data.tags
-            training, dataset = tags.get(TRAINING_TAG, "").rstrip("/"), tags.get(DATASET_TAG, "").rstrip("/")
+            training, dataset = _name(tags.get(TRAINING_TAG, "")), _name(tags.get(DATASET_TAG, ""))
             if training and dataset:
                 dataset_of[training] = dataset
+            scored, seen = run.data.params.get("evaluate.data", "None"), tags.get(SINCE_TAG, "")
+            more.setdefault(training, set()).update(_name(each) for each in (scored, seen) if each not in ("", "None"))
             if run.info.status == "RUNNING" or tags.get(KEEP_TAG, "").lower() in ("true", "yes", "1"):
                 trainings.add(training)
                 datasets.add(dataset)
-        return cls(trainings, datasets | {dataset_of[each] for each in trainings if each in dataset_of}, dataset_of)
+        datasets |= {dataset_of[each] for each in trainings if each in dataset_of}
+        datasets |= {each for training in trainings for each in more.get(training, ())}
+        return cls(trainings, datasets, dataset_of, more)
+
+
+def _name(url: str) -> str:
+    return url.rstrip("/").rpartition("/")[2]
 
 
 def _trainings(store: str, used: _Used, days: float, now: float) -> Iterator[Removal]:
     place = storage.join(store, "trainings")
-    for name in storage.list_folders(place):
+    for name in filter(_ID.fullmatch, storage.list_folders(place)):  # other folders there are a person's
         url = storage.join(place, name)
         size, age = _size_and_age(url, now)
-        if url not in used.trainings and age >= days and not is_held(url):
+        if name in used.dataset_of and name not in used.trainings and age >= days and not is_held(url):
             yield Removal("training", url, size, "no registered version, no kept run", age)
 
 
@@ -163,15 +191,15 @@ def _datasets(store: str, used: _Used, gone: set[str], days: float, now: float) 
     kept = set(used.datasets)
     trainings = storage.join(store, "trainings")
     for name in storage.list_folders(trainings):
-        url = storage.join(trainings, name)
-        if url not in gone:
-            kept.add(used.dataset_of.get(url) or storage.join(place, _dataset_in(url)))
+        if name not in gone:
+            kept.add(used.dataset_of.get(name) or _dataset_in(storage.join(trainings, name)))
+            kept |= used.more.get(name, set())
     with suppress(FileNotFoundError, UserError):
-        kept.add(storage.join(place, str(storage.read_json(storage.join(place, LATEST))["id"])))
-    for name in storage.list_folders(place):
+        kept.add(str(storage.read_json(storage.join(place, LATEST))["id"]))
+    for name in filter(_ID.fullmatch, storage.list_folders(place)):
         url = storage.join(place, name)
         size, age = _size_and_age(url, now)
-        if url in kept or age < days:
+        if name in kept or age < days:
             continue
         whole = storage.exists(storage.join(url, MANIFEST))
         yield Removal("dataset", url, size, "no training that stays" if whole else "never finished", age)
@@ -184,9 +212,12 @@ def _dataset_in(training: str) -> str:
 
 
 def _size_and_age(url: str, now: float) -> tuple[int, float]:
-    """Bytes, and days since the newest file was written; nothing there is as old as can be."""
+    """Bytes, and days since the newest file was written, half-written ones too; where nothing is, somebody begins."""
     files = storage.list_files(url)
-    newest = max((entry.modified for entry in files), default=0.0)
+    newest = max((entry.modified for entry in files), default=now)
+    if storage.is_local(url):
+        with suppress(OSError):
+            newest = max([newest, *(path.stat().st_mtime for path in storage.local_path(url).rglob("*"))])
     return sum(entry.size for entry in files), (now - newest) / _DAY
 
 

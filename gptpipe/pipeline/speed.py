@@ -67,6 +67,8 @@ class Speed:
 
 def device_kind(device: str = "auto") -> str:
     """The device on which this machine trains, as a person compares machines by: `2 cores of AMD EPYC …`."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return "GPUs of other machines"
     if pick_device(device) == "cuda":
         return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}"
     return f"{usable_cores()} cores of {_processor()}"

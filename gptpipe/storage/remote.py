@@ -176,9 +176,9 @@ class Upload:
 def unfinished_uploads(url: str) -> list[Upload]:
     """Those below an `s3://` URL; a UserError where the store cannot tell."""
     fs, path = filesystem(url)
-    bucket, _, prefix = path.partition("/")
+    bucket, _, prefix = path.rstrip("/").partition("/")
     with explained(url):
-        answer = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix)
+        answer = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/" if prefix else "")
     return [
         Upload(f"s3://{bucket}/{each['Key']}", each["UploadId"], each["Initiated"].timestamp())
         for each in answer.get("Uploads", [])

@@ -8,6 +8,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -65,8 +66,9 @@ def _post(url: str, payload: dict[str, Any]) -> None:
         try:
             with urllib.request.urlopen(request, timeout=_SECONDS):
                 return
-        except OSError as error:
+        except (OSError, ValueError, HTTPException) as error:
             if not left:
-                log.warning("the webhook at %s was not reached: %s", urlsplit(url).hostname, error)
+                reason = error if isinstance(error, OSError) else type(error).__name__  # others hold the address
+                log.warning("the webhook at %s was not reached: %s", urlsplit(url).hostname, reason)
             else:
                 time.sleep(1.0)

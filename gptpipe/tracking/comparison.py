@@ -248,9 +248,11 @@ def score_again(out: str, cache: TokenCache) -> Score:
             if key.removeprefix("evaluate.") in _SCORED_BY
         }
         config = EvaluateConfig.model_validate(chosen)
+        fixed = first.data.params.get("evaluate.data", "None")
+        data = one[DATASET_TAG] if fixed == "None" else fixed
         # the text is in the first's tokens, and the other may have another tokenizer
         evaluation = evaluate_against(
-            one[CHECKPOINT_TAG], other[CHECKPOINT_TAG], data=one[DATASET_TAG], config=config, out=out, cache=cache
+            one[CHECKPOINT_TAG], other[CHECKPOINT_TAG], data=data, config=config, out=out, cache=cache
         )
         return evaluation.against.comparison.reversed if evaluation.against else None
 

@@ -90,4 +90,6 @@ def test_files_that_cannot_be_read_are_passed_over(tmp_path: Path) -> None:
     write(tmp_path / "texts", "jsonl")
     (tmp_path / "texts" / "b.jsonl").write_text("{no json\n" * 10)
     (tmp_path / "texts" / "c.parquet").write_bytes(b"PAR1 no parquet")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "texts" / "empty.parquet")
+    pq.write_table(pa.table({"other": [1, 2]}), tmp_path / "texts" / "other.parquet")
     assert amount_of(DataConfig(corpus=[str(tmp_path / "texts")]), str(tmp_path / "out")).tokens > 0

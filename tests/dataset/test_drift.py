@@ -16,6 +16,7 @@ from gptpipe.dataset.dataset import Dataset, open_dataset
 from gptpipe.dataset.drift import Drift, drift
 from gptpipe.dataset.news import news_since
 from gptpipe.dataset.stream import TokenStream
+from tests.tokenizer.test_huggingface import german
 
 ENGLISH = "the house by the river was old and nobody had lived in it since the war but the garden grew on as it liked"
 OTHER = "prices of copper fell again while shares in shipping rose and traders expect the bank to cut its rate by June"
@@ -68,6 +69,20 @@ def test_text_of_another_nature_is_named(tmp_path: Path, new: list[str], named: 
     assert named in measured.reasons
     failed = [row for row in measured.table.splitlines() if row.endswith("| **no** |")]
     assert len(failed) == measured.reasons.count("; ") + 1
+
+
+def test_texts_of_two_tokenizers_compare_in_all_but_their_tokens(tmp_path: Path) -> None:
+    texts = [prose(ENGLISH, seed, 80) for seed in range(20)]
+    earlier = dataset_of(tmp_path / "old", texts)
+    german(tmp_path / "german")
+    config = DataConfig(
+        corpus=[{"url": str(tmp_path / "old"), "name": "words"}], validation=0, tokenizer=str(tmp_path / "german")
+    )
+    now = open_dataset(tokenize(config, str(tmp_path / "other")).dataset)
+    streams = (TokenStream(each, "train", TokenCache(tmp_path / "cache")) for each in (earlier, now))
+    measured = drift(*streams, news_since(earlier, now, "train"), DriftConfig())
+    assert [each.name for each in measured.measures][-1] == "script of its letters"
+    assert measured.reasons == ""
 
 
 def test_text_that_is_missing_is_named_and_every_bound_can_be_raised(tmp_path: Path) -> None:

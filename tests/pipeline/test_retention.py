@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -19,6 +20,26 @@ from gptpipe.storage.lease import Lease
 from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, Tracking
 
 DAY = 86400
+IDS = {
+    hashlib.md5(name.encode()).hexdigest(): name
+    for name in (
+        "a",
+        "b",
+        "c",
+        "d",
+        "e",
+        "last",
+        "of-young",
+        "unfinished",
+        "plain",
+        "kept",
+        "running",
+        "registered",
+        "held",
+        "young",
+    )
+}
+ID_OF = {name: identity for identity, name in IDS.items()}
 
 
 @pytest.fixture
@@ -30,7 +51,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def dataset(store: Path, name: str, *, whole: bool = True) -> str:
-    folder = store / "datasets" / name
+    folder = store / "datasets" / ID_OF[name]
     folder.mkdir(parents=True)
     (folder / "shard.parquet").write_bytes(b"x" * 1000)
     if whole:
@@ -40,7 +61,7 @@ def dataset(store: Path, name: str, *, whole: bool = True) -> str:
 
 def training(store: Path, name: str, data: str, status: str = "FINISHED", **tags: str) -> str:
     """A training's folder and its run."""
-    folder = store / "trainings" / name
+    folder = store / "trainings" / ID_OF[name]
     checkpoint = folder / "step-00000012"
     checkpoint.mkdir(parents=True)
     (checkpoint / "model.safetensors").write_bytes(b"x" * 2000)
@@ -62,10 +83,15 @@ def age(store: Path, days: float) -> None:
 
 
 def places(store: Path, days: float = 30) -> set[str]:
-    return {each.place.removeprefix(str(store) + "/") for each in removals(str(store), Tracking.of(settings()), days)}
+    found = set()
+    for each in removals(str(store), Tracking.of(settings()), days):
+        above, _, name = each.place.removeprefix(str(store) + "/").rpartition("/")
+        found.add(f"{above}/{IDS.get(name, name)}")
+    return found
 
 
 def test_only_what_nothing_refers_to_may_go(store: Path) -> None:
+    (store / "trainings" / "init" / "mine").mkdir(parents=True)  # not made by the pipeline
     data = {name: dataset(store, name) for name in ("a", "b", "c", "d", "e", "last", "of-young")}
     dataset(store, "unfinished", whole=False)
     training(store, "plain", data["a"])
@@ -76,7 +102,7 @@ def test_only_what_nothing_refers_to_may_go(store: Path) -> None:
     client = Tracking.of(settings()).connect()
     client.create_registered_model("gptpipe")
     client.create_model_version("gptpipe", storage.as_uri(f"{registered}/step-00000012"))
-    (store / "datasets" / "latest.json").write_text(json.dumps({"id": "last"}))
+    (store / "datasets" / "latest.json").write_text(json.dumps({"id": ID_OF["last"]}))
     age(store, 40)
     training(store, "young", data["of-young"])
     with Lease(held):
@@ -94,6 +120,38 @@ def test_only_what_nothing_refers_to_may_go(store: Path) -> None:
     assert places(store, days=50) == set()
 
 
+def test_a_store_that_is_named_by_another_path_is_the_same(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative, and through a link: what a run refers to stays."""
+    kept = training(store, "kept", dataset(store, "a"), keep="true")
+    registered = training(store, "registered", dataset(store, "b"))
+    client = Tracking.of(settings()).connect()
+    client.create_registered_model("gptpipe")
+    client.create_model_version("gptpipe", storage.as_uri(f"{registered}/step-00000012"))
+    age(store, 40)
+    (tmp_path / "link").symlink_to(store)
+    monkeypatch.chdir(tmp_path)
+    for name in ("store", "link", str(tmp_path / "link") + "/"):
+        assert removals(name, Tracking.of(settings()), 30) == [], name
+    assert Path(kept).exists()
+
+
+def test_what_this_mlflow_does_not_know_and_what_others_were_scored_on_stays(store: Path) -> None:
+    """Another MLflow may have registered it; a run that stays was scored on a dataset of its own."""
+    scored, seen = dataset(store, "a"), dataset(store, "b")
+    training(store, "kept", dataset(store, "c"), keep="1", **{"gptpipe.since": seen})
+    client = Tracking.of(settings()).connect()
+    (run,) = client.search_runs([Tracking.of(settings()).experiment_id(client)])
+    client.log_param(run.info.run_id, "evaluate.data", scored)
+    unknown = store / "trainings" / ID_OF["plain"] / "step-00000012"
+    unknown.mkdir(parents=True)
+    (unknown / "model.safetensors").write_bytes(b"x")
+    (store / "datasets" / ID_OF["d"]).mkdir()  # somebody begins to write it
+    age(store, 40)
+    assert places(store) == set()
+
+
 def test_a_dry_run_lists_and_apply_removes(store: Path) -> None:
     training(store, "plain", dataset(store, "a"))
     training(store, "kept", dataset(store, "b"), keep="yes")
@@ -101,11 +159,11 @@ def test_a_dry_run_lists_and_apply_removes(store: Path) -> None:
     listed = CliRunner().invoke(app, ["clean"])
     assert listed.exit_code == 0, listed.output
     assert "2 things, 0.0 MB; --apply removes them" in listed.output
-    assert (store / "trainings" / "plain").exists()
+    assert (store / "trainings" / ID_OF["plain"]).exists()
     assert "nothing to remove" in CliRunner().invoke(app, ["clean", "--older-than", "60"]).output
     applied = CliRunner().invoke(app, ["clean", "--apply", "--json"])
-    assert json.loads(applied.stdout)["removed"] == 2
-    assert {path.name for path in store.glob("*/*")} == {"kept", "b"}
+    assert len(json.loads(applied.stdout)["removals"]) == 2
+    assert {IDS[path.name] for path in store.glob("*/*")} == {"kept", "b"}
     assert "nothing to remove" in CliRunner().invoke(app, ["clean", "--apply"]).output
 
 
@@ -115,9 +173,9 @@ def test_a_training_that_begins_meanwhile_stays(store: Path) -> None:
     first = removals(str(store), Tracking.of(settings()), 30)[0]
     with Lease(folder):
         assert not remove(first)
-    assert (store / "trainings" / "plain" / "step-00000012" / "manifest.json").exists()
+    assert (store / "trainings" / ID_OF["plain"] / "step-00000012" / "manifest.json").exists()
     assert remove(first)
-    assert not (store / "trainings" / "plain").exists()
+    assert not (store / "trainings" / ID_OF["plain"]).exists()
 
 
 def test_a_removal_that_is_killed_leaves_nothing_that_looks_whole(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
