@@ -15,7 +15,7 @@ from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
@@ -24,19 +24,13 @@ from gptpipe.dataset.dataset import LATEST, MANIFEST
 from gptpipe.errors import UserError
 from gptpipe.launch.job import JOB, OUTCOME
 from gptpipe.storage.lease import Held, Lease, is_held
-from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, Tracking
-from gptpipe.tracking.follow import SINCE_TAG
-from gptpipe.tracking.registry import checkpoint_of
+from gptpipe.tracking.client import Tracking
+from gptpipe.tracking.references import References, folder_name
 from gptpipe.weights.checkpoint import STATE, newest_checkpoint
 
-if TYPE_CHECKING:
-    from mlflow.entities import Run
-
-KEEP_TAG = "keep"
 KINDS = ("training", "dataset", "upload", "leftover")
 _ID = re.compile(r"[0-9a-f]{32}(-\d+)?")  # of a dataset, of a training and its further attempts
 _DAY = 86400.0
-_PAGE = 1000
 
 
 @dataclass(frozen=True)
@@ -75,9 +69,9 @@ def removals(
         UserError: MLflow or the store does not answer: then nothing is known to be free of use.
     """
     now, store = time.time() if now is None else now, storage.normalize(store)
-    used = _Used.of(tracking)
+    used = References.of(tracking)
     trainings = list(_trainings(store, used, days, now))
-    gone = {_name(each.place) for each in trainings} if "training" in kinds else set[str]()
+    gone = {folder_name(each.place) for each in trainings} if "training" in kinds else set[str]()
     everything = [
         *trainings,
         *_datasets(store, used, gone, days, now),
@@ -122,62 +116,7 @@ def _remove_tree(url: str) -> None:
         storage.remove_tree(url)
 
 
-@dataclass(frozen=True)
-class _Used:
-    """What must stay, by the names of folders, which are ids: whatever address a folder is reached by, it is the same.
-
-    Attributes:
-        trainings: of trainings. datasets: of the datasets that they, or runs that go on, were made of.
-        dataset_of: the dataset of every training that a run tells of.
-        more: other datasets that a training refers to: what it was scored on, what its first weights had seen.
-    """
-
-    trainings: set[str]
-    datasets: set[str]
-    dataset_of: dict[str, str]
-    more: dict[str, set[str]]
-
-    @classmethod
-    def of(cls, tracking: Tracking) -> _Used:
-        with tracking.reached() as client:
-            experiments = client.search_experiments()
-            registered = set()
-            token = None
-            while True:
-                page = client.search_model_versions(max_results=_PAGE, page_token=token)
-                registered |= {_name(storage.parent(checkpoint_of(version))) for version in page}
-                if not (token := page.token):
-                    break
-            runs: list[Run] = []
-            while experiments:
-                found = client.search_runs(
-                    [each.experiment_id for each in experiments], max_results=_PAGE, page_token=token
-                )
-                runs += found
-                if not (token := found.token):
-                    break
-        trainings, datasets, dataset_of = set(registered), set[str](), dict[str, str]()
-        more: dict[str, set[str]] = {}
-        for run in runs:
-            tags = run.data.tags
-            training, dataset = _name(tags.get(TRAINING_TAG, "")), _name(tags.get(DATASET_TAG, ""))
-            if training and dataset:
-                dataset_of[training] = dataset
-            scored, seen = run.data.params.get("evaluate.data", "None"), tags.get(SINCE_TAG, "")
-            more.setdefault(training, set()).update(_name(each) for each in (scored, seen) if each not in ("", "None"))
-            if run.info.status == "RUNNING" or tags.get(KEEP_TAG, "").lower() in ("true", "yes", "1"):
-                trainings.add(training)
-                datasets.add(dataset)
-        datasets |= {dataset_of[each] for each in trainings if each in dataset_of}
-        datasets |= {each for training in trainings for each in more.get(training, ())}
-        return cls(trainings, datasets, dataset_of, more)
-
-
-def _name(url: str) -> str:
-    return url.rstrip("/").rpartition("/")[2]
-
-
-def _trainings(store: str, used: _Used, days: float, now: float) -> Iterator[Removal]:
+def _trainings(store: str, used: References, days: float, now: float) -> Iterator[Removal]:
     place = storage.join(store, "trainings")
     for name in filter(_ID.fullmatch, storage.list_folders(place)):  # other folders there are a person's
         url = storage.join(place, name)
@@ -186,7 +125,7 @@ def _trainings(store: str, used: _Used, days: float, now: float) -> Iterator[Rem
             yield Removal("training", url, size, "no registered version, no kept run", age)
 
 
-def _datasets(store: str, used: _Used, gone: set[str], days: float, now: float) -> Iterator[Removal]:
+def _datasets(store: str, used: References, gone: set[str], days: float, now: float) -> Iterator[Removal]:
     place = storage.join(store, "datasets")
     kept = set(used.datasets)
     trainings = storage.join(store, "trainings")

@@ -1,0 +1,80 @@
+"""What MLflow refers to in the store: trainings and datasets of registered versions, kept runs, running runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gptpipe import storage
+from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, Tracking
+from gptpipe.tracking.follow import SINCE_TAG
+from gptpipe.tracking.registry import checkpoint_of
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+KEEP_TAG = "keep"
+_PAGE = 1000
+
+
+@dataclass(frozen=True)
+class References:
+    """What must stay, by the names of folders, which are ids: whatever address a folder is reached by, it is the same.
+
+    Attributes:
+        trainings: of trainings. datasets: of the datasets that they, or runs that go on, were made of.
+        dataset_of: the dataset of every training that a run tells of.
+        more: other datasets that a training refers to: what it was scored on, what its first weights had seen.
+    """
+
+    trainings: set[str]
+    datasets: set[str]
+    dataset_of: dict[str, str]
+    more: dict[str, set[str]]
+
+    @classmethod
+    def of(cls, tracking: Tracking) -> References:
+        """As registered versions and all runs of all experiments tell it.
+
+        Raises:
+            UserError: MLflow does not answer.
+        """
+        with tracking.reached() as client:
+            experiments = client.search_experiments()
+            registered = set()
+            token = None
+            while True:
+                page = client.search_model_versions(max_results=_PAGE, page_token=token)
+                registered |= {folder_name(storage.parent(checkpoint_of(version))) for version in page}
+                if not (token := page.token):
+                    break
+            runs: list[Run] = []
+            while experiments:
+                found = client.search_runs(
+                    [each.experiment_id for each in experiments], max_results=_PAGE, page_token=token
+                )
+                runs += found
+                if not (token := found.token):
+                    break
+        trainings, datasets, dataset_of = set(registered), set[str](), dict[str, str]()
+        more: dict[str, set[str]] = {}
+        for run in runs:
+            tags = run.data.tags
+            training, dataset = folder_name(tags.get(TRAINING_TAG, "")), folder_name(tags.get(DATASET_TAG, ""))
+            if training and dataset:
+                dataset_of[training] = dataset
+            scored, seen = run.data.params.get("evaluate.data", "None"), tags.get(SINCE_TAG, "")
+            more.setdefault(training, set()).update(
+                folder_name(each) for each in (scored, seen) if each not in ("", "None")
+            )
+            if run.info.status == "RUNNING" or tags.get(KEEP_TAG, "").lower() in ("true", "yes", "1"):
+                trainings.add(training)
+                datasets.add(dataset)
+        datasets |= {dataset_of[each] for each in trainings if each in dataset_of}
+        datasets |= {each for training in trainings for each in more.get(training, ())}
+        return cls(trainings, datasets, dataset_of, more)
+
+
+def folder_name(url: str) -> str:
+    """The last part of a URL: the id of what lies there."""
+    return url.rstrip("/").rpartition("/")[2]
