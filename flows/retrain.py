@@ -140,7 +140,7 @@ def what_is_new(config: PipelineConfig, earlier: str, dataset: str) -> Since | N
 def finish(config: PipelineConfig, tracking: Tracking, before: Champion) -> None:
     """Do what is left of the night in which the champion became it, where that was stopped before its end."""
     registered = Registered(tracking, config.promote.model_name, before.version, ALREADY)
-    announce(registered, config.promote.alias, partial(report.emit, registered), settings().webhook_url)
+    announce(registered, config.promote.alias, partial(report.emit, registered.name), settings().webhook_url)
     if config.export and not storage.list_files(config.export):
         export_hf(before.checkpoint, config.export, replace=True)
 
@@ -163,7 +163,7 @@ def publish(
             config, run, result.training, result.evaluation, result.best_samples, new=new, out=out, cache=cache
         )
         alias = config.promote.alias
-        announce(registered, alias, partial(report.emit, registered), here.webhook_url)
+        announce(registered, alias, partial(report.emit, registered.name), here.webhook_url)
         verdict = f"now {alias}" if registered.decision.promote else f"the {alias} stays"
         log.info("register: %s, %s: %s", registered.uri, verdict, registered.decision.reason)
         where = f"[Model {registered.name}, version {registered.version}, in MLflow]({registered.url}): "

@@ -20,8 +20,6 @@ from prefect.events import emit_event
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 
-from gptpipe.tracking.registry import Registered
-
 _AWAY = (httpx.HTTPError, PrefectHTTPStatusError)
 _CANCELLED = (StateType.CANCELLING, StateType.CANCELLED)
 _ASK_SECONDS = 2.0  # an answer costs server and client 13 ms of a core; a worker signals its own runs at once
@@ -40,9 +38,9 @@ def page(key: str, text: str, picture: bytes | None = None, *, description: str)
     create_markdown_artifact(markdown=text, key=key, description=description)
 
 
-def emit(registered: Registered, event: str, payload: dict[str, Any]) -> None:
+def emit(model: str, event: str, payload: dict[str, Any]) -> None:
     """An event of a registered model, which an automation can pass on to people."""
-    resource = {"prefect.resource.id": f"gptpipe.model.{registered.name}", "prefect.resource.name": registered.name}
+    resource = {"prefect.resource.id": f"gptpipe.model.{model}", "prefect.resource.name": model}
     emit_event(event, resource=resource, payload=payload)
 
 

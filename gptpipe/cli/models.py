@@ -69,10 +69,10 @@ def reproduce(
     as_json: Json = False,
 ) -> None:
     """Train again what a run has trained, and say whether the numbers agree, and to which digit."""
-    from gptpipe.pipeline.reproduce import place_for_reproductions
+    from gptpipe import storage
     from gptpipe.pipeline.reproduce import reproduce as train_again
 
-    found = train_again(run, tracking(), out or place_for_reproductions(), token_cache())
+    found = train_again(run, tracking(), out or str(storage.reproductions_home()), token_cache())
     lines = [found.sentence, f"checkpoint  {found.checkpoint}"]
     if found.changed:
         lines.append(f"changed     {', '.join(found.changed[:5])}" + (", …" if len(found.changed) > 5 else ""))
@@ -95,8 +95,9 @@ def fit_scaling(
     if picture and not picture.endswith(".png"):
         raise UserError("not the name of a picture", where=f"--picture {picture}", hint="give one that ends in .png")
     from gptpipe import storage
+    from gptpipe.tracking.plots import law_picture
     from gptpipe.tracking.scaling import fit
-    from gptpipe.tracking.scaling_runs import law_picture, scaling_points
+    from gptpipe.tracking.scaling_runs import scaling_points
 
     fitted = fit(scaling_points(tracking(), runs or []))
     budgets = [flops] if flops else []

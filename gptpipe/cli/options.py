@@ -35,6 +35,10 @@ Corpora = Annotated[
         help="Text to train on: file, folder, glob, s3:// or stdlib:; NAME=URL gives it a name.",
     ),
 ]
+StoreOption = Annotated[str | None, typer.Option("--storage", help="Folder or s3:// URL for everything that is made.")]
+InitOption = Annotated[
+    str | None, typer.Option("--init", metavar="WEIGHTS", help="Weights to start from: fine-tuning.")
+]
 WeightsOption = Annotated[
     str,
     typer.Option(

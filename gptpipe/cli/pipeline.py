@@ -12,9 +12,11 @@ import typer
 from gptpipe.cli.options import (
     ConfigFile,
     Corpora,
+    InitOption,
     Json,
     Overrides,
     Preset,
+    StoreOption,
     command_name,
     configure,
     located,
@@ -45,8 +47,8 @@ def run(
     overrides: Overrides = None,
     preset: Preset = None,
     corpus: Corpora = None,
-    storage: Annotated[str | None, typer.Option(help="Folder or s3:// URL for everything that is made.")] = None,
-    init: Annotated[str | None, typer.Option(metavar="WEIGHTS", help="Weights to start from: fine-tuning.")] = None,
+    storage: StoreOption = None,
+    init: InitOption = None,
     export: Annotated[
         str | None, typer.Option(metavar="DIR", help="Write the finished model there, as transformers reads it.")
     ] = None,
@@ -70,8 +72,8 @@ def plan(
     overrides: Overrides = None,
     preset: Preset = None,
     corpus: Corpora = None,
-    storage: Annotated[str | None, typer.Option(help="Folder or s3:// URL for everything that is made.")] = None,
-    init: Annotated[str | None, typer.Option(metavar="WEIGHTS", help="Weights to start from: fine-tuning.")] = None,
+    storage: StoreOption = None,
+    init: InitOption = None,
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Train for five seconds where no run tells the speed.")
     ] = True,

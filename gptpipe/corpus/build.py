@@ -82,14 +82,14 @@ def tokenize(config: DataConfig, out: str, engine: Engine | None = None) -> Toke
         return _tokenize(config, out, listed, known, started, began)
 
 
-def known_dataset(config: DataConfig, out: str) -> Dataset | None:
+def known_dataset(config: DataConfig, out: str, listed: list[Source]) -> Dataset | None:
     """The dataset of these texts, where it is there and none of them must be hashed to know it.
 
-    Raises:
-        UserError: sources that cannot be used.
+    Args:
+        listed: the sources of `config`.
     """
     config = config.model_copy(update={"tokenizer": get_tokenizer(config.tokenizer).reference})
-    known, listed, earlier = Fingerprints(out), list_sources(config, quiet=True), _earlier(config, out)
+    known, earlier = Fingerprints(out), _earlier(config, out)
     if not all(known.knows(source) for source in listed if source.size):
         return None
     few = earlier is not None and "validation_below" in earlier.options

@@ -55,9 +55,10 @@ def amount_of(config: DataConfig, out: str) -> Amount:
     Raises:
         UserError: sources that cannot be used.
     """
-    sources = [source for source in list_sources(config, quiet=True) if source.size]
+    listed = list_sources(config, quiet=True)
+    sources = [source for source in listed if source.size]
     files, size = len(sources), sum(source.size for source in sources)
-    if dataset := known_dataset(config, out):
+    if dataset := known_dataset(config, out, listed):
         held = {what: dataset.total(what, "validation") for what in ("documents", "tokens")}
         everything = {what: dataset.total(what) for what in ("documents", "tokens")}
         return Amount(

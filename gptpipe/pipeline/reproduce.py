@@ -140,8 +140,3 @@ def _changed(then: str, now: str) -> list[str]:
         for name in names
         if before.get(name) != after.get(name)
     ]
-
-
-def place_for_reproductions() -> str:
-    """The folder of this machine where trainings are done again."""
-    return str(storage.home() / "reproductions")

@@ -21,7 +21,6 @@ import psutil
 
 from gptpipe import storage
 from gptpipe.dataset.dataset import LATEST, MANIFEST
-from gptpipe.errors import UserError
 from gptpipe.launch.job import JOB, OUTCOME
 from gptpipe.storage.lease import Held, Lease, is_held
 from gptpipe.tracking.client import Tracking
@@ -133,8 +132,8 @@ def _datasets(store: str, used: References, gone: set[str], days: float, now: fl
         if name not in gone:
             kept.add(used.dataset_of.get(name) or _dataset_in(storage.join(trainings, name)))
             kept |= used.more.get(name, set())
-    with suppress(FileNotFoundError, UserError):
-        kept.add(str(storage.read_json(storage.join(place, LATEST))["id"]))
+    with suppress(FileNotFoundError):
+        kept.add(str(storage.read_json(storage.join(place, LATEST)).get("id", "")))
     for name in filter(_ID.fullmatch, storage.list_folders(place)):
         url = storage.join(place, name)
         size, age = _size_and_age(url, now)
@@ -155,8 +154,10 @@ def _size_and_age(url: str, now: float) -> tuple[int, float]:
     files = storage.list_files(url)
     newest = max((entry.modified for entry in files), default=now)
     if storage.is_local(url):
-        with suppress(OSError):
+        try:
             newest = max([newest, *(path.stat().st_mtime for path in storage.local_path(url).rglob("*"))])
+        except OSError:  # a file went while they were looked at: somebody is at work
+            newest = now
     return sum(entry.size for entry in files), (now - newest) / _DAY
 
 
@@ -171,7 +172,7 @@ def _uploads(store: str, days: float, now: float) -> Iterator[Removal]:
 
 def _leftovers(days: float, now: float) -> Iterator[Removal]:
     """Folders of this machine: of jobs and measurements that were killed, of torchrun, and trainings done once more."""
-    places = [*_folders(storage.jobs_home()), *_folders(storage.home() / "reproductions")]
+    places = [*_folders(storage.jobs_home()), *_folders(storage.reproductions_home())]
     places += [path for path in Path(tempfile.gettempdir()).glob("torchelastic_*") if path.is_dir()]
     for path in places:
         with suppress(OSError):

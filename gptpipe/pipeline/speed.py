@@ -9,7 +9,6 @@ import shutil
 import statistics
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,8 +160,11 @@ def measure_speed(config: PipelineConfig) -> Speed:
         watchers = Watchers(
             on_start=watch.jobs.append, on_line=log.debug, on_metrics=watch.add, was_cancelled=watch.is_enough
         )
-        with suppress(Cancelled):
+        try:
             train(config.model, train_config, data=dataset, out=f"{name}/trainings", watchers=watchers)
+        except Cancelled:
+            if not watch.is_enough():  # a person has had enough before
+                raise
     for job in watch.jobs:
         shutil.rmtree(job.folder, ignore_errors=True)
     steps = [line for line in watch.lines if "train/active_seconds" in line]

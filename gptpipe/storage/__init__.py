@@ -10,6 +10,7 @@ from gptpipe.storage.home import (
     cache_home,
     home,
     jobs_home,
+    reproductions_home,
     scratch_home,
 )
 from gptpipe.storage.listing import (
@@ -103,6 +104,7 @@ __all__ = [
     "remove",
     "remove_if_empty",
     "remove_tree",
+    "reproductions_home",
     "scratch_folder",
     "scratch_home",
     "sweep_temporaries",

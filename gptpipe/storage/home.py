@@ -25,6 +25,11 @@ def cache_home() -> Path:
     return home() / "cache"
 
 
+def reproductions_home() -> Path:
+    """Where trainings are done once more, to see whether they come out the same."""
+    return home() / "reproductions"
+
+
 def jobs_home() -> Path:
     """Where ranks that run have their folders."""
     return home() / "jobs"

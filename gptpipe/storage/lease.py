@@ -46,7 +46,7 @@ class Lease:
 
     def __enter__(self) -> Lease:
         if not storage.create_exclusive(self.url, self._content()):
-            holder = self._read()
+            holder = _holder(self.url)
             if holder is not None and _holds(holder):
                 who = f"{holder['user']}@{holder['host']} (process {holder['pid']})"
                 raise Held(
@@ -56,7 +56,7 @@ class Lease:
                 )
             storage.write_bytes(self.url, self._content())
             time.sleep(_SETTLE)
-            now = self._read()
+            now = _holder(self.url)
             if now is None or now["token"] != self._token:
                 raise Held(
                     "another process took over at the same moment",
@@ -72,7 +72,7 @@ class Lease:
         self._stop.set()
         self._thread.join(RENEW_EVERY)
         try:
-            now = self._read()
+            now = _holder(self.url)
             if now is not None and now["token"] == self._token:
                 storage.remove(self.url)
         except (UserError, OSError) as problem:
@@ -91,13 +91,6 @@ class Lease:
         }
         return json.dumps(holder).encode()
 
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            holder = storage.read_json(self.url)
-        except FileNotFoundError:
-            return None
-        return holder if isinstance(holder, dict) and "token" in holder else None
-
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_EVERY):
             try:
@@ -107,12 +100,21 @@ class Lease:
 
 
 def is_held(folder: str) -> bool:
-    """Whether some process writes in this folder now."""
+    """Whether some process writes in this folder now; yes where its lease cannot be read."""
     try:
-        holder = storage.read_json(storage.join(folder, NAME))
-    except (FileNotFoundError, UserError):
-        return False
-    return isinstance(holder, dict) and "until" in holder and _holds(holder)
+        holder = _holder(storage.join(folder, NAME))
+    except UserError:
+        return True
+    return holder is not None and _holds(holder)
+
+
+def _holder(url: str) -> dict[str, Any] | None:
+    """What a lease says of its holder; None where there is none."""
+    try:
+        holder = storage.read_json(url)
+    except FileNotFoundError:
+        return None
+    return holder if isinstance(holder, dict) and "token" in holder else None
 
 
 def this_process() -> dict[str, Any]:

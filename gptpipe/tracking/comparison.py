@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from gptpipe.dataset.cache import TokenCache
 from gptpipe.errors import UserError
 from gptpipe.evaluation.confidence import Comparison, compare
 from gptpipe.evaluation.once import evaluate_against
-from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, Tracking
+from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, RunLink, Tracking
 from gptpipe.tracking.registry import MODELS, find_version
 from gptpipe.tracking.results import CHECKPOINT_TAG, DECIDING, EVALUATION_TAG
 from gptpipe.wording import duration
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 Score = Callable[["Run", "Run"], Comparison | None]
 _LAST = 5  # runs, where none is named
+log = logging.getLogger(__name__)
+
 _SCORED_BY = ("split", "max_tokens", "context_length", "stride", "documents", "precision")
 _LOOKED_THROUGH = 5000  # runs of an experiment, for a name or the beginning of an id
 _NONE = "–"
@@ -116,7 +119,7 @@ def side_by_side(tracking: Tracking, names: Sequence[str], score: Score | None =
                 Column(
                     name=str(run.info.run_name),
                     run_id=run.info.run_id,
-                    url=f"{tracking.pages}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}",
+                    url=RunLink(tracking, run.info.run_id, run.info.experiment_id).url,
                     facts=_facts(run, against),
                     settings={key: value for key, value in run.data.params.items() if key not in OPERATIONAL},
                     against=against,
@@ -170,7 +173,10 @@ def _table(run: Run) -> pa.Table | None:
         return None
     try:
         return pq.read_table(io.BytesIO(storage.read_bytes(f"{place}.parquet")))
-    except (FileNotFoundError, UserError, pa.ArrowException):
+    except FileNotFoundError:
+        return None
+    except (UserError, pa.ArrowException) as error:  # one that is damaged keeps nobody from comparing the others
+        log.warning("compare: the evaluation of %s cannot be read: %s", run.info.run_name, error)
         return None
 
 

@@ -6,6 +6,10 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from gptpipe.tracking.scaling import Fit
+
 _TRAIN, _VALIDATION, _BASELINE, _INK = "#2f6fb3", "#c8501e", "#6b6b6b", "#222222"
 
 
@@ -81,6 +85,34 @@ def loss_curves(runs: Mapping[str, Mapping[str, list[tuple[int, float]]]]) -> by
         xs, ys = zip(*points, strict=True) if points else ((), ())
         axes.plot(xs, ys, color=color, marker="o", markersize=4, label=label)
     _finish(axes, "")
+    return _png(figure)
+
+
+def law_picture(fitted: Fit) -> bytes:
+    """A PNG: the runs by their FLOPs, the law for each size of model, and the best that FLOPs can reach by it."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.5), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    sizes = sorted({point.parameters for point in fitted.points})
+    most, least = (pick(point.flops for point in fitted.points) for pick in (max, min))
+    for number, size in enumerate(sizes):
+        color = colormaps["viridis"](number / max(1, len(sizes) - 1) * 0.9)
+        those = [point for point in fitted.points if point.parameters == size]
+        axes.scatter([each.flops for each in those], [each.loss for each in those], color=color, zorder=3)
+        tokens = np.geomspace(min(each.tokens for each in those) / 2, max(each.tokens for each in those) * 2, 60)
+        losses = [fitted.law.loss(size, each) for each in tokens]
+        axes.plot(6 * size * tokens, losses, color=color, linewidth=1, label=f"N = {size:.3g}")
+    flops = np.geomspace(least, most * 30, 100)
+    axes.plot(flops, [fitted.law.loss(*fitted.law.best(each)) for each in flops], "k--", label="best for the FLOPs")
+    axes.axhline(fitted.law.irreducible, color="#888", linewidth=1, label=f"E = {fitted.law.irreducible:.3f}")
+    axes.set_xscale("log")
+    axes.set_xlabel("FLOPs")
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_title(fitted.sentence, fontsize=9)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
     return _png(figure)
 
 

@@ -97,7 +97,7 @@ def decide(
     if not checks[0].passed:
         least = f" by {rules.min_improvement:g} nats per token" if rules.min_improvement else ""
         return Decision(False, f"not surely better{least}: {comparison.sentence}", checks, comparison)
-    worse = [name for name, check in zip(by_corpus, checks[1:], strict=False) if not check.passed]
+    worse = [name for name, check in zip(by_corpus, checks[1 : 1 + len(by_corpus)], strict=True) if not check.passed]
     if worse:
         names = ", ".join(f"{name} ({by_corpus[name].difference:+.4f})" for name in worse)
         reason = f"surely worse by over {rules.max_regression:g} nats per token on {names}: {comparison.sentence}"

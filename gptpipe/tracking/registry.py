@@ -162,13 +162,11 @@ def _move(client: MlflowClient, promote: PromoteConfig, version: str, champion: 
 
 def last_comparison(config: PipelineConfig, tracking: Tracking) -> Comparison | None:
     """The newest comparison of two versions of this model; None where there is none, or MLflow does not answer."""
-    from mlflow.exceptions import MlflowException
-
     name = config.promote.model_name.replace("'", "_")
     try:
         with tracking.reached() as client:
             versions = client.search_model_versions(f"name LIKE '{name}'", 20, ["version_number DESC"])
-    except (UserError, MlflowException):
+    except UserError:
         return None
     for version in versions:
         if version.name == config.promote.model_name and (kept := version.tags.get(COMPARISON_TAG)):

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from gptpipe import storage
 from gptpipe.config import Corpus, DataConfig, load_config
 from gptpipe.config.settings import settings
 from gptpipe.corpus.build import tokenize
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.errors import UserError
-from gptpipe.pipeline.reproduce import Reproduction, place_for_reproductions, reproduce
+from gptpipe.pipeline.reproduce import Reproduction, reproduce
 from gptpipe.tracking.client import Tracking
 from gptpipe.tracking.training import train_and_track
 
@@ -22,7 +23,7 @@ TINY += ["train.precision=float32"]
 
 
 def again(name: str) -> Reproduction:
-    return reproduce(name, Tracking.of(settings()), place_for_reproductions(), TokenCache())
+    return reproduce(name, Tracking.of(settings()), str(storage.reproductions_home()), TokenCache())
 
 
 def test_a_training_comes_out_the_same_or_it_is_said_where_not(tmp_path: Path) -> None:
