@@ -10,6 +10,7 @@ import typer
 from gptpipe.cli.data import inspect, tokenize
 from gptpipe.cli.evaluation import evaluate
 from gptpipe.cli.generation import generate
+from gptpipe.cli.lineage import lineage
 from gptpipe.cli.listings import corpora, presets
 from gptpipe.cli.models import compare, fit_scaling, reproduce, rollback
 from gptpipe.cli.pipeline import plan, run
@@ -49,6 +50,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     reproduce,
     fit_scaling,
     rollback,
+    lineage,
     clean,
 )
 _SERVICES: tuple[Callable[..., None], ...] = (corpora, presets, up, down, worker, deploy, doctor)

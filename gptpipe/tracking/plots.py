@@ -29,7 +29,7 @@ def length_histogram(rows: list[tuple[int, int, int]], title: str = "") -> bytes
     axes.set_ylabel("documents")
     axes.set_title(title, color=_INK, fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return png_of(figure)
 
 
 def loss_curve(
@@ -63,7 +63,7 @@ def loss_curve(
             label=f"token frequencies alone ({unigram:.2f})",
         )
     _finish(axes, title)
-    return _png(figure)
+    return png_of(figure)
 
 
 def loss_curves(runs: Mapping[str, Mapping[str, list[tuple[int, float]]]]) -> bytes:
@@ -85,7 +85,7 @@ def loss_curves(runs: Mapping[str, Mapping[str, list[tuple[int, float]]]]) -> by
         xs, ys = zip(*points, strict=True) if points else ((), ())
         axes.plot(xs, ys, color=color, marker="o", markersize=4, label=label)
     _finish(axes, "")
-    return _png(figure)
+    return png_of(figure)
 
 
 def law_picture(fitted: Fit) -> bytes:
@@ -113,7 +113,7 @@ def law_picture(fitted: Fit) -> bytes:
     axes.set_title(fitted.sentence, fontsize=9)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return png_of(figure)
 
 
 def _finish(axes: Any, title: str) -> None:
@@ -128,7 +128,8 @@ def _finish(axes: Any, title: str) -> None:
         axes.legend(frameon=False)
 
 
-def _png(figure: Any) -> bytes:
+def png_of(figure: Any) -> bytes:
+    """A figure of matplotlib as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     out = io.BytesIO()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gptpipe import storage
 from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, Tracking
@@ -11,6 +12,7 @@ from gptpipe.tracking.follow import SINCE_TAG
 from gptpipe.tracking.registry import checkpoint_of
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 KEEP_TAG = "keep"
@@ -40,22 +42,8 @@ class References:
             UserError: MLflow does not answer.
         """
         with tracking.reached() as client:
-            experiments = client.search_experiments()
-            registered = set()
-            token = None
-            while True:
-                page = client.search_model_versions(max_results=_PAGE, page_token=token)
-                registered |= {folder_name(storage.parent(checkpoint_of(version))) for version in page}
-                if not (token := page.token):
-                    break
-            runs: list[Run] = []
-            while experiments:
-                found = client.search_runs(
-                    [each.experiment_id for each in experiments], max_results=_PAGE, page_token=token
-                )
-                runs += found
-                if not (token := found.token):
-                    break
+            registered = {folder_name(storage.parent(checkpoint_of(version))) for version in all_versions(client)}
+            runs = all_runs(client)
         trainings, datasets, dataset_of = set(registered), set[str](), dict[str, str]()
         more: dict[str, set[str]] = {}
         for run in runs:
@@ -73,6 +61,30 @@ class References:
         datasets |= {dataset_of[each] for each in trainings if each in dataset_of}
         datasets |= {each for training in trainings for each in more.get(training, ())}
         return cls(trainings, datasets, dataset_of, more)
+
+
+def all_versions(client: MlflowClient) -> list[Any]:
+    """Every version of every registered model."""
+    return _pages(lambda token: client.search_model_versions(max_results=_PAGE, page_token=token))
+
+
+def all_runs(client: MlflowClient) -> list[Run]:
+    """Every run of every experiment."""
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    if not experiments:
+        return []
+    return _pages(lambda token: client.search_runs(experiments, max_results=_PAGE, page_token=token))
+
+
+def _pages(page: Callable[[str | None], Any]) -> list[Any]:
+    """All that a search has, page by page."""
+    everything: list[Any] = []
+    token: str | None = None
+    while True:
+        part = page(token)
+        everything += part
+        if not (token := part.token):
+            return everything
 
 
 def folder_name(url: str) -> str:

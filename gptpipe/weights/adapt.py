@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -89,10 +88,16 @@ def import_weights(weights: str, out: str, *, context_length: int = 0, tokenizer
     storage.check_writable(out)
     storage.sweep_temporaries(out)
     storage.remove_if_empty(out)
-    state = {"imported_from": Path(imported.url).name, "step": imported.step}
+    state = {"imported_from": _name(imported.url), "step": imported.step}
     config = hf_config(imported.config, encoding.name, encoding.end_of_text)
     tensors = hf_stored(imported.config, imported.tensors)
     return write_checkpoint(out, imported.step, model=tensors, config=config, state=state, others=encoding.files)
+
+
+def _name(url: str) -> str:
+    """What weights are called: a checkpoint of a training also by the training's id."""
+    *_, folder, name = f"/{url.rstrip('/')}".split("/")
+    return f"{folder}/{name}" if checkpoints.STEP.match(name) else name
 
 
 def _rows(tensor: Stored, index: Tensor) -> Stored:

@@ -32,7 +32,7 @@ MODEL, CONFIG, OPTIMIZER, STATE, MANIFEST = (
     "manifest.json",
 )
 _HINT = "remove this folder to use the checkpoint before it, or give another"
-_STEP = re.compile(r"^step-(\d{8,})$")
+STEP = re.compile(r"^step-(\d{8,})$")
 
 
 @dataclass(frozen=True)
@@ -127,14 +127,14 @@ def open_checkpoint(url: str) -> Checkpoint | None:
 
 def list_checkpoints(training: str) -> list[Checkpoint]:
     """The complete checkpoints of a training folder, oldest first."""
-    names = [name for name in storage.list_folders(training) if _STEP.match(name)]
+    names = [name for name in storage.list_folders(training) if STEP.match(name)]
     checkpoints = (open_checkpoint(storage.join(training, name)) for name in names)
     return sorted((checkpoint for checkpoint in checkpoints if checkpoint), key=lambda checkpoint: checkpoint.step)
 
 
 def newest_checkpoint(training: str) -> Checkpoint | None:
     """The newest complete checkpoint of a training folder, or None. Reads one manifest, not all."""
-    names = [name for name in storage.list_folders(training) if _STEP.match(name)]
+    names = [name for name in storage.list_folders(training) if STEP.match(name)]
     for name in sorted(names, key=lambda name: int(name.removeprefix("step-")), reverse=True):
         if checkpoint := open_checkpoint(storage.join(training, name)):
             return checkpoint
