@@ -35,6 +35,8 @@ from gptpipe.tracking.announcement import announce
 from gptpipe.tracking.client import RunLink, Tracking
 from gptpipe.tracking.promote import ALREADY
 from gptpipe.tracking.registry import Champion, Registered, champion, register, starting_weights
+from gptpipe.tracking.report import REPORT_PAGE, Night, has_report, log_night, log_report, report_of, stored_bytes
+from gptpipe.tracking.report_page import report_page
 from gptpipe.tracking.results import describe, log_results
 from gptpipe.weights.find import read_weights
 
@@ -74,7 +76,7 @@ def retrain(parameters: RetrainParameters) -> Any:
 def run_pipeline(config: PipelineConfig) -> PipelineResult | Skipped:
     """Every stage, each a flow of its own within this one, and what they came to."""
     here = settings()
-    tracking, init, data, earlier, new = Tracking.of(here), "", config.data, "", None
+    tracking, init, data, earlier, news = Tracking.of(here), "", config.data, "", None
     check_pipeline(config, here.storage_url, tracking)
     what_it_will_take(config, here.storage_url, tracking)
     before = champion(config, tracking) if config.init == "champion" else None
@@ -92,7 +94,7 @@ def run_pipeline(config: PipelineConfig) -> PipelineResult | Skipped:
             finish(config, tracking, before)
             return Skipped(dataset, news.sentence)
         check_nature(news)
-        earlier, new = news.earlier.url, news.validation
+        earlier = news.earlier.url
     training, run = train(TrainParameters(data=dataset.dataset, config=config, init=init, since=earlier))
     evaluation = evaluate(
         EvaluateParameters(
@@ -105,7 +107,7 @@ def run_pipeline(config: PipelineConfig) -> PipelineResult | Skipped:
     samples = sample(SampleParameters(weights=training.best_checkpoint, config=config.sample, every=True))
     result = PipelineResult(dataset, training, run, evaluation, samples)
     if run:
-        result = replace(result, model=publish(config, run, result, new))
+        result = replace(result, model=publish(config, run, result, news))
     if config.export:
         place = export_hf(training.best_checkpoint, config.export, replace=True, scores=evaluation)
         log.info("export: %s, a folder that transformers reads", place)
@@ -141,18 +143,18 @@ def finish(config: PipelineConfig, tracking: Tracking, before: Champion) -> None
     """Do what is left of the night in which the champion became it, where that was stopped before its end."""
     registered = Registered(tracking, config.promote.model_name, before.version, ALREADY)
     announce(registered, config.promote.alias, partial(report.emit, registered.name), settings().webhook_url)
+    if before.run_id and not has_report(tracking, before.run_id):
+        log_report(tracking, before.run_id, report_page(report_of(tracking, before.run_id)))
     if config.export and not storage.list_files(config.export):
         export_hf(before.checkpoint, config.export, replace=True)
 
 
 @task(name="register and promote", cache_policy=NO_CACHE, persist_result=False)
-def publish(
-    config: PipelineConfig, run: RunLink, result: PipelineResult, new: frozenset[str] | None
-) -> Registered | None:
+def publish(config: PipelineConfig, run: RunLink, result: PipelineResult, news: Since | None) -> Registered | None:
     """Log the results to the training's MLflow run, register the model, and move the alias if it is better.
 
     Args:
-        new: names of the documents that are new since the champion's dataset, where it is known.
+        news: what is new since the champion's dataset, where it is known.
     """
     here = settings()
     picture = log_results(run, result.training, result.evaluation, result.samples)
@@ -160,7 +162,14 @@ def publish(
     if config.promote.register_model:
         out, cache = storage.join(here.storage_url, "evaluations"), TokenCache(limit=here.cache_bytes)
         registered = register(
-            config, run, result.training, result.evaluation, result.best_samples, new=new, out=out, cache=cache
+            config,
+            run,
+            result.training,
+            result.evaluation,
+            result.best_samples,
+            new=news.validation if news else None,
+            out=out,
+            cache=cache,
         )
         alias = config.promote.alias
         announce(registered, alias, partial(report.emit, registered.name), here.webhook_url)
@@ -169,5 +178,25 @@ def publish(
         where = f"[Model {registered.name}, version {registered.version}, in MLflow]({registered.url}): "
         where += f"`{registered.uri}`, {verdict}\n\n"
     text = where + describe(config, run, result.training, result.evaluation, result.best_samples, registered)
+    log_night(run, night_of(result, news), already_done=result.training.already_done)
+    log_report(run.tracking, run.run_id, report_page(report_of(run.tracking, run.run_id)))
+    text += f"\n\n[The report]({run.artifact_url(REPORT_PAGE)})"
+    log.info("report: %s of the run, or `gptpipe report %s`", REPORT_PAGE, run.run_id[:8])
     report.page("retrain", text, picture, description="The result, with links to the run and the model")
     return registered
+
+
+def night_of(result: PipelineResult, news: Since | None) -> Night:
+    """What only the pipeline knows of this retraining, for its report."""
+    stages = {
+        "tokenize": result.dataset.already_done,
+        "train": result.training.already_done,
+        "evaluate": result.evaluation.already_done,
+        "sample": result.best_samples.already_done,
+    }
+    return Night(
+        news=news.sentence if news else "",
+        measures=list(news.drift.measures) if news and news.drift else [],
+        skipped=[name for name, already_done in stages.items() if already_done],
+        stored=stored_bytes(result.training),
+    )

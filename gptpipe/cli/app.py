@@ -14,6 +14,7 @@ from gptpipe.cli.lineage import lineage
 from gptpipe.cli.listings import corpora, presets
 from gptpipe.cli.models import compare, fit_scaling, reproduce, rollback
 from gptpipe.cli.pipeline import plan, run
+from gptpipe.cli.report import report
 from gptpipe.cli.retention import clean
 from gptpipe.cli.services import deploy, doctor, down, up, worker
 from gptpipe.cli.training import train
@@ -47,6 +48,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     import_,
     export,
     compare,
+    report,
     reproduce,
     fit_scaling,
     rollback,

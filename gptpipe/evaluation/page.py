@@ -9,11 +9,11 @@ import json
 import math
 from collections.abc import Iterable
 from html import escape
-from importlib import resources
 from typing import Any
 
 from gptpipe.evaluation.documents import Documents
 from gptpipe.evaluation.excerpts import Excerpt, excerpts
+from gptpipe.evaluation.html import document, packaged
 from gptpipe.evaluation.tally import Tally
 from gptpipe.model.gpt import GPT
 from gptpipe.wording import counted, figure
@@ -63,16 +63,10 @@ def loss_page(
         "</div>",
         '<div id="panel" aria-live="polite" hidden><div></div></div>',
         f'<script type="application/json" id="looks">{_json(looks)}</script>',
-        f"<script>{_file('page.js')}</script>",
+        f"<script>{packaged('page.js')}</script>",
     ]
     title = f"{evaluation['cross_entropy']:.3f} nats per token"
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    head += f"<title>{escape(title)}</title><style>{_file('page.css')}</style>"
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{"".join(body)}\n</body></html>\n'
-
-
-def _file(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text("utf-8")
+    return document(title, body)
 
 
 def _json(value: Any) -> str:

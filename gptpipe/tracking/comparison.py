@@ -106,8 +106,6 @@ def side_by_side(tracking: Tracking, names: Sequence[str], score: Score | None =
     """
     with tracking.reached() as client:
         runs = [find_run(client, tracking, name) for name in names] or _last(client, tracking)
-        if not runs:
-            raise UserError("no training has ended so far", where=tracking.experiment, hint="run one: gptpipe run")
         tables = [_table(run) for run in runs]
         first, *others = runs
         comparisons = [None, *(_against(tables[0], table) for table in tables[1:])]
@@ -120,7 +118,7 @@ def side_by_side(tracking: Tracking, names: Sequence[str], score: Score | None =
                     name=str(run.info.run_name),
                     run_id=run.info.run_id,
                     url=RunLink(tracking, run.info.run_id, run.info.experiment_id).url,
-                    facts=_facts(run, against),
+                    facts=facts_of(run, against),
                     settings={key: value for key, value in run.data.params.items() if key not in OPERATIONAL},
                     against=against,
                 )
@@ -130,8 +128,22 @@ def side_by_side(tracking: Tracking, names: Sequence[str], score: Score | None =
 
 
 def _last(client: MlflowClient, tracking: Tracking) -> list[Run]:
+    """The trainings that ended last, the newest first."""
     ended = "status = 'FINISHED' AND tags.`gptpipe.training` LIKE '%'"
-    return list(client.search_runs([tracking.experiment_id(client)], ended, max_results=_LAST))
+    runs = list(client.search_runs([tracking.experiment_id(client)], ended, max_results=_LAST))
+    if not runs:
+        raise UserError("no training has ended so far", where=tracking.experiment, hint="run one: gptpipe run")
+    return runs
+
+
+def last_run(tracking: Tracking) -> str:
+    """The id of the training that ended last.
+
+    Raises:
+        UserError: none has.
+    """
+    with tracking.reached() as client:
+        return str(_last(client, tracking)[0].info.run_id)
 
 
 def find_run(client: MlflowClient, tracking: Tracking, name: str) -> Run:
@@ -194,7 +206,7 @@ def _against(first: pa.Table | None, second: pa.Table | None) -> Comparison | No
     return replace(compare(before, now, units), unit="byte", units_per_token=float(units.sum() / tokens.sum()))
 
 
-def _facts(run: Run, against: Comparison | None) -> dict[str, str]:
+def facts_of(run: Run, against: Comparison | None) -> dict[str, str]:
     """The rows of one run, in their order."""
     metrics, tags = run.data.metrics, run.data.tags
 
@@ -267,16 +279,14 @@ def score_again(out: str, cache: TokenCache) -> Score:
 
 def curves(tracking: Tracking, compared: SideBySide) -> Mapping[str, Mapping[str, list[tuple[int, float]]]]:
     """The losses of each run by tokens, `train/loss` and `validation/loss`, by the run's id."""
-    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
     with tracking.reached() as client:
-        for column in compared.columns:
-            tokens = {each.step: int(each.value) for each in client.get_metric_history(column.run_id, "train/tokens")}
-            found[column.run_id] = {
-                key: [
-                    (tokens[each.step], each.value)
-                    for each in client.get_metric_history(column.run_id, key)
-                    if each.step in tokens
-                ]
-                for key in ("train/loss", "validation/loss")
-            }
-    return found
+        return {column.run_id: losses_of(client, column.run_id) for column in compared.columns}
+
+
+def losses_of(client: MlflowClient, run_id: str) -> dict[str, list[tuple[int, float]]]:
+    """`train/loss` and `validation/loss` of a run in nats per token, as (tokens, loss)."""
+    tokens = {each.step: int(each.value) for each in client.get_metric_history(run_id, "train/tokens")}
+    return {
+        key: [(tokens[each.step], each.value) for each in client.get_metric_history(run_id, key) if each.step in tokens]
+        for key in ("train/loss", "validation/loss")
+    }

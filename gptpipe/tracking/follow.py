@@ -25,7 +25,7 @@ import yaml
 
 from gptpipe import storage
 from gptpipe.config import PipelineConfig, flatten
-from gptpipe.config.names import texts, training_name
+from gptpipe.config.names import changes, texts, training_name
 from gptpipe.corpus.sources import corpus_names
 from gptpipe.dataset.dataset import Dataset
 from gptpipe.dataset.rows import SPLITS
@@ -42,11 +42,13 @@ log = logging.getLogger(__name__)
 
 
 PARAMETERS_TAG = "parameters"
+CHANGED_TAG = "changed"  # what differs from the preset
 INIT_TAG, SINCE_TAG = "gptpipe.init", "gptpipe.since"  # of a run: what its training started from
 # its artifacts: what `gptpipe reproduce` needs
 CONFIG_FILE, ENVIRONMENT_FILE = "reproduce/config.yaml", "reproduce/environment.txt"
 _FLUSH_SECONDS = 30.0  # how long the end of a training waits for a slow server
 RETRY_SECONDS = 5.0
+_LONGEST_TAG = 1000  # characters that the table of runs still shows
 _POINTS_A_CALL = 1000  # MLflow's limit for one batch of metrics
 
 
@@ -185,6 +187,7 @@ class TrainingTracker:
             "preset": self._config.preset,
             "dataset": f"{'+'.join(self._dataset.manifest['corpora'])} {self._dataset.id[:8]}",
             "init": self._config.init,
+            CHANGED_TAG: ", ".join(f"{key}={value}" for key, value in changes(self._config).items())[:_LONGEST_TAG],
             "reproduce": f"gptpipe reproduce {run.info.run_id}",
             PARAMETERS_TAG: str(empty_model(self._config.model).count_parameters()),
             "trigger": "command line",

@@ -10,7 +10,7 @@ import numpy as np
 
 from gptpipe.tracking.scaling import Fit
 
-_TRAIN, _VALIDATION, _BASELINE, _INK = "#2f6fb3", "#c8501e", "#6b6b6b", "#222222"
+TRAIN, _VALIDATION, BASELINE, _INK = "#2f6fb3", "#c8501e", "#6b6b6b", "#222222"
 
 
 def length_histogram(rows: list[tuple[int, int, int]], title: str = "") -> bytes:
@@ -23,7 +23,7 @@ def length_histogram(rows: list[tuple[int, int, int]], title: str = "") -> bytes
 
     figure = Figure(figsize=(8, 3.5), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    axes.bar(range(len(rows)), [count for _, _, count in rows], color=_TRAIN, width=0.9)
+    axes.bar(range(len(rows)), [count for _, _, count in rows], color=TRAIN, width=0.9)
     axes.set_xticks(range(len(rows)), [f"{low:,}" for low, _, _ in rows], rotation=45, ha="right", fontsize=8)
     axes.set_xlabel("tokens per document, from")
     axes.set_ylabel("documents")
@@ -47,7 +47,7 @@ def loss_curve(
     figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     for key, label, color, style in (
-        ("train/loss", "training", _TRAIN, {"linewidth": 1.2}),
+        ("train/loss", "training", TRAIN, {"linewidth": 1.2}),
         ("validation/loss", "validation", _VALIDATION, {"linewidth": 1.8, "marker": "o", "markersize": 4}),
     ):
         points = [(line["tokens"], line[key]) for line in lines if key in line]
@@ -57,7 +57,7 @@ def loss_curve(
     if unigram is not None:
         axes.axhline(
             unigram,
-            color=_BASELINE,
+            color=BASELINE,
             linestyle="--",
             linewidth=1,
             label=f"token frequencies alone ({unigram:.2f})",

@@ -58,6 +58,12 @@ class Provenance:
         with tracking.reached() as client:
             self._runs = {run.info.run_id: run for run in all_runs(client) if TRAINING_TAG in run.data.tags}
             versions = all_versions(client)
+            models = {name: client.get_registered_model(name).aliases for name in {each.name for each in versions}}
+        self._aliases = {  # a search tells none
+            (name, number): sorted(alias for alias, other in aliases.items() if str(other) == number)
+            for name, aliases in models.items()
+            for number in {str(each) for each in aliases.values()}
+        }
         self._run_of = {folder_name(run.data.tags[TRAINING_TAG]): identity for identity, run in self._runs.items()}
         self._shards_of: dict[str, list[str]] = {}  # by source
         self._origins: dict[str, str] = {}
@@ -178,7 +184,7 @@ class Provenance:
     def _version(self, version: Any) -> str:
         key = f"{VERSION}:{version.name}/{version.version}"
         if key not in self.nodes:
-            names = ", ".join(version.aliases)
+            names = ", ".join(self._aliases.get((version.name, str(version.version)), []))
             page = f"{self._tracking.pages}/#/models/{version.name}/versions/{version.version}"
             reason = version.tags.get(DECISION_TAG, "")
             facts = {name: text for name, text in (("alias", names), ("decision", reason)) if text}

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 # of a version
 DECISION_TAG, CHECKS_TAG, ROLLED_BACK_TAG = "gptpipe.decision", "gptpipe.checks", "gptpipe.rolled_back"
 COMPARISON_TAG = "gptpipe.comparison"
+COMPARED_TAG = "gptpipe.compared_with"  # the champion's number then
 _COMPARISON = TypeAdapter(Comparison)
 _LONGEST_TAG = 5000  # characters that MLflow takes
 MODELS = "models:/"
@@ -154,6 +155,8 @@ def _move(client: MlflowClient, promote: PromoteConfig, version: str, champion: 
     else:
         client.set_registered_model_alias(name, CHALLENGER, version)
     client.set_model_version_tag(name, version, DECISION_TAG, decision.reason)
+    if champion is not None:
+        client.set_model_version_tag(name, version, COMPARED_TAG, str(champion.version))
     if decision.comparison is not None:
         client.set_model_version_tag(name, version, COMPARISON_TAG, json.dumps(asdict(decision.comparison)))
     kept = json.dumps([asdict(check) for check in decision.checks])
@@ -169,9 +172,15 @@ def last_comparison(config: PipelineConfig, tracking: Tracking) -> Comparison | 
     except UserError:
         return None
     for version in versions:
-        if version.name == config.promote.model_name and (kept := version.tags.get(COMPARISON_TAG)):
-            return _COMPARISON.validate_json(kept)
+        if version.name == config.promote.model_name and (comparison := comparison_of(version)):
+            return comparison
     return None
+
+
+def comparison_of(version: Any) -> Comparison | None:
+    """How a version compared with the champion when it was registered; None where there was none."""
+    kept = version.tags.get(COMPARISON_TAG)
+    return _COMPARISON.validate_json(kept) if kept else None
 
 
 def decision_of(version: Any) -> Decision:
@@ -302,11 +311,13 @@ class Champion:
 
     Attributes:
         checkpoint: URL of its weights. dataset: URL of the dataset it was trained on; empty where that is not known.
+        run_id: of its training; empty where it has none.
     """
 
     version: str
     checkpoint: str
     dataset: str
+    run_id: str = ""
 
 
 def champion(config: PipelineConfig, tracking: Tracking) -> Champion | None:
@@ -323,7 +334,7 @@ def champion(config: PipelineConfig, tracking: Tracking) -> Champion | None:
         except MlflowException as error:  # a person removed the run
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-        return Champion(str(version.version), checkpoint_of(version), dataset)
+        return Champion(str(version.version), checkpoint_of(version), dataset, version.run_id or "")
 
 
 def starting_weights(config: PipelineConfig, tracking: Tracking) -> str:

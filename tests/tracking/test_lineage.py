@@ -145,7 +145,7 @@ def test_the_command_prints_trees_json_and_a_picture(store: Path, tmp_path: Path
     printed = CliRunner().invoke(app, ["lineage", "models:/gptpipe/2", "--picture", str(tmp_path / "lineage.png")])
     assert printed.exit_code == 0, printed.output
     lines = printed.output.splitlines()
-    assert lines[0].startswith("version models:/gptpipe/2")
+    assert lines[0].startswith("version models:/gptpipe/2 (alias c")
     assert lines.index("made from") < lines.index("went into")
     assert any(line.startswith(f"  checkpoint {SECOND}/step-00000012") for line in lines)
     assert lines[lines.index("went into") + 1] == "  nothing that is known here"
