@@ -150,6 +150,6 @@ def test_the_command_prints_trees_json_and_a_picture(store: Path, tmp_path: Path
     assert any(line.startswith(f"  checkpoint {SECOND}/step-00000012") for line in lines)
     assert lines[lines.index("went into") + 1] == "  nothing that is known here"
     assert (tmp_path / "lineage.png").read_bytes().startswith(b"\x89PNG")
-    answer = json.loads(CliRunner().invoke(app, ["lineage", "models:/gptpipe/1", "--json"]).output)
+    answer = json.loads(CliRunner().invoke(app, ["lineage", "models:/gptpipe/1", "--json"]).stdout)
     assert answer["subjects"] == ["version:gptpipe/1"]
     assert all(key in answer["nodes"] for edge in answer["edges"] for key in edge)

@@ -113,7 +113,7 @@ def test_the_command(nights: list[RunLink], tmp_path: Path) -> None:
     page = (tmp_path / "all.html").read_text()
     assert "data:image/png;base64," in page
     assert page.count("<tr>") == 3
-    answer = json.loads(CliRunner().invoke(app, ["report", nights[0].run_id, "--json"]).output)
+    answer = json.loads(CliRunner().invoke(app, ["report", nights[0].run_id, "--json"]).stdout)
     assert answer["decision"]["reason"] == "there was no champion"
 
 
