@@ -16,6 +16,7 @@ from flows.evaluate import EvaluateOptions, EvaluateParameters, evaluate
 from flows.import_weights import ImportParameters, import_weights
 from flows.sample import SampleParameters, sample
 from flows.server import endings, report
+from flows.server.approval import Approval, ask
 from flows.server.names import named
 from flows.tokenize import TokenizeParameters, tokenize
 from flows.train import TrainParameters, train
@@ -31,6 +32,7 @@ from gptpipe.pipeline.checks import check_pipeline
 from gptpipe.pipeline.news import Since, check_nature, since
 from gptpipe.pipeline.plan import plan
 from gptpipe.pipeline.result import PipelineResult, Skipped
+from gptpipe.tracking.aliases import ChampionChanged, answer
 from gptpipe.tracking.announcement import announce
 from gptpipe.tracking.client import RunLink, Tracking
 from gptpipe.tracking.promote import ALREADY
@@ -107,7 +109,16 @@ def run_pipeline(config: PipelineConfig) -> PipelineResult | Skipped:
     samples = sample(SampleParameters(weights=training.best_checkpoint, config=config.sample, every=True))
     result = PipelineResult(dataset, training, run, evaluation, samples)
     if run:
-        result = replace(result, model=publish(config, run, result, news))
+        picture = log_results(run, training, evaluation, samples)
+        registered = register_and_compare(config, run, result, news) if config.promote.register_model else None
+        while registered and registered.waits and (given := ask_a_person(config, registered)):
+            try:
+                registered = answer(config.promote, tracking, registered.version, agreed=given.agree, note=given.note)
+            except ChampionChanged as changed:
+                log.warning("approval: %s", changed)
+                registered = register_and_compare(config, run, result, news)
+        result = replace(result, model=registered)
+        publish(config, run, result, news, picture)
     if config.export:
         place = export_hf(training.best_checkpoint, config.export, replace=True, scores=evaluation)
         log.info("export: %s, a folder that transformers reads", place)
@@ -149,30 +160,49 @@ def finish(config: PipelineConfig, tracking: Tracking, before: Champion) -> None
         export_hf(before.checkpoint, config.export, replace=True)
 
 
-@task(name="register and promote", cache_policy=NO_CACHE, persist_result=False)
-def publish(config: PipelineConfig, run: RunLink, result: PipelineResult, news: Since | None) -> Registered | None:
-    """Log the results to the training's MLflow run, register the model, and move the alias if it is better.
+@task(name="register and compare", cache_policy=NO_CACHE, persist_result=False)
+def register_and_compare(
+    config: PipelineConfig, run: RunLink, result: PipelineResult, news: Since | None
+) -> Registered:
+    """Register the model, and move the alias if it is better.
 
     Args:
         news: what is new since the champion's dataset, where it is known.
     """
     here = settings()
-    picture = log_results(run, result.training, result.evaluation, result.samples)
-    registered, where = None, ""
-    if config.promote.register_model:
-        out, cache = storage.join(here.storage_url, "evaluations"), TokenCache(limit=here.cache_bytes)
-        registered = register(
-            config,
-            run,
-            result.training,
-            result.evaluation,
-            result.best_samples,
-            new=news.validation if news else None,
-            out=out,
-            cache=cache,
-        )
+    return register(
+        config,
+        run,
+        result.training,
+        result.evaluation,
+        result.best_samples,
+        new=news.validation if news else None,
+        out=storage.join(here.storage_url, "evaluations"),
+        cache=TokenCache(limit=here.cache_bytes),
+    )
+
+
+def ask_a_person(config: PipelineConfig, registered: Registered) -> Approval | None:
+    """The answer of a person; None where nobody answers in time, or no server has a page to answer on."""
+    alias = config.promote.alias
+    announce(registered, alias, partial(report.emit, registered.name), settings().webhook_url)
+    if settings().prefect_host:
+        return ask(registered, alias, config.promote.approval_hours)
+    log.warning("approval: `gptpipe approve %s` makes %s the %s", registered.version, registered.uri, alias)
+    return None
+
+
+@task(name="publish", cache_policy=NO_CACHE, persist_result=False)
+def publish(config: PipelineConfig, run: RunLink, result: PipelineResult, news: Since | None, picture: bytes) -> None:
+    """Tell what was decided: to listeners, on the run, on the version, as pages, as a report.
+
+    Args:
+        picture: of the losses, a PNG.
+    """
+    registered, where = result.model, ""
+    if registered:
         alias = config.promote.alias
-        announce(registered, alias, partial(report.emit, registered.name), here.webhook_url)
+        announce(registered, alias, partial(report.emit, registered.name), settings().webhook_url)
         verdict = f"now {alias}" if registered.decision.promote else f"the {alias} stays"
         log.info("register: %s, %s: %s", registered.uri, verdict, registered.decision.reason)
         where = f"[Model {registered.name}, version {registered.version}, in MLflow]({registered.url}): "
@@ -183,7 +213,6 @@ def publish(config: PipelineConfig, run: RunLink, result: PipelineResult, news: 
     text += f"\n\n[The report]({run.artifact_url(REPORT_PAGE)})"
     log.info("report: %s of the run, or `gptpipe report %s`", REPORT_PAGE, run.run_id[:8])
     report.page("retrain", text, picture, description="The result, with links to the run and the model")
-    return registered
 
 
 def night_of(result: PipelineResult, news: Since | None) -> Night:

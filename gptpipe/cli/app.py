@@ -12,7 +12,7 @@ from gptpipe.cli.evaluation import evaluate
 from gptpipe.cli.generation import generate
 from gptpipe.cli.lineage import lineage
 from gptpipe.cli.listings import corpora, presets
-from gptpipe.cli.models import compare, fit_scaling, reproduce, rollback
+from gptpipe.cli.models import approve, compare, fit_scaling, reproduce, rollback
 from gptpipe.cli.pipeline import plan, run
 from gptpipe.cli.report import report
 from gptpipe.cli.retention import clean
@@ -52,6 +52,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     reproduce,
     fit_scaling,
     rollback,
+    approve,
     lineage,
     clean,
 )

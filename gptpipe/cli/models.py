@@ -1,4 +1,4 @@
-"""`gptpipe compare`, `reproduce`, `fit-scaling`, `rollback`: what runs say together, and which version serves."""
+"""What runs say together, and which version serves: `compare`, `reproduce`, `fit-scaling`, `rollback`, `approve`."""
 
 from __future__ import annotations
 
@@ -123,9 +123,28 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Make an earlier version of the registered model champion again."""
-    from gptpipe.tracking.registry import rollback as move_back
+    from gptpipe.tracking.aliases import rollback as move_back
 
     promote = load_config(file=config, overrides=overrides).promote
     before, now = move_back(promote, tracking(), to)
     text = f"{promote.model_name}: version {now} is {promote.alias}, version {before} was"
     print_answer({"model": promote.model_name, "champion": now, "previous": before}, as_json, text)
+
+
+def approve(
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="Number of the version that waits.")],
+    refuse: Annotated[bool, typer.Option("--refuse", help="It does not become champion.")] = False,
+    note: Annotated[str, typer.Option(help="Why; kept with the decision.")] = "",
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Agree that a version that waits for a person becomes champion, or refuse it."""
+    from gptpipe.tracking.aliases import answer
+
+    promote = load_config(file=config, overrides=overrides).promote
+    registered = answer(promote, tracking(), version, agreed=not refuse, note=note)
+    verdict = f"is {promote.alias} now" if registered.decision.promote else "is refused"
+    text = f"{promote.model_name}: version {registered.version} {verdict}: {registered.decision.reason}"
+    values = {"model": promote.model_name, "version": registered.version, "champion": registered.decision.promote}
+    print_answer({**values, "decision": registered.decision.reason}, as_json, text)

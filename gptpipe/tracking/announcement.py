@@ -18,7 +18,7 @@ from gptpipe.version import __version__
 
 log = logging.getLogger(__name__)
 
-PROMOTED, KEPT = "gptpipe.model.promoted", "gptpipe.model.kept"
+PROMOTED, KEPT, WAITING = "gptpipe.model.promoted", "gptpipe.model.kept", "gptpipe.model.waits"
 ANNOUNCED_TAG = "gptpipe.announced"  # of a version: the event that was told last
 _TRIES, _SECONDS = 3, 10.0
 
@@ -26,7 +26,8 @@ _TRIES, _SECONDS = 3, 10.0
 def announce(
     registered: Registered, alias: str, emit: Callable[[str, dict[str, Any]], Any], webhook: str | None = None
 ) -> None:
-    """Tell whether the version became champion, unless that was told before. What is not heard ends no pipeline.
+    """Tell whether the version became champion, or waits for a person, unless that was told before. What is not
+    heard ends no pipeline.
 
     A process that is killed in between tells it again: a listener may hear the same twice, but never nothing.
 
@@ -35,7 +36,7 @@ def announce(
         emit: called with the event's name and its payload.
         webhook: address that gets the same as a POST with JSON, the event's name in `event` and a sentence in `text`.
     """
-    event = PROMOTED if registered.decision.promote else KEPT
+    event = PROMOTED if registered.decision.promote else WAITING if registered.waits else KEPT
     with registered.tracking.reached() as client:
         version = client.get_model_version(registered.name, registered.version)
         if version.tags.get(ANNOUNCED_TAG) == event:

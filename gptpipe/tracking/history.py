@@ -11,7 +11,7 @@ from gptpipe.evaluation.confidence import Comparison
 from gptpipe.tracking.announcement import ANNOUNCED_TAG, PROMOTED
 from gptpipe.tracking.client import TRAINING_TAG, RunLink, Tracking
 from gptpipe.tracking.references import all_runs
-from gptpipe.tracking.registry import DECISION_TAG, ROLLED_BACK_TAG, comparison_of
+from gptpipe.tracking.registry import DECISION_TAG, ROLLED_BACK_TAG, WAITS_TAG, comparison_of
 from gptpipe.tracking.results import DECIDING
 from gptpipe.wording import counted, duration
 
@@ -130,6 +130,7 @@ def _entry(tracking: Tracking, run: Run, version: Any, reasons: Mapping[str, str
     if version is not None:
         reason = version.tags.get(DECISION_TAG, "")
         verdict = "champion" if version.tags.get(ANNOUNCED_TAG) == PROMOTED else "kept"
+        verdict = "waits" if WAITS_TAG in version.tags else verdict
         if ROLLED_BACK_TAG in version.tags:
             verdict, reason = "rolled back", f"rolled back {version.tags[ROLLED_BACK_TAG]}"
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gptpipe.config import PromoteConfig
 from gptpipe.evaluation.confidence import FEWEST, Comparison, Interval
@@ -57,6 +57,10 @@ class Decision:
         # Prefect cuts a wide table off at its right: what was measured comes first
         head = ["| holds | measured | needed to become champion | it would be otherwise |", "| --- | --- | --- | --- |"]
         return "\n".join([*head, *rows])
+
+    def settled(self, promote: bool, reason: str) -> Decision:
+        """The same conditions, decided by a person."""
+        return replace(self, promote=promote, reason=reason)
 
 
 ALREADY = Decision(True, "it is the champion already")

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 DECISION_TAG, CHECKS_TAG, ROLLED_BACK_TAG = "gptpipe.decision", "gptpipe.checks", "gptpipe.rolled_back"
 COMPARISON_TAG = "gptpipe.comparison"
 COMPARED_TAG = "gptpipe.compared_with"  # the champion's number then
+WAITS_TAG, REFUSED_TAG = "gptpipe.waits", "gptpipe.refused"  # the same, or NOBODY
+NOBODY, WAITS = "none", "waits for a person's approval: "
 _COMPARISON = TypeAdapter(Comparison)
 _LONGEST_TAG = 5000  # characters that MLflow takes
 MODELS = "models:/"
@@ -71,12 +73,13 @@ def _check_registry(config: PipelineConfig, tracking: Tracking, store: str) -> N
 
 @dataclass(frozen=True)
 class Registered:
-    """A model's version in the registry, and whether it became champion."""
+    """A model's version in the registry, and whether it became champion. `waits`: it would, if a person agrees."""
 
     tracking: Tracking
     name: str
     version: str
     decision: Decision
+    waits: bool = False
 
     @property
     def uri(self) -> str:
@@ -101,6 +104,8 @@ def register(
 ) -> Registered:
     """Register the checkpoint as a model version, once, and move the alias to it if it is surely better.
 
+    Where `promote.approval_hours` asks for a person, a better version waits, and `tracking.approval` has the answer.
+
     The champion is scored again on the text that this model was scored on: last month's number was of another text.
     The samples are looked up in the training text.
 
@@ -124,34 +129,43 @@ def register(
             version = client.create_model_version(
                 promote.model_name, source, run_id=link.run_id, tags=tags, description=evaluation.sentence
             )
-        champion = _champion(client, promote.model_name, promote.alias)
+        champion = version_called(client, promote.model_name, promote.alias)
     if champion is not None and champion.version == version.version:
         return Registered(tracking, promote.model_name, str(version.version), ALREADY)
     if ROLLED_BACK_TAG in version.tags:
         reason = f"a person rolled it back; `gptpipe rollback --to {version.version}` makes it {promote.alias} again"
         return Registered(tracking, promote.model_name, str(version.version), Decision(False, reason))
+    if REFUSED_TAG in version.tags:
+        reason = f"a person refused it; `gptpipe approve {version.version}` makes it {promote.alias} after all"
+        return Registered(tracking, promote.model_name, str(version.version), Decision(False, reason))
     cache = cache or TokenCache()
     copies = _copies(samples, result.dataset, promote.max_copied, cache)
     while True:
         decision = _decision(champion, config, result, samples, copies, new, out, cache)
+        waits = decision.promote and promote.approval_hours > 0
+        if waits:
+            decision = decision.settled(False, f"{WAITS}{decision.reason}")
         with tracking.reached() as client:
-            now = _champion(client, promote.model_name, promote.alias)
+            now = version_called(client, promote.model_name, promote.alias)
             if _number(now) == _number(champion):
                 _move(client, promote, version.version, champion, decision)
+                if waits:
+                    compared = _number(champion) or NOBODY
+                    client.set_model_version_tag(promote.model_name, version.version, WAITS_TAG, compared)
+                elif WAITS_TAG in version.tags:  # it was compared with another champion then
+                    client.delete_model_version_tag(promote.model_name, version.version, WAITS_TAG)
                 break
         # another retraining ended meanwhile: the new champion is the one to beat
         log.info("register: version %s is the %s by now", _number(now), promote.alias)
         champion = now
-    return Registered(tracking, promote.model_name, str(version.version), decision)
+    return Registered(tracking, promote.model_name, str(version.version), decision, waits)
 
 
 def _move(client: MlflowClient, promote: PromoteConfig, version: str, champion: Any, decision: Decision) -> None:
     """Set the aliases as was decided: the new champion, and who was it before; or else the challenger."""
     name = promote.model_name
     if decision.promote:
-        if champion is not None:
-            client.set_registered_model_alias(name, PREVIOUS, champion.version)
-        client.set_registered_model_alias(name, promote.alias, version)
+        make_champion(client, promote, version, _number(champion))
     else:
         client.set_registered_model_alias(name, CHALLENGER, version)
     client.set_model_version_tag(name, version, DECISION_TAG, decision.reason)
@@ -161,6 +175,22 @@ def _move(client: MlflowClient, promote: PromoteConfig, version: str, champion: 
         client.set_model_version_tag(name, version, COMPARISON_TAG, json.dumps(asdict(decision.comparison)))
     kept = json.dumps([asdict(check) for check in decision.checks])
     client.set_model_version_tag(name, version, CHECKS_TAG, kept if len(kept) <= _LONGEST_TAG else "[]")
+
+
+def make_champion(client: MlflowClient, promote: PromoteConfig, version: str, before: str) -> None:
+    """Move the alias to a version.
+
+    Args:
+        before: number of the version that has it now; empty where none has.
+    """
+    if before:
+        client.set_registered_model_alias(promote.model_name, PREVIOUS, before)
+    client.set_registered_model_alias(promote.model_name, promote.alias, version)
+
+
+def champion_number(client: MlflowClient, promote: PromoteConfig) -> str:
+    """Number of the version that is champion; empty where none is."""
+    return _number(version_called(client, promote.model_name, promote.alias))
 
 
 def last_comparison(config: PipelineConfig, tracking: Tracking) -> Comparison | None:
@@ -187,42 +217,6 @@ def decision_of(version: Any) -> Decision:
     """What was decided of a version when it was registered, as its tags tell it."""
     checks = tuple(Check(**each) for each in json.loads(version.tags.get(CHECKS_TAG, "[]")))
     return Decision(True, version.tags.get(DECISION_TAG, ALREADY.reason), checks)
-
-
-def rollback(promote: PromoteConfig, tracking: Tracking, to: str = "") -> tuple[str, str]:
-    """Make an earlier version champion again; the versions that was champion, and that is.
-
-    The version that goes does not become champion again by itself, however often its training is asked for.
-
-    Args:
-        to: number of the version; empty is the one that was champion before.
-
-    Raises:
-        UserError: no such model or version, or none that was champion before.
-    """
-    from mlflow.exceptions import MlflowException
-
-    name = promote.model_name
-    with tracking.reached() as client:
-        champion = _champion(client, name, promote.alias)
-        if champion is None:
-            raise UserError(f"no version is {promote.alias}", where=name, hint="see the registered models in MLflow")
-        try:
-            version = client.get_model_version(name, to) if to else _champion(client, name, PREVIOUS)
-        except MlflowException as error:
-            raise UserError(error.message, where=f"{name} version {to}", hint="give the number of a version") from None
-        if version is None:
-            raise UserError(f"no version was {promote.alias} before", where=name, hint="name the version: --to VERSION")
-        if version.version == champion.version:
-            raise UserError(f"version {version.version} is {promote.alias} already", where=name, hint="nothing to do")
-        client.set_registered_model_alias(name, promote.alias, version.version)
-        client.set_registered_model_alias(name, PREVIOUS, champion.version)
-        reason = f"{promote.alias} again by a rollback from version {champion.version}"
-        client.set_model_version_tag(name, version.version, DECISION_TAG, reason)
-        client.set_model_version_tag(name, champion.version, ROLLED_BACK_TAG, f"to version {version.version}")
-        if ROLLED_BACK_TAG in version.tags:
-            client.delete_model_version_tag(name, version.version, ROLLED_BACK_TAG)
-    return str(champion.version), str(version.version)
 
 
 def _number(version: Any) -> str:
@@ -288,7 +282,7 @@ def _make_registered_model(client: MlflowClient, name: str) -> None:
             raise
 
 
-def _champion(client: MlflowClient, name: str, alias: str) -> Any:
+def version_called(client: MlflowClient, name: str, alias: str) -> Any:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -325,7 +319,7 @@ def champion(config: PipelineConfig, tracking: Tracking) -> Champion | None:
     from mlflow.exceptions import MlflowException
 
     with tracking.reached() as client:
-        version = _champion(client, config.promote.model_name, config.promote.alias)
+        version = version_called(client, config.promote.model_name, config.promote.alias)
         if version is None:
             return None
         dataset = ""

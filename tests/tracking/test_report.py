@@ -19,10 +19,11 @@ from gptpipe.dataset.drift import Measure
 from gptpipe.errors import UserError
 from gptpipe.evaluation.once import evaluate_once
 from gptpipe.generation.generate import Sample, Samples
+from gptpipe.tracking.aliases import rollback
 from gptpipe.tracking.announcement import announce
 from gptpipe.tracking.client import RunLink
 from gptpipe.tracking.history import Entry, history
-from gptpipe.tracking.registry import register, rollback
+from gptpipe.tracking.registry import register
 from gptpipe.tracking.report import Night, has_report, log_night, log_report, report_of
 from gptpipe.tracking.report_page import report_page, report_text
 from gptpipe.tracking.results import log_results

@@ -30,10 +30,11 @@ from gptpipe.services.doctor import examine
 from gptpipe.services.ports import free_ports
 from gptpipe.tracking import follow as following
 from gptpipe.tracking import registry
+from gptpipe.tracking.aliases import rollback
 from gptpipe.tracking.announcement import KEPT, PROMOTED, announce
 from gptpipe.tracking.client import RunLink
 from gptpipe.tracking.follow import TrainingTracker
-from gptpipe.tracking.registry import Registered, check_tracking, decision_of, register, resolve_weights, rollback
+from gptpipe.tracking.registry import Registered, check_tracking, decision_of, register, resolve_weights
 from gptpipe.tracking.results import DECIDING, describe, log_results
 from gptpipe.tracking.training import train_and_track
 from tests.fixtures.tracked import follow, lines, result_of, tracking, write_model

@@ -53,6 +53,15 @@ class PromoteConfig(Section):
         le=1 << 20,
     )
 
+    approval_hours: float = operational(
+        0.0,
+        "How long a person has to agree before a better model becomes champion; 0 asks nobody. The flow run is paused "
+        "with a form; after that time the champion stays, and `gptpipe approve` may still agree",
+        "hours",
+        ge=0,
+        le=24 * 30,
+    )
+
     @field_validator("model_name")
     @classmethod
     def _name_is_one_of_mlflow(cls, value: str) -> str:

@@ -1,0 +1,109 @@
+"""Aliases that a person moves: a version that waits is approved or refused, an earlier one is champion again."""
+
+from __future__ import annotations
+
+from gptpipe.config import PromoteConfig
+from gptpipe.errors import UserError
+from gptpipe.tracking.client import Tracking
+from gptpipe.tracking.registry import (
+    DECISION_TAG,
+    NOBODY,
+    PREVIOUS,
+    REFUSED_TAG,
+    ROLLED_BACK_TAG,
+    WAITS,
+    WAITS_TAG,
+    Registered,
+    champion_number,
+    decision_of,
+    make_champion,
+    version_called,
+)
+
+
+class ChampionChanged(UserError):
+    """Another version became champion after the comparison that was to be approved."""
+
+
+def answer(promote: PromoteConfig, tracking: Tracking, number: str, *, agreed: bool, note: str = "") -> Registered:
+    """Make a version that waits champion, or refuse it. One that was refused may still be agreed to.
+
+    Args:
+        number: of the version. note: why, kept with the decision.
+
+    Raises:
+        ChampionChanged: it was compared with a version that is not champion any more.
+        UserError: there is no such version, or it waits for nobody.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name = promote.model_name
+    with tracking.reached() as client:
+        try:
+            version = client.get_model_version(name, number)
+        except MlflowException as error:
+            hint = "give the number of a version that waits"
+            raise UserError(error.message, where=f"{name} version {number}", hint=hint) from None
+        where = f"{name} version {version.version}"
+        compared = version.tags.get(WAITS_TAG) or (version.tags.get(REFUSED_TAG) if agreed else None)
+        if compared is None:
+            hint = (
+                "only a better model waits, where promote.approval_hours is set; `gptpipe rollback --to` moves others"
+            )
+            raise UserError("waits for nobody's approval", where=where, hint=hint)
+        now = champion_number(client, promote)
+        if (now or NOBODY) != compared:
+            raise ChampionChanged(
+                f"was compared with version {compared}, but version {now or NOBODY} is {promote.alias} by now",
+                where=where,
+                hint="start the same retraining again: only the comparison is made anew",
+            )
+        decision = decision_of(version)
+        reason = decision.reason.removeprefix(WAITS)
+        said = f"{'approved' if agreed else 'refused'} by a person{f' ({note})' if note else ''}: "
+        if agreed:
+            make_champion(client, promote, str(version.version), now)
+        else:
+            client.set_model_version_tag(name, version.version, REFUSED_TAG, compared)
+        client.set_model_version_tag(name, version.version, DECISION_TAG, f"{said}{reason}")
+        for tag in (WAITS_TAG, *([REFUSED_TAG] if agreed else [])):
+            if tag in version.tags:
+                client.delete_model_version_tag(name, version.version, tag)
+        client.update_model_version(name, version.version, f"{said}{reason}\n\n{version.description or ''}")
+        return Registered(tracking, name, str(version.version), decision.settled(agreed, f"{said}{reason}"))
+
+
+def rollback(promote: PromoteConfig, tracking: Tracking, to: str = "") -> tuple[str, str]:
+    """Make an earlier version champion again; the versions that was champion, and that is.
+
+    The version that goes does not become champion again by itself, however often its training is asked for.
+
+    Args:
+        to: number of the version; empty is the one that was champion before.
+
+    Raises:
+        UserError: no such model or version, or none that was champion before.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name = promote.model_name
+    with tracking.reached() as client:
+        champion = version_called(client, name, promote.alias)
+        if champion is None:
+            raise UserError(f"no version is {promote.alias}", where=name, hint="see the registered models in MLflow")
+        try:
+            version = client.get_model_version(name, to) if to else version_called(client, name, PREVIOUS)
+        except MlflowException as error:
+            raise UserError(error.message, where=f"{name} version {to}", hint="give the number of a version") from None
+        if version is None:
+            raise UserError(f"no version was {promote.alias} before", where=name, hint="name the version: --to VERSION")
+        if version.version == champion.version:
+            raise UserError(f"version {version.version} is {promote.alias} already", where=name, hint="nothing to do")
+        client.set_registered_model_alias(name, promote.alias, version.version)
+        client.set_registered_model_alias(name, PREVIOUS, champion.version)
+        reason = f"{promote.alias} again by a rollback from version {champion.version}"
+        client.set_model_version_tag(name, version.version, DECISION_TAG, reason)
+        client.set_model_version_tag(name, champion.version, ROLLED_BACK_TAG, f"to version {version.version}")
+        if ROLLED_BACK_TAG in version.tags:
+            client.delete_model_version_tag(name, version.version, ROLLED_BACK_TAG)
+    return str(champion.version), str(version.version)

@@ -1,0 +1,98 @@
+"""A better model that waits for a person: the flow run is paused, the form is filled in a browser, the alias moves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptpipe.config import PromoteConfig
+from gptpipe.config.settings import settings
+from gptpipe.tracking.client import Tracking
+from gptpipe.tracking.registry import champion_number
+from tests.fixtures.browser import CHROMIUM, browser
+from tests.flows.test_nights import NIGHT, add
+from tests.flows.test_retrain import GPTPIPE, ask
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+_SWITCH = """() => {
+  const all = [...document.querySelectorAll('[role=dialog] [role=switch], [role=dialog] [role=checkbox]')];
+  all.forEach(each => each.click());
+  return all.length;
+}"""
+
+
+def start(corpus: Path, *more: str) -> subprocess.Popen[str]:
+    command = [GPTPIPE, "run", "--json", "--corpus", f"code={corpus}"]
+    for text in [*NIGHT, *more]:
+        command += ["--set", text]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=corpus)
+
+
+def paused(api: str) -> str:
+    """The id of the flow run that waits, once one does."""
+    until = time.monotonic() + 240
+    while time.monotonic() < until:
+        runs = ask(api, "/flow_runs/filter", flow_runs={"state": {"type": {"any_": ["PAUSED"]}}})
+        if runs:
+            return str(runs[0]["id"])
+        time.sleep(1)
+    raise AssertionError("no flow run is paused")
+
+
+def champion() -> str:
+    with Tracking.of(settings()).reached() as client:
+        return champion_number(client, PromoteConfig())
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the form is filled by a browser")
+def test_a_person_agrees_in_the_ui(tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    add(corpus, range(60))
+    process = start(corpus, "promote.approval_hours=1")
+    run = paused(prefect_api)
+    assert champion() == ""
+    with browser(tmp_path / "profile") as page:
+        page.open(f"{prefect_api.removesuffix('/api')}/runs/flow-run/{run}")
+        page.wait_for("Paused")
+        page.click("Resume")
+        page.wait_for("become champion?")
+        page.wait_for("Make it the champion")
+        assert page.run(_SWITCH) == 1
+        page.type("[role=dialog] input[type=text], [role=dialog] textarea", "looks fine")
+        if folder := os.environ.get("EVENING_PICTURES"):
+            page.picture(Path(folder) / "approval.png")
+        page.click("Submit")
+        out, log = process.communicate(timeout=240)
+    assert process.returncode == 0, log
+    model: dict[str, Any] = json.loads(out)["model"]
+    assert model["decision"] == "approved by a person (looks fine): there was no champion"
+    assert (model["champion"], champion()) == (True, "1")
+
+
+def test_nobody_answers_and_the_champion_stays_until_somebody_does(
+    tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    add(corpus, range(60))
+    process = start(corpus, "promote.approval_hours=0.002")  # seven seconds
+    out, log = process.communicate(timeout=280)
+    assert process.returncode == 0, log
+    assert "nobody answered within 0.002 hours: the champion stays" in log
+    assert json.loads(out)["model"]["champion"] is False
+    assert champion() == ""
+    runs = ask(prefect_api, "/flow_runs/filter", sort="START_TIME_DESC")
+    newest = next(run for run in runs if not run["parent_task_run_id"])
+    assert newest["state_type"] == "COMPLETED"
+    done = subprocess.run([GPTPIPE, "approve", "1"], capture_output=True, text=True, check=False, cwd=corpus)
+    assert done.returncode == 0, done.stderr
+    assert champion() == "1"
