@@ -29,9 +29,11 @@ from prefect.states import Cancelling
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
+from flows.clean import clean
 from flows.evaluate import evaluate
 from flows.machines.hosts import NODE_POOL
 from flows.retrain import retrain
+from flows.score_champion import score_champion
 from flows.server import automations
 from flows.server.automations import TAG
 from flows.train_node import train_node
@@ -117,6 +119,22 @@ def planned() -> list[Planned]:
             {"parameters": {key: values[key] for key in ("corpus", "data") if key in values}},
             cron=settings().watch_cron,
             cron_setting="GPTPIPE_WATCH_CRON",
+        ),
+        Planned(
+            score_champion,
+            "watch-champion",
+            "Scores the model that serves on text that came after it, and says when it has drifted.",
+            {"parameters": values},
+            cron=settings().champion_cron,
+            cron_setting="GPTPIPE_CHAMPION_CRON",
+        ),
+        Planned(
+            clean,
+            "old-files",
+            "Lists trainings and datasets that nothing refers to, and leftovers; by its schedule it removes them.",
+            {"parameters": {"apply": bool(settings().clean_cron)}},
+            cron=settings().clean_cron,
+            cron_setting="GPTPIPE_CLEAN_CRON",
         ),
         Planned(evaluate, "evaluate", "Score weights on a dataset: cross-entropy, perplexity, bits per byte."),
     ]

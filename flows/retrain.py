@@ -51,14 +51,15 @@ else:
     RetrainParameters = pipeline_form("RetrainParameters")
 
 
-def _config(parameters: RetrainParameters) -> PipelineConfig:
+def config_of(parameters: RetrainParameters) -> PipelineConfig:
+    """What the form's values say."""
     config: PipelineConfig = parse(PipelineConfig, values_of(parameters))
     return config
 
 
 @flow(
     name="retrain",
-    flow_run_name=named(lambda given: pipeline_name(_config(given))),
+    flow_run_name=named(lambda given: pipeline_name(config_of(given))),
     on_completion=[endings.last_word],
     on_failure=[endings.last_word],
 )
@@ -66,7 +67,9 @@ def retrain(parameters: RetrainParameters) -> Any:
     """Real text in, a trained, evaluated, registered GPT out. A stage done before is not done again."""
     try:
         endings.refuse_after_crashes()
-        result = run_pipeline(_config(parameters))
+        if reason := endings.missed():
+            return Completed(message=reason, name="Missed")
+        result = run_pipeline(config_of(parameters))
         name = "Skipped" if isinstance(result, Skipped) else None
         return Completed(message=result.sentence, name=name, data=result)
     except CancelledRun as stopped:

@@ -9,7 +9,14 @@ from uuid import UUID
 
 from prefect import Flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.events import emit_event
 from prefect.exceptions import Abort, TerminationSignal
 from prefect.runtime import deployment, flow_run
@@ -22,6 +29,7 @@ from gptpipe.errors import Preempted, UserError
 _PAUSE = timedelta(seconds=5)
 _MOST_CRASHES = 3
 _AGAIN_SECONDS = 0.5
+_TO_BE_DONE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.COMPLETED]
 
 
 def cancelled(reason: BaseException) -> Any:
@@ -60,6 +68,30 @@ def last_word(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> Non
         # the server takes up two events at once: a heartbeat just before may be the second, and is followed by this one
         time.sleep(_AGAIN_SECONDS)
         _say_last_word(str(flow_run.id))
+
+
+def missed() -> str:
+    """Why this run need not do anything; empty where it must.
+
+    Servers that were away for some nights start all of them at once when they are back. The newest does what all would.
+    """
+    if not deployment.id or not flow_run.id or (flow_run.run_count or 1) > 1:
+        return ""
+    with get_client(sync_client=True) as client:
+        own = client.read_flow_run(UUID(str(flow_run.id)))
+        if not own.auto_scheduled or own.expected_start_time is None:
+            return ""
+        later = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                deployment_id=FlowRunFilterDeploymentId(any_=[UUID(str(deployment.id))]),
+                expected_start_time=FlowRunFilterExpectedStartTime(
+                    after_=own.expected_start_time + timedelta(seconds=1), before_=datetime.now(UTC)
+                ),
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_TO_BE_DONE)),
+            )
+        )
+    newer = [each for each in later if each.auto_scheduled and each.id != own.id]
+    return f"missed: {newer[0].name} of the same schedule is due by now, and does the same" if newer else ""
 
 
 def _say_last_word(run: str) -> None:

@@ -82,6 +82,16 @@ class Settings(BaseSettings):
     watch_cron: str | None = Field(
         None, description="When `watch-corpora` looks for new text, likewise; empty is never", pattern=r"^\S+( \S+){4}$"
     )
+    champion_cron: str | None = Field(
+        None,
+        description="When `score-champion` holds the model that serves against new text, likewise; empty is never",
+        pattern=r"^\S+( \S+){4}$",
+    )
+    clean_cron: str | None = Field(
+        None,
+        description="When `clean` removes what is older than 30 days and unused, likewise; empty is never",
+        pattern=r"^\S+( \S+){4}$",
+    )
     timezone: str = Field("UTC", description="Time zone of the cron expressions, for example Europe/Berlin")
     retrain_config: Path | None = Field(
         None, description="YAML file with what the deployments train, as for --config; by default the nano preset"

@@ -55,11 +55,11 @@ def announce(
         }
         emit(event, payload)
         if webhook:
-            _post(webhook, {"event": event, **payload})
+            post(webhook, {"event": event, **payload})
         client.set_model_version_tag(registered.name, registered.version, ANNOUNCED_TAG, event)
 
 
-def _post(url: str, payload: dict[str, Any]) -> None:
+def post(url: str, payload: dict[str, Any]) -> None:
     """A few tries, and then a warning. The path of such an address is often its password, and is not shown."""
     headers = {"Content-Type": "application/json", "User-Agent": f"gptpipe/{__version__}"}
     request = urllib.request.Request(url, json.dumps(payload).encode(), headers)

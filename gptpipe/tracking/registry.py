@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 DECISION_TAG, CHECKS_TAG, ROLLED_BACK_TAG = "gptpipe.decision", "gptpipe.checks", "gptpipe.rolled_back"
 COMPARISON_TAG = "gptpipe.comparison"
 COMPARED_TAG = "gptpipe.compared_with"  # the champion's number then
+FRESHNESS_TAG = "gptpipe.freshness"
 WAITS_TAG, REFUSED_TAG = "gptpipe.waits", "gptpipe.refused"  # the same, or NOBODY
 NOBODY, WAITS = "none", "waits for a person's approval: "
 _COMPARISON = TypeAdapter(Comparison)
@@ -297,6 +298,12 @@ def checkpoint_of(version: Any) -> str:
     """The folder or URL of a version's checkpoint, which was registered as a URI."""
     text = str(version.source)
     return unquote(urlsplit(text).path) if text.startswith("file:") else text
+
+
+def keep_freshness(tracking: Tracking, name: str, version: str, sentence: str) -> None:
+    """Write on a version how it does on text that came after it."""
+    with tracking.reached() as client:
+        client.set_model_version_tag(name, version, FRESHNESS_TAG, sentence)
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,12 @@ from gptpipe.services.server_logs import traceback_ends
 from tests.fixtures.place import Place, folder_for_all, some_ports, stack_in
 
 DEPLOYMENTS = [
+    "clean/old-files",
     "evaluate/evaluate",
     "retrain/nightly",
     "retrain/on-demand",
     "retrain/on-new-data",
+    "score-champion/watch-champion",
     "watch-corpora/watch-corpora",
 ]
 TEXT = "def add(a, b):\n    return a + b\n\n\ndef mean(values):\n    return sum(values) / len(values)\n\n\n" * 60

@@ -25,3 +25,11 @@ class DriftConfig(Section):
         ge=0,
         le=0.7,
     )
+    max_worsening: float = operational(
+        0.1,
+        "Most that the champion may surely cost more on new text than on old, where score-champion looks; with more it "
+        "has drifted",
+        "nats per token",
+        ge=0,
+        le=100,
+    )
