@@ -36,6 +36,7 @@ from flows.retrain import retrain
 from flows.score_champion import score_champion
 from flows.server import automations
 from flows.server.automations import TAG
+from flows.sweep import sweep
 from flows.train_node import train_node
 from flows.watch_corpora import EVENT, watch_corpora
 from gptpipe.config import PipelineConfig, deep_merge, load_config
@@ -135,6 +136,12 @@ def planned() -> list[Planned]:
             {"parameters": {"apply": bool(settings().clean_cron)}},
             cron=settings().clean_cron,
             cron_setting="GPTPIPE_CLEAN_CRON",
+        ),
+        Planned(
+            sweep,
+            "on-demand",
+            "Train many times with other settings, and say which are best: a grid, draws, TPE, or successive halving.",
+            {"parameters": {"sweep": {"search": ["train.learning_rate=1e-4..1e-2"]}, "pipeline": values}},
         ),
         Planned(evaluate, "evaluate", "Score weights on a dataset: cross-entropy, perplexity, bits per byte."),
     ]

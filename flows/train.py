@@ -46,7 +46,7 @@ class TrainParameters(Section):
     storage: str | None = Field(None, description="Folder or s3:// URL; by default GPTPIPE_STORAGE")
 
 
-def _hosts(here: Settings) -> Hosts | None:
+def hosts_of(here: Settings) -> Hosts | None:
     """Who has the machines. Prefect's own short-lived server has none: it loses what a killed process had reserved."""
     if not here.prefect_host:
         return None
@@ -83,7 +83,7 @@ def train(parameters: TrainParameters) -> tuple[TrainResult, RunLink | None]:
                     tags={**report.run_tags(), **speed_tags(config)},
                     cache=TokenCache(limit=here.cache_bytes),
                     watchers=watchers,
-                    hosts=_hosts(here),
+                    hosts=hosts_of(here),
                     on_link=live.link,
                 )
             break

@@ -34,10 +34,14 @@ class NowAndThen:
 
 
 class Progress:
-    """Turns the lines of metrics.jsonl into progress lines: loss, tokens per second, time left."""
+    """Turns the lines of metrics.jsonl into progress lines: loss, tokens per second, time left.
 
-    def __init__(self, steps: int, tokens_a_step: int) -> None:
-        self._steps, self._tokens_a_step = steps, tokens_a_step
+    Args:
+        title: what they begin with, where several trainings go on at once.
+    """
+
+    def __init__(self, steps: int, tokens_a_step: int, title: str = "") -> None:
+        self._steps, self._tokens_a_step, self._title = steps, tokens_a_step, title
         self._validation: float | None = None
 
     def read(self, records: list[dict[str, Any]]) -> Progress:
@@ -50,7 +54,8 @@ class Progress:
         self.read(records)
         last = next((record for record in reversed(records) if "train/loss" in record), None)
         if last is not None:
-            log.info(self.describe(last), extra={"progress": True, "last": last["step"] == self._steps})
+            begin = f"{self._title}: " if self._title else ""
+            log.info(begin + self.describe(last), extra={"progress": True, "last": last["step"] == self._steps})
 
     def describe(self, record: dict[str, Any]) -> str:
         speed = record["train/tokens_per_second"]

@@ -18,7 +18,7 @@ FLOORS = (
     ("tokenizer",),
     ("dataset", "weights"),
     ("corpus", "launch", "generation"),
-    ("train", "evaluation", "node"),
+    ("train", "evaluation", "node", "sweep"),
     ("tracking", "export", "harness"),
     ("services", "pipeline"),
     ("flows",),

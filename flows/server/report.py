@@ -31,10 +31,12 @@ def table(key: str, description: str, values: dict[str, Any]) -> None:
     create_table_artifact(table=rows, key=key, description=description)
 
 
-def page(key: str, text: str, picture: bytes | None = None, *, description: str) -> None:
-    """A page of Markdown with an optional PNG at its end."""
+def page(
+    key: str, text: str, picture: bytes | None = None, *, description: str, shows: str = "loss over tokens"
+) -> None:
+    """A page of Markdown with an optional PNG at its end; `shows` is what is read where the picture is not seen."""
     if picture is not None:
-        text += f"\n\n![loss over tokens](data:image/png;base64,{base64.b64encode(picture).decode()})"
+        text += f"\n\n![{shows}](data:image/png;base64,{base64.b64encode(picture).decode()})"
     create_markdown_artifact(markdown=text, key=key, description=description)
 
 

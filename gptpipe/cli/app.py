@@ -17,6 +17,7 @@ from gptpipe.cli.pipeline import plan, run
 from gptpipe.cli.report import report
 from gptpipe.cli.retention import clean
 from gptpipe.cli.services import deploy, doctor, down, up, worker
+from gptpipe.cli.sweep import sweep
 from gptpipe.cli.training import train
 from gptpipe.cli.weights import export, import_
 from gptpipe.version import __version__
@@ -48,6 +49,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     import_,
     export,
     compare,
+    sweep,
     report,
     reproduce,
     fit_scaling,

@@ -1,11 +1,13 @@
-"""`gptpipe run`: the whole pipeline in this process."""
+"""`gptpipe run` and `plan`: the whole pipeline in this process."""
 
 from __future__ import annotations
 
 import logging
 import os
 import shlex
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -62,7 +64,7 @@ def run(
         parameters = parameters.model_copy(update={"force": True})
     from gptpipe.pipeline.result import Skipped
 
-    result = _run_flow(parameters)
+    result: PipelineResult | Skipped = in_place(parameters, partial(_retrain, parameters))
     text = f"\n{result.sentence}" if isinstance(result, Skipped) else _summary(parameters, result)
     print_answer(result.as_dict(), as_json, text)
 
@@ -90,8 +92,19 @@ def plan(
     print_answer(planned.as_dict(), as_json, planned.text)
 
 
-def _run_flow(parameters: PipelineConfig) -> PipelineResult | Skipped:
-    """`retrain` in this process, with a Prefect server of its own beside it unless PREFECT_API_URL names one."""
+def _retrain(parameters: PipelineConfig) -> Any:
+    from flows.retrain import RetrainParameters, retrain
+
+    return retrain(RetrainParameters(**parameters.model_dump(mode="json")))
+
+
+def in_place(parameters: PipelineConfig, call: Callable[[], Any]) -> Any:
+    """A flow in this process, with a Prefect server of its own beside it unless PREFECT_API_URL names one.
+
+    Args:
+        parameters: what is checked before anything starts.
+        call: imports the flow and runs it; called once the environment is ready.
+    """
     make_home(settings().home_path)
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
@@ -110,7 +123,6 @@ def _run_flow(parameters: PipelineConfig) -> PipelineResult | Skipped:
     from prefect.settings.context import temporary_settings
 
     from flows import begin
-    from flows.retrain import RetrainParameters, retrain
 
     begin()
     show_on_console(settings().log_level)
@@ -121,13 +133,12 @@ def _run_flow(parameters: PipelineConfig) -> PipelineResult | Skipped:
         server.wait()
     with temporary_settings(updates=changes):
         try:
-            result: Any = retrain(RetrainParameters(**parameters.model_dump(mode="json")))
+            return call()
         except HTTPError as error:
             if server is None or server.starts == 1:
                 raise
             log.debug("the flow could not reach its server", exc_info=error)
             raise Preempted("Prefect's server in this command went away; what is done is not done again") from None
-    return cast("PipelineResult | Skipped", result)
 
 
 def _summary(parameters: PipelineConfig, result: PipelineResult) -> str:

@@ -4,7 +4,7 @@ May import: errors, wording and the other single files below it.
 """
 
 from gptpipe.config.fields import Section, field_roles
-from gptpipe.config.load import load_config
+from gptpipe.config.load import load_config, load_sweep
 from gptpipe.config.presets import PRESETS, preset_summary, preset_values
 from gptpipe.config.sections import (
     Corpus,
@@ -15,6 +15,8 @@ from gptpipe.config.sections import (
     PipelineConfig,
     PromoteConfig,
     SampleConfig,
+    SweepConfig,
+    SweepPipeline,
     TrainConfig,
 )
 from gptpipe.config.values import complaint, deep_merge, digest, flatten, parse
@@ -30,6 +32,8 @@ __all__ = [
     "PromoteConfig",
     "SampleConfig",
     "Section",
+    "SweepConfig",
+    "SweepPipeline",
     "TrainConfig",
     "complaint",
     "deep_merge",
@@ -37,6 +41,7 @@ __all__ = [
     "field_roles",
     "flatten",
     "load_config",
+    "load_sweep",
     "parse",
     "preset_summary",
     "preset_values",

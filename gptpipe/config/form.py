@@ -151,7 +151,7 @@ def _title(field: str) -> str:
 
 
 def _described(info: Any, key: str) -> str:
-    usual = _usual(key)
+    usual = _usual(key, info)
     description = str(info.description)
     return f"{description}. Empty: {usual}" if usual else description
 
@@ -170,8 +170,11 @@ def _values() -> dict[str, dict[str, Any]]:
     return {name: flatten(PipelineConfig(preset=name)) for name in PRESETS}
 
 
-def _usual(key: str) -> str:
+def _usual(key: str, info: Any) -> str:
     """What an empty field comes to: one value, or each preset's; empty where that would be long or nothing."""
+    if not any(key in values for values in _values().values()):  # of a section that no preset knows
+        own = info.get_default(call_default_factory=True)
+        return "" if own in (None, "", [], {}) else _shown(own)
     by_value: dict[str, list[str]] = {}
     for name, values in _values().items():
         if key in values and values[key] not in (None, "", [], {}):

@@ -7,7 +7,7 @@ from typing import Any
 
 from gptpipe.config.fields import Section, role_of
 from gptpipe.config.presets import PRESETS, preset_summary, preset_values
-from gptpipe.config.sections import PipelineConfig
+from gptpipe.config.sections import SweepPipeline
 
 _HEAD = """# Configuration
 
@@ -16,7 +16,8 @@ Settings of a run come from a preset, a YAML file (`--config`) and `--set key=va
 too. An unknown key is refused, and the nearest name offered.
 
 Keys marked * are operational: changing them continues the same run. Of the others, those of `data`, `model` and
-`train` decide the result and are part of the dataset's or the training's id.
+`train` decide the result and are part of the dataset's or the training's id. The section `sweep` is read by
+`gptpipe sweep` alone.
 
 This page is made from the models: `python -m gptpipe.config.reference > gptpipe/config/README.md`.
 """
@@ -27,7 +28,7 @@ def page() -> str:
     presets = "\n".join(f"| `{name}` | {preset_summary(name)} |" for name in PRESETS)
     parts = [_HEAD, f"## Presets\n\n| name | what it is for |\n| --- | --- |\n{presets}\n"]
     everywhere = set.intersection(*({key for key, _ in _leaves(preset_values(name))} for name in PRESETS))
-    for title, kind, prefix in _sections(PipelineConfig, ""):
+    for title, kind, prefix in _sections(SweepPipeline, ""):
         rows = "\n".join(_row(prefix + name, info, everywhere) for name, info in _own_fields(kind))
         heading = f"`{prefix.rstrip('.')}`" if prefix else "The pipeline"
         about = f"{title}\n\n" if prefix else ""

@@ -37,6 +37,11 @@ class Settings(BaseSettings):
         description="Artifact root of a new MLflow experiment; "
         "by default <storage>/mlflow for SQLite, the server's own otherwise",
     )
+    sweeps_uri: str | None = Field(
+        None,
+        description="Database of the sweeps' studies, as SQLAlchemy names it, and not MLflow's own; "
+        "by default SQLite in <home>",
+    )
     experiment: str = Field("gptpipe", description="MLflow experiment that runs are logged to")
     cache_gigabytes: float = Field(50.0, description="Most that decoded tokens may take in <home>/cache, in GB", gt=0)
     task_runner: Literal["processes", "dask", "ray"] = Field(
@@ -158,6 +163,11 @@ class Settings(BaseSettings):
     @property
     def tracking_uri(self) -> str:
         return self.mlflow_uri or f"sqlite:///{self.home_path / 'mlflow.db'}"
+
+    @property
+    def sweeps_database(self) -> str:
+        """GPTPIPE_SWEEPS_URI, with what it holds of a password."""
+        return self.sweeps_uri or f"sqlite:///{self.home_path / 'sweeps.db'}"
 
     @property
     def artifact_root(self) -> str | None:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -69,6 +69,7 @@ class Watchers:
         on_metrics: the lines of metrics.jsonl, each once, beginning with those from before a resume.
         is_cancelled: whether a SIGTERM means cancel (do not save) rather than preemption (save); may take a moment.
         was_cancelled: whether the run is known to have been cancelled; asked all the time, and answers at once.
+        stop_reason: why the ranks are to save and end, empty while they are not; asked all the time, on one machine.
     """
 
     on_start: Callable[[Job], None] = lambda job: None
@@ -76,6 +77,7 @@ class Watchers:
     on_metrics: Callable[[list[dict[str, Any]]], None] = lambda lines: None
     is_cancelled: Callable[[], bool] = lambda: False
     was_cancelled: Callable[[], bool] = lambda: False
+    stop_reason: Callable[[], str] = lambda: ""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ class Torchrun:
     Args:
         rendezvous: where it meets the other nodes; None if it is the only one.
         on_poll: called ten times per second; may call `preempt`, or raise to end all ranks at once.
+        variables: of the ranks' environment, before those of this process.
     """
 
     def __init__(
@@ -146,9 +149,11 @@ class Torchrun:
         *,
         rendezvous: Rendezvous | None = None,
         on_poll: Callable[[Torchrun], None] | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.job, self.watchers, self.rendezvous = job, watchers, rendezvous
         self.stop_reason = ""
+        self._variables = dict(variables or {})
         self._on_poll = on_poll or _heed_signals
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._last_lines: list[str] = []
@@ -164,6 +169,7 @@ class Torchrun:
         follower = MetricsFollower(self.job.folder / METRICS)
         environment = {
             **os.environ,
+            **self._variables,
             "OMP_NUM_THREADS": str(self.job.threads or 1),
             "PYTHONUNBUFFERED": "1",
             "TORCHELASTIC_ERROR_FILE": str(self.job.folder / "torchelastic.json"),
@@ -297,6 +303,8 @@ def _heed_signals(run: Torchrun) -> None:
     if asked:
         log.warning("%s: finishing the step and saving; once more to stop without saving", run.signals.first)
         run.preempt(run.signals.first)
+    elif reason := run.watchers.stop_reason():
+        run.preempt(reason)
 
 
 def _killed_by_signal(lines: list[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -83,6 +83,7 @@ def train(
     cache: TokenCache | None = None,
     watchers: Watchers | None = None,
     hosts: Hosts | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> TrainResult:
     """Train in `<out>/<id>/`, going on from its newest checkpoint, unless it is finished.
 
@@ -95,6 +96,7 @@ def train(
         force: make a new attempt, `<out>/<id>-2/` and so on, even if this one is finished.
         cache: where decoded tokens are; by default this machine's.
         hosts: who reserves this machine, and starts other ones where `config.nodes` asks for several.
+        variables: of the environment of the ranks on this machine, which GPUs they see, say.
 
     Raises:
         UserError: something given cannot be trained; found before a rank is started where that can be.
@@ -140,7 +142,7 @@ def train(
         if not resume:
             for name in storage.list_folders(training):
                 storage.remove_tree(storage.join(training, name))
-        outcome = _run(partial(_from_newest, job), config, hosts, watchers)
+        outcome = _run(partial(_from_newest, job), config, hosts, watchers, variables)
         outcome.write(storage.join(training, OUTCOME))
     _raise_unless_finished(outcome, config)
     return _result(identity, training, dataset, outcome, already_done=False)
@@ -168,12 +170,18 @@ def _from_newest(job: Job) -> Job:
     return job.model_copy(update={"resume": newest.url if newest else ""})
 
 
-def _run(next_job: Callable[[], Job], config: TrainConfig, hosts: Hosts | None, watchers: Watchers) -> Outcome:
+def _run(
+    next_job: Callable[[], Job],
+    config: TrainConfig,
+    hosts: Hosts | None,
+    watchers: Watchers,
+    variables: Mapping[str, str] | None,
+) -> Outcome:
     """Train on several nodes, or on this machine, which `hosts` reserves where there are some."""
     if hosts is not None and config.nodes > 1:
         return train_on_nodes(next_job, hosts, watchers)
     with hosts.this_machine() if hosts else nullcontext():
-        return train_here(next_job, watchers)
+        return train_here(next_job, watchers, variables)
 
 
 def _raise_unless_finished(outcome: Outcome, config: TrainConfig) -> None:
@@ -186,11 +194,12 @@ def _raise_unless_finished(outcome: Outcome, config: TrainConfig) -> None:
         raise Preempted(f"{outcome.reason}; saved at step {outcome.step} of {config.steps}, run again to go on")
 
 
-def train_here(next_job: Callable[[], Job], watchers: Watchers) -> Outcome:
+def train_here(next_job: Callable[[], Job], watchers: Watchers, variables: Mapping[str, str] | None = None) -> Outcome:
     """Train on this machine. Where a rank is killed, go on from the newest checkpoint, as often as a crash may.
 
     Args:
         next_job: what to train from now on.
+        variables: of the ranks' environment, before those of this process.
 
     Raises:
         Cancelled: stopped without saving.
@@ -201,11 +210,11 @@ def train_here(next_job: Callable[[], Job], watchers: Watchers) -> Outcome:
             job = next_job()
             prepare_folder(job)
             watchers.on_start(job)
-            outcome = Torchrun(job, watchers).run()
+            outcome = Torchrun(job, watchers, variables=variables).run()
             if not outcome.killed or tries.are_spent(newest := next_job().resume):
                 return outcome
-            if signals.count:
-                return Outcome(status="preempted", reason=signals.first, step=step_of(newest))
+            if reason := signals.first or watchers.stop_reason():
+                return Outcome(status="preempted", reason=reason, step=step_of(newest))
             log.warning("%s; once more from %s", outcome.reason, place_of(newest))
 
 

@@ -165,15 +165,20 @@ class Stack:
             "GPTPIPE_S3_ACCESS_KEY": drawn.s3_access,
             "GPTPIPE_S3_SECRET_KEY": drawn.s3_secret,
             "GPTPIPE_MLFLOW_URI": self.mlflow_url,
+            "GPTPIPE_SWEEPS_URI": f"postgresql+psycopg://{self._database(drawn)}/sweeps",
             "PREFECT_API_URL": f"{self.prefect_url}/api",
         }
+
+    def _database(self, drawn: Secrets) -> str:
+        """User, password and address of PostgreSQL, as in its URLs."""
+        return f"gptpipe:{drawn.postgres}@127.0.0.1:{self._here.postgres_port}"
 
     def _programs(self, drawn: Secrets) -> list[Program]:
         """In the order of starting."""
         here, host = self._here, self._here.stack_host
         python, binaries = sys.executable, Path(sys.executable).parent
         data = self.folder / "postgres"
-        database = f"gptpipe:{drawn.postgres}@127.0.0.1:{here.postgres_port}"
+        database = self._database(drawn)
         prefect_home = {**DEFAULTS, "PREFECT_HOME": str(self.folder / "prefect")}
         s3 = {"AWS_ACCESS_KEY_ID": drawn.s3_access, "AWS_SECRET_ACCESS_KEY": drawn.s3_secret}
         objects, ports = self.folder / "seaweedfs", self._ports()
@@ -325,11 +330,11 @@ class Stack:
     def _database_ailment(self, drawn: Secrets) -> str:
         import psycopg
 
-        place = f"postgresql://gptpipe:{drawn.postgres}@127.0.0.1:{self._here.postgres_port}/postgres"
+        place = f"postgresql://{self._database(drawn)}/postgres"
         try:
             with psycopg.connect(place, connect_timeout=5, autocommit=True) as connection:
                 there = {row[0] for row in connection.execute("select datname from pg_database")}
-                for name in {"prefect", "mlflow"} - there:
+                for name in {"prefect", "mlflow", "sweeps"} - there:
                     connection.execute(f"create database {name}".encode())
         except psycopg.Error as error:
             return _first_line(error)

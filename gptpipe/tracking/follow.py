@@ -49,6 +49,7 @@ CONFIG_FILE, ENVIRONMENT_FILE = "reproduce/config.yaml", "reproduce/environment.
 _FLUSH_SECONDS = 30.0  # how long the end of a training waits for a slow server
 RETRY_SECONDS = 5.0
 _LONGEST_TAG = 1000  # characters that the table of runs still shows
+_TRIES, _AGAIN_SECONDS = 3, 0.5  # for the entry of a dataset
 _POINTS_A_CALL = 1000  # MLflow's limit for one batch of metrics
 
 
@@ -212,7 +213,7 @@ class TrainingTracker:
             entity = MetaDataset(source, name=corpora, digest=self._dataset.id)._to_mlflow_entity()  # type: ignore[abstract]
             entity._profile = json.dumps(profile(self._dataset))  # MetaDataset takes none
             inputs = [DatasetInput(entity, tags=[InputTag("mlflow.data.context", "training")])]
-            client.log_inputs(run.info.run_id, datasets=inputs)
+            _log_inputs(client, run.info.run_id, inputs)
 
     def _log_lines(self) -> None:
         from mlflow.entities import Metric
@@ -236,6 +237,19 @@ class TrainingTracker:
             self._logged_step = batch[-1][0]
         with self._lock:
             self._lines = [line for line in self._lines if line["step"] > self._logged_step]
+
+
+def _log_inputs(client: MlflowClient, run_id: str, inputs: list[Any]) -> None:
+    """MLflow makes an entry for a dataset that it does not know: of two runs that ask at once, one is refused."""
+    for left in reversed(range(_TRIES)):
+        try:
+            client.log_inputs(run_id, datasets=inputs)
+            return
+        except Exception as error:
+            if not left or is_away(error):
+                raise
+            log.debug("the dataset once more: %s", first_line(error))
+            time.sleep(_AGAIN_SECONDS)
 
 
 def profile(dataset: Dataset) -> dict[str, Any]:

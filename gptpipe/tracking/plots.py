@@ -1,4 +1,4 @@
-"""Pictures: the losses of a training beside what guessing by token frequency costs, and the lengths of documents."""
+"""Pictures: losses of trainings, lengths of documents, the law of a scaling fit, and the trainings of a sweep."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from gptpipe.sweep.result import SweepResult
+from gptpipe.sweep.space import Dimension
 from gptpipe.tracking.scaling import Fit
 
 TRAIN, _VALIDATION, BASELINE, _INK = "#2f6fb3", "#c8501e", "#6b6b6b", "#222222"
@@ -114,6 +116,64 @@ def law_picture(fitted: Fit) -> bytes:
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)
     return png_of(figure)
+
+
+def parallel_coordinates(result: SweepResult) -> bytes:
+    """A PNG of a sweep: an axis for each key and one for the loss, a line for each training, the best one's thick.
+
+    A line of a training that finished has the color of its loss, one that was stopped early is grey. Empty where no
+    training has a loss.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    rows = [row for row in reversed(result.ranking) if row.loss is not None and row.copy_of is None]
+    if not rows:
+        return b""
+    space, losses = result.plan.space, [row.loss for row in rows if row.loss is not None]
+    low, high = min(losses), max(losses)
+    span = (high - low) or 1.0
+    worst = max((row.loss for row in rows if row.state == "finished" and row.loss is not None), default=high)
+    figure = Figure(figsize=(2.2 * (len(space) + 1), 4.5), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    best = result.best
+    for row, loss in zip(rows, losses, strict=True):
+        heights = [*(_height(each, row.parameters[each.key]) for each in space), (loss - low) / span]
+        shade = (loss - low) / ((worst - low) or 1.0)
+        color = colormaps["viridis"](shade * 0.9) if row.state == "finished" else "#b8b8b8"
+        axes.plot(range(len(heights)), heights, color=color, linewidth=3.0 if row is best else 1.1, alpha=0.9)
+    for place, dimension in enumerate(space):
+        axes.axvline(place, color=_INK, linewidth=0.8)
+        for height, label in _ticks(dimension):
+            axes.annotate(label, (place, height), xytext=(4, 3), textcoords="offset points", fontsize=8)
+    axes.axvline(len(space), color=_INK, linewidth=0.8)
+    for height, loss in {0.0: low, 1.0: high}.items():
+        axes.annotate(f"{loss:.3f}", (len(space), height), xytext=(4, 3), textcoords="offset points", fontsize=8)
+    axes.set_xticks(range(len(space) + 1), [*(each.key for each in space), "loss (nats per token)"], fontsize=9)
+    axes.set_yticks([])
+    axes.set_xlim(-0.3, len(space) + 0.35)
+    axes.set_title(f"{result.plan.name}: {len(rows)} trainings", color=_INK, fontsize=11)
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    return png_of(figure)
+
+
+def _height(dimension: Dimension, value: Any) -> float:
+    """Where a value stands on its axis, from 0 to 1: those of a list at equal distances, smaller numbers lower."""
+    if dimension.values:
+        return _in_order(dimension).index(value) / max(1, len(dimension.values) - 1)
+    ends = np.array([dimension.low, value, dimension.high], dtype=float)
+    low, at, high = np.log(ends) if dimension.log else ends
+    return float((at - low) / (high - low))
+
+
+def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
+    values = _in_order(dimension) if dimension.values else [dimension.low, dimension.high]
+    return [(_height(dimension, value), f"{value:g}" if type(value) is float else str(value)) for value in values]
+
+
+def _in_order(dimension: Dimension) -> list[Any]:
+    are_numbers = all(type(value) in (int, float) for value in dimension.values)
+    return sorted(dimension.values) if are_numbers else list(dimension.values)
 
 
 def _finish(axes: Any, title: str) -> None:

@@ -1,4 +1,7 @@
-"""What MLflow refers to in the store: trainings and datasets of registered versions, kept runs, running runs."""
+"""What MLflow refers to in the store: trainings and datasets of registered versions, kept runs, running runs, sweeps.
+
+The trainings of a sweep that goes on, or is kept, are kept with it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from gptpipe import storage
 from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, Tracking
 from gptpipe.tracking.follow import SINCE_TAG
 from gptpipe.tracking.registry import checkpoint_of
+from gptpipe.tracking.sweeps import PARENT_TAG, SWEEP_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,6 +48,8 @@ class References:
         with tracking.reached() as client:
             registered = {folder_name(storage.parent(checkpoint_of(version))) for version in all_versions(client)}
             runs = all_runs(client)
+        kept = {run.info.run_id for run in runs if _is_kept(run)}
+        sweeps = {run.info.run_id for run in runs if SWEEP_TAG in run.data.tags and run.info.run_id in kept}
         trainings, datasets, dataset_of = set(registered), set[str](), dict[str, str]()
         more: dict[str, set[str]] = {}
         for run in runs:
@@ -55,7 +61,7 @@ class References:
             more.setdefault(training, set()).update(
                 folder_name(each) for each in (scored, seen) if each not in ("", "None")
             )
-            if run.info.status == "RUNNING" or tags.get(KEEP_TAG, "").lower() in ("true", "yes", "1"):
+            if run.info.run_id in kept or tags.get(PARENT_TAG) in sweeps:
                 trainings.add(training)
                 datasets.add(dataset)
         datasets |= {dataset_of[each] for each in trainings if each in dataset_of}
@@ -85,6 +91,11 @@ def _pages(page: Callable[[str | None], Any]) -> list[Any]:
         everything += part
         if not (token := part.token):
             return everything
+
+
+def _is_kept(run: Run) -> bool:
+    """Whether a run goes on, or somebody wants it kept."""
+    return run.info.status == "RUNNING" or run.data.tags.get(KEEP_TAG, "").lower() in ("true", "yes", "1")
 
 
 def folder_name(url: str) -> str:

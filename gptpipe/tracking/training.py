@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -34,17 +34,21 @@ def train_and_track(
     cache: TokenCache | None = None,
     watchers: Watchers | None = None,
     hosts: Hosts | None = None,
+    variables: Mapping[str, str] | None = None,
+    title: str = "",
     on_link: Callable[[str], None] = lambda _: None,
 ) -> tuple[TrainResult, RunLink | None]:
     """`launch.train`, followed into an MLflow run. The run ends as KILLED or FAILED when training does.
 
     Args:
+        variables: of the ranks' environment, as `launch.train` takes them.
+        title: what its progress lines begin with, where several trainings go on at once.
         on_link: called, from a thread of the tracker's own, with the address of the run's page once there is one.
     """
     start = {name: place for name, place in ((INIT_TAG, init), (SINCE_TAG, since)) if place}
     tracker = TrainingTracker(tracking, config, open_dataset(data), {**start, **(tags or {})}, on_link)
     steps_tokens = config.train.batch_size * config.model.context_length
-    progress = Progress(config.train.steps, steps_tokens)
+    progress = Progress(config.train.steps, steps_tokens, title)
     given = watchers or Watchers()
 
     def started(job: Job) -> None:
@@ -71,6 +75,7 @@ def train_and_track(
             cache=cache,
             watchers=following,
             hosts=hosts,
+            variables=variables,
         )
     except BaseException as stopped:
         if tracker.started:

@@ -18,6 +18,7 @@ from gptpipe.config.settings import reload_settings, settings
 from gptpipe.pipeline.retention import Removal, removals, remove
 from gptpipe.storage.lease import Lease
 from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, Tracking
+from gptpipe.tracking.sweeps import PARENT_TAG, SWEEP_TAG
 
 DAY = 86400
 IDS = {
@@ -37,6 +38,8 @@ IDS = {
         "registered",
         "held",
         "young",
+        "of-a-sweep",
+        "of-an-ended-sweep",
     )
 }
 ID_OF = {name: identity for identity, name in IDS.items()}
@@ -150,6 +153,25 @@ def test_what_this_mlflow_does_not_know_and_what_others_were_scored_on_stays(sto
     (store / "datasets" / ID_OF["d"]).mkdir()  # somebody begins to write it
     age(store, 40)
     assert places(store) == set()
+
+
+@pytest.mark.parametrize(("status", "tags"), [("RUNNING", {}), ("FINISHED", {"keep": "true"})])
+def test_trainings_of_a_sweep_that_goes_on_or_is_kept_stay(store: Path, status: str, tags: dict[str, str]) -> None:
+    tracking = Tracking.of(settings())
+    client = tracking.connect()
+    experiment = tracking.experiment_id(client)
+    going_on = client.create_run(experiment, tags={SWEEP_TAG: "one", **tags}).info.run_id
+    ended = client.create_run(experiment, tags={SWEEP_TAG: "other"}).info.run_id
+    for run, how in ((going_on, status), (ended, "FINISHED")):
+        if how != "RUNNING":
+            client.set_terminated(run, status=how)
+    training(store, "of-a-sweep", dataset(store, "a"), "KILLED", **{PARENT_TAG: going_on})
+    gone = training(store, "of-an-ended-sweep", dataset(store, "b"), "KILLED", **{PARENT_TAG: ended})
+    dataset(store, "last")
+    age(store, 60)
+    places = {each.place for each in removals(str(store), tracking, 30)}
+    assert gone in places
+    assert not [place for place in places if ID_OF["of-a-sweep"] in place or ID_OF["a"] in place]
 
 
 def test_a_dry_run_lists_and_apply_removes(store: Path) -> None:

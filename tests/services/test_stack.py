@@ -27,6 +27,7 @@ DEPLOYMENTS = [
     "retrain/on-demand",
     "retrain/on-new-data",
     "score-champion/watch-champion",
+    "sweep/on-demand",
     "watch-corpora/watch-corpora",
 ]
 TEXT = "def add(a, b):\n    return a + b\n\n\ndef mean(values):\n    return sum(values) / len(values)\n\n\n" * 60

@@ -12,6 +12,7 @@ from gptpipe.config.sections.model import ModelConfig
 from gptpipe.config.sections.pipeline import PipelineConfig
 from gptpipe.config.sections.promote import PromoteConfig
 from gptpipe.config.sections.sample import SampleConfig
+from gptpipe.config.sections.sweep import SweepConfig, SweepPipeline
 from gptpipe.config.sections.train import TrainConfig
 
 __all__ = [
@@ -23,5 +24,7 @@ __all__ = [
     "PipelineConfig",
     "PromoteConfig",
     "SampleConfig",
+    "SweepConfig",
+    "SweepPipeline",
     "TrainConfig",
 ]

@@ -1,0 +1,362 @@
+"""A sweep's study, by Optuna: which training is next, which one is stopped early, and what all of them came to.
+
+The study is in a database, so that a sweep whose process was killed goes on where it was. One process works on it at a
+time: the caller holds a lease.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from gptpipe.config import digest
+from gptpipe.errors import UserError
+from gptpipe.sweep.plan import Plan
+from gptpipe.sweep.space import Dimension
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+log = logging.getLogger(__name__)
+
+_FINGERPRINT, _REPLACES, _AGAIN = "fingerprint", "replaces", "again"
+_PRUNED_AT, _CLEARED = "pruned_at", "cleared"  # steps: where it was stopped, up to where it is not judged again
+_RUNG = "completed_rung_"  # Optuna's own: with the number of a rung, the loss there
+_FACTS = ("steps", "training", "run_id", "reason")
+_STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
+_LEAST_TRIALS = 4  # from which importances say anything
+_BUSY_SECONDS = 60  # for which SQLite waits for another writer
+_GOOD = 0.25  # share of the trainings that PED-ANOVA holds against all of them
+
+
+@dataclass(frozen=True)
+class Row:
+    """A training of a sweep, as its table shows it.
+
+    Attributes:
+        state: finished, pruned, failed, running or waiting. parameters: by key, in the space's order.
+        loss: validation loss in nats per token, of the best checkpoint where it finished, otherwise the last one.
+        steps: done. training: URL of its folder. run_id: in MLflow. reason: why it failed.
+        copy_of: the training with the same values, which was not made again; None where it is one of its own.
+    """
+
+    number: int
+    state: str
+    parameters: dict[str, Any]
+    loss: float | None
+    steps: int
+    training: str = ""
+    run_id: str = ""
+    reason: str = ""
+    copy_of: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Trial:
+    """A training that is to be made now. `report` is called from its thread, the rest from the sweep's.
+
+    Attributes:
+        was_stopped: whether it was found not to be among the best; also by a process that was killed afterwards.
+    """
+
+    def __init__(self, study: Study, trial: optuna.trial.Trial, parameters: dict[str, Any]) -> None:
+        self._study, self._trial, self.parameters = study, trial, parameters
+        self.number = trial.number
+        attributes = trial.user_attrs
+        self.was_stopped = _PRUNED_AT in attributes
+        self._cleared = int(attributes.get(_CLEARED, 0))
+        self._reported = set(study.frozen(trial.number).intermediate_values)
+        self._lost = False
+
+    def report(self, step: int, loss: float) -> bool:
+        """A validation loss, in nats per token; whether the training is to be stopped.
+
+        A database that does not answer stops nothing: the training goes on without being judged.
+        """
+        from optuna.exceptions import StorageInternalError
+
+        try:
+            if step not in self._reported:
+                self._reported.add(step)
+                self._trial.report(loss, step)
+            is_judged = self._study.plan.first_rung and self._cleared < step < self._study.plan.base.train.steps
+            if is_judged and not self.was_stopped:
+                self.was_stopped = self._trial.should_prune()
+                if self.was_stopped:
+                    self._trial.set_user_attr(_PRUNED_AT, step)
+        except StorageInternalError as error:
+            if not self._lost:
+                log.warning("sweep: trial %d cannot be judged: the database does not answer (%s)", self.number, error)
+            self._lost = True
+        return self.was_stopped
+
+    def finish(self, loss: float, **facts: Any) -> None:
+        """It is done, with the loss of its best checkpoint; facts are those of `Row`."""
+        self._end("COMPLETE", loss, facts)
+
+    def prune(self, **facts: Any) -> None:
+        """It was stopped early."""
+        self._end("PRUNED", None, facts)
+
+    def fail(self, reason: str, *, again: bool, **facts: Any) -> None:
+        """It cannot be done.
+
+        Args:
+            again: whether the next process tries it again: what failed was not the values.
+        """
+        self._end("FAIL", None, {**facts, "reason": reason[:500], **({_AGAIN: True} if again else {})})
+
+    def copy(self, row: Row) -> None:
+        """The same as that of another number, which had the same values."""
+        facts = {"copy_of": row.number, "training": row.training, "run_id": row.run_id, "steps": 0}
+        if row.state == "finished" and row.loss is not None:
+            self.finish(row.loss, **facts)
+        elif row.state == "pruned":
+            if row.loss is not None:
+                self._trial.report(row.loss, row.steps)
+            self.prune(**facts)
+        else:
+            self.fail(row.reason, again=False, **facts)
+
+    def _end(self, state: str, loss: float | None, facts: Mapping[str, Any]) -> None:
+        from optuna.trial import TrialState
+
+        with explained(self._study.uri):
+            for name, value in facts.items():
+                self._trial.set_user_attr(name, value)
+            self._study.tell(self._trial, loss, TrialState[state])
+
+
+class Study:
+    """The study of a plan, made when it is not there.
+
+    Args:
+        uri: of the database, as SQLAlchemy names it.
+
+    Raises:
+        UserError: the database cannot be used, or a sweep of this name searches something else.
+    """
+
+    def __init__(self, plan: Plan, uri: str) -> None:
+        self.plan, self.uri = plan, uri
+        self._lock = threading.Lock()
+        with explained(uri):
+            self._study = _open(plan, uri)
+            known = self._study.user_attrs.get(_FINGERPRINT)
+            if known is None:
+                self._study.set_user_attr(_FINGERPRINT, plan.fingerprint)
+            elif known != plan.fingerprint:
+                raise UserError(
+                    "a sweep of this name has other settings, keys, values or texts",
+                    where=f"sweep.name={plan.name}",
+                    hint="give the same ones, or another --name",
+                )
+            self._unfinished = self._begin_again()
+
+    def next(self) -> Trial | None:
+        """What is to be trained next, first what a killed process had begun; None when all are made."""
+        import optuna
+
+        with explained(self.uri):
+            if self._unfinished:
+                trial = optuna.trial.Trial(self._study, self._unfinished.pop(0))
+            else:
+                trials = self._study.get_trials(deepcopy=False)
+                if not any(each.state.name == "WAITING" for each in trials):
+                    number = len(_current(trials))
+                    if number >= self.plan.trials:
+                        if not self._promote(trials):
+                            return None
+                    elif (values := self.plan.listed(number)) is not None:
+                        self._study.enqueue_trial(values)
+                # each draw has a seed of its own: a process that goes on does not draw the first ones again
+                self._study.sampler = _sampler(self.plan, len(trials))
+                trial = self._study.ask()
+                if _CLEARED in trial.user_attrs:  # its rungs are those of the one in whose place it is
+                    for key, value in trials[trial.user_attrs[_REPLACES]].system_attrs.items():
+                        if key.startswith(_RUNG):
+                            trial.storage.set_trial_system_attr(trial._trial_id, key, value)
+            parameters = {each.key: trial._suggest(each.key, distribution_of(each)) for each in self.plan.space}
+            return Trial(self, trial, parameters)
+
+    def tell(self, trial: optuna.trial.Trial, loss: float | None, state: optuna.trial.TrialState) -> None:
+        self._study.tell(trial, loss, state)
+
+    def frozen(self, number: int) -> FrozenTrial:
+        return self._study.get_trials(deepcopy=False)[number]
+
+    def rows(self) -> list[Row]:
+        """All trainings that have begun, by number."""
+        with explained(self.uri):
+            return [_row(each, self.plan) for each in self._trials()]
+
+    def importances(self) -> dict[str, float]:
+        """The share of each key in what makes good trainings good, the largest first; empty where too few tell.
+
+        By PED-ANOVA (Watanabe et al. 2023). With asha it is of the losses at the first rung, which all have.
+        """
+        import optuna
+
+        losses = [(trial, _judged(trial, self.plan.first_rung)) for trial in self._trials()]
+        known = [(trial, loss) for trial, loss in losses if loss is not None]
+        if len(known) < _LEAST_TRIALS or len({loss for _, loss in known}) < 2:
+            return {}
+        with _quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scratch = optuna.create_study()
+            for trial, loss in known:
+                made = optuna.create_trial(params=trial.params, distributions=trial.distributions, value=loss)
+                scratch.add_trial(made)
+            evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=_GOOD)
+            shares = optuna.importance.get_param_importances(scratch, evaluator=evaluator)
+        return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+    def _trials(self) -> list[FrozenTrial]:
+        trials = _current(self._study.get_trials(deepcopy=False))
+        return [each for each in trials if each.state.name != "WAITING"]
+
+    def _promote(self, trials: list[FrozenTrial]) -> bool:
+        """Let one that was stopped go on, if it is among the best of all that have come to its rung by now.
+
+        It was judged when few others had come. The pruner knows no way back (the algorithm of Li et al. 2020 has one),
+        so another trial with the same values takes its place, and its training goes on from its checkpoint.
+        """
+        current = _current(trials)
+        for step in reversed(self.plan.rung_steps):
+            losses = {each.number: loss for each in current if math.isfinite(loss := _loss_at(each, step))}
+            most = len(losses) // self.plan.sweep.reduction
+            best = sorted(losses, key=lambda number: (losses[number], number))[:most]
+            for trial in current:
+                is_own = trial.state.name == "PRUNED" and "copy_of" not in trial.user_attrs
+                if is_own and trial.number in best and trial.user_attrs.get(_PRUNED_AT) == step:
+                    log.info("sweep: trial %d goes on: it is among the best at step %d by now", trial.number, step)
+                    self._study.enqueue_trial(trial.params, user_attrs={_REPLACES: trial.number, _CLEARED: step})
+                    return True
+        return False
+
+    def _begin_again(self) -> list[int]:
+        """The trials that a killed process had begun. Those that failed by no fault of their values wait once more."""
+        unfinished = []
+        for trial in _current(self._study.get_trials(deepcopy=False)):
+            if trial.state.name == "RUNNING":
+                unfinished.append(trial._trial_id)
+            elif _AGAIN in trial.user_attrs:
+                self._study.enqueue_trial(trial.params, user_attrs={_REPLACES: trial.number})
+        return unfinished
+
+
+def distribution_of(dimension: Dimension) -> BaseDistribution:
+    """A key's values as Optuna draws from them."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if dimension.values:
+        return CategoricalDistribution(dimension.values)
+    if dimension.whole:
+        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+def _current(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """All but those that another one is made in place of."""
+    replaced = {trial.user_attrs.get(_REPLACES) for trial in trials}
+    return [trial for trial in trials if trial.number not in replaced]
+
+
+def _open(plan: Plan, uri: str) -> optuna.Study:
+    import optuna
+
+    with _quiet():
+        options = {"connect_args": {"timeout": _BUSY_SECONDS}} if uri.startswith("sqlite") else {"pool_pre_ping": True}
+        database = optuna.storages.RDBStorage(uri, engine_kwargs=options)
+        pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
+        if plan.first_rung:
+            pruner = optuna.pruners.SuccessiveHalvingPruner(
+                min_resource=plan.first_rung, reduction_factor=plan.sweep.reduction
+            )
+        return optuna.create_study(storage=database, study_name=plan.name, load_if_exists=True, pruner=pruner)
+
+
+def _sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
+    import optuna
+
+    seed = int(digest([plan.sweep.seed, number])[:8], 16)
+    if plan.sweep.method == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _row(trial: FrozenTrial, plan: Plan) -> Row:
+    facts = {name: trial.user_attrs[name] for name in _FACTS if name in trial.user_attrs}
+    last = trial.last_step
+    loss = trial.value if trial.state.name == "COMPLETE" else None if last is None else trial.intermediate_values[last]
+    parameters = {each.key: trial.params[each.key] for each in plan.space if each.key in trial.params}
+    return Row(
+        trial.number,
+        _STATES[trial.state.name],
+        parameters,
+        loss if loss is not None and math.isfinite(loss) else None,
+        int(facts.pop("steps", last or 0)),
+        copy_of=trial.user_attrs.get("copy_of"),
+        **facts,
+    )
+
+
+def _loss_at(trial: FrozenTrial, step: int) -> float:
+    return trial.intermediate_values.get(step, math.inf)
+
+
+def _judged(trial: FrozenTrial, first_rung: int) -> float | None:
+    """The loss by which a training is held against the others; None where it has none, or is another's copy."""
+    loss = trial.intermediate_values.get(first_rung) if first_rung else None
+    if loss is None and trial.state.name == "COMPLETE" and not first_rung:
+        loss = trial.value
+    is_known = loss is not None and math.isfinite(loss) and "copy_of" not in trial.user_attrs
+    return loss if is_known else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna and its migrations say what they do, a line each."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    yield
+
+
+@contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """What a database refuses, in one line.
+
+    Raises:
+        UserError: it cannot be reached or used.
+    """
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, ImportError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "schema" not in str(error):
+            raise
+        try:
+            place = make_url(uri).render_as_string(hide_password=True)
+        except SQLAlchemyError:
+            place = "its value"
+        lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"the database of sweeps cannot be used: {lines[0][:300]}",
+            where=f"GPTPIPE_SWEEPS_URI, {place}",
+            hint="name a database that answers and is not MLflow's own, or leave it empty for SQLite",
+        ) from error

@@ -1,0 +1,154 @@
+"""A sweep's run in MLflow: the parent of its trainings' runs, with a table, a picture, importances, the best file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptpipe.errors import UserError
+from gptpipe.sweep.plan import Plan
+from gptpipe.sweep.result import SweepResult
+from gptpipe.sweep.study import Row
+from gptpipe.tracking.client import RunLink, Tracking, first_line, is_away
+from gptpipe.tracking.follow import git_tags
+from gptpipe.tracking.plots import parallel_coordinates
+from gptpipe.tracking.results import DESCRIPTION
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its UI folds the runs below their parent
+SWEEP_TAG = "gptpipe.sweep"  # of the parent: the sweep's name
+TABLE_FILE, PICTURE_FILE, IMPORTANCES_FILE, BEST_FILE = (
+    "trials.json",
+    "parallel-coordinates.png",
+    "importances.json",
+    "best.yaml",
+)
+_SHOWN_TAG = "mlflow.loggedArtifacts"  # which files MLflow's UI shows as tables
+
+
+class SweepRun:
+    """The parent run of a sweep; the one there is when the sweep goes on.
+
+    Attributes:
+        link: where it is looked at.
+    """
+
+    def __init__(self, link: RunLink, plan: Plan) -> None:
+        self.link, self._plan = link, plan
+        self._logged = -1  # how many trainings had ended when they were logged last
+
+    @classmethod
+    def begin(cls, tracking: Tracking, plan: Plan, tags: Mapping[str, str]) -> SweepRun:
+        """Find it by the sweep's name, or make it.
+
+        Raises:
+            UserError: MLflow does not answer, or refuses.
+        """
+        from mlflow.entities import Param, RunTag
+
+        with tracking.reached() as client:
+            experiment = tracking.experiment_id(client)
+            named = f"tags.`{SWEEP_TAG}` = '{plan.name}'"
+            run = next(iter(client.search_runs([experiment], named, max_results=1)), None)
+            if run is None:
+                run = client.create_run(experiment, run_name=f"sweep · {plan.name}", tags={SWEEP_TAG: plan.name})
+            run_id = run.info.run_id
+            client.update_run(run_id, status="RUNNING")
+            tagged = {"preset": plan.base.preset, "sweep": plan.name, "method": plan.sweep.method, **git_tags(), **tags}
+            parameters = {key: value for key, value in _parameters(plan).items() if key not in run.data.params}
+            client.log_batch(
+                run_id,
+                params=[Param(key, value[:6000]) for key, value in parameters.items()],
+                tags=[RunTag(key, value) for key, value in tagged.items()],
+            )
+            return cls(RunLink(tracking, run_id, experiment), plan)
+
+    def child_tags(self, number: int) -> dict[str, str]:
+        """Tags of the run of a training, by which it is found below this one."""
+        return {PARENT_TAG: self.link.run_id, "sweep": self._plan.name, "trial": str(number), "pruned": "false"}
+
+    def child_link(self, row: Row) -> str:
+        """The page of a training's run; empty where it has none."""
+        return RunLink(self.link.tracking, row.run_id, self.link.experiment_id).url if row.run_id else ""
+
+    def mark_pruned(self, training: str) -> str:
+        """Tag the run of a training that was stopped early; its id, or nothing where MLflow does not answer."""
+        with suppress(UserError), self.link.tracking.reached() as client:
+            run = self.link.tracking.find_run(client, training)
+            if run is not None:
+                client.set_tag(run.info.run_id, "pruned", "true")
+                return str(run.info.run_id)
+        return ""
+
+    def write(self, result: SweepResult) -> None:
+        """Put the sweep's state into the run. A server that is away costs a warning: the study has all of it."""
+        try:
+            self._write(self.link.tracking.connect(), result)
+        except Exception as error:
+            if not is_away(error):
+                raise self.link.tracking.refusal(error) from None
+            log.warning("MLflow did not take the table of the sweep (%s)", first_line(error))
+
+    def end(self, status: str) -> None:
+        """Set the run's status: FINISHED, KILLED or FAILED."""
+        try:
+            self.link.tracking.connect().set_terminated(self.link.run_id, status=status)
+        except Exception as error:
+            if not is_away(error):
+                raise self.link.tracking.refusal(error) from None
+            log.warning("MLflow did not take the end of the sweep (%s)", first_line(error))
+
+    def _write(self, client: MlflowClient, result: SweepResult) -> None:
+        run_id = self.link.run_id
+        files = {
+            TABLE_FILE: json.dumps(_table(result, self.child_link)).encode(),
+            IMPORTANCES_FILE: json.dumps(result.importances, indent=2).encode(),
+            BEST_FILE: result.yaml.encode(),
+            PICTURE_FILE: parallel_coordinates(result),
+        }
+        with tempfile.TemporaryDirectory(prefix="gptpipe-") as folder:
+            for name, content in files.items():
+                if content:
+                    (Path(folder) / name).write_bytes(content)
+            client.log_artifacts(run_id, folder)
+        client.set_tag(run_id, _SHOWN_TAG, json.dumps([{"path": TABLE_FILE, "type": "table"}]))
+        picture = f"[The trainings side by side, as a picture](<{self.link.artifact_url(PICTURE_FILE)}>)"
+        client.set_tag(run_id, DESCRIPTION, f"{result.markdown(self.child_link)}\n\n{picture}")
+        self._log_progress(client, result)
+
+    def _log_progress(self, client: MlflowClient, result: SweepResult) -> None:
+        """The least loss so far and the steps spent, by how many trainings have ended."""
+        ended = sum(row.state != "running" for row in result.rows)
+        if self._logged < 0:
+            history = client.get_metric_history(self.link.run_id, "sweep/steps")
+            self._logged = max((point.step for point in history), default=0)
+        if ended <= self._logged:
+            return
+        self._logged = ended
+        client.log_metric(self.link.run_id, "sweep/steps", sum(row.steps for row in result.rows), step=ended)
+        if (best := result.best) is not None and best.loss is not None:
+            client.log_metric(self.link.run_id, "sweep/best_loss", best.loss, step=ended)
+
+
+def _parameters(plan: Plan) -> dict[str, str]:
+    settings = {f"sweep.{name}": str(value) for name, value in plan.sweep.model_dump().items() if name != "search"}
+    return {**{each.key: each.text for each in plan.space}, **settings, "train.steps": str(plan.base.train.steps)}
+
+
+def _table(result: SweepResult, link: Callable[[Row], str]) -> dict[str, list[Any]]:
+    """In the form of MLflow's own tables."""
+    keys = [dimension.key for dimension in result.plan.space]
+    rows = [
+        [row.number, *(row.parameters.get(key) for key in keys), row.loss, row.steps, row.state, row.reason, link(row)]
+        for row in result.ranking
+    ]
+    return {"columns": ["trial", *keys, "loss", "steps", "state", "reason", "run"], "data": rows}

@@ -1,0 +1,283 @@
+"""The study: what is next, what is stopped, and that a killed process loses nothing. Losses here are functions."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gptpipe.config import PipelineConfig, SweepConfig
+from gptpipe.errors import UserError
+from gptpipe.sweep.plan import Plan
+from gptpipe.sweep.result import SweepResult, plain_table
+from gptpipe.sweep.space import combination
+from gptpipe.sweep.study import Study, Trial
+from gptpipe.tracking.plots import parallel_coordinates
+
+BASE = PipelineConfig.model_validate({"train": {"steps": 90, "warmup_steps": 5}})
+LISTS = ["train.learning_rate=1e-4,1e-3,1e-2", "model.n_embd=32,64,128", "train.weight_decay=0,0.1,0.2"]
+MEMORY = "sqlite:///:memory:"
+PNG = b"\x89PNG"
+
+
+def plan_of(*search: str, **options: Any) -> Plan:
+    return Plan.of(BASE, SweepConfig(search=list(search), **options)).on("dataset")
+
+
+def curve(parameters: Mapping[str, Any], step: int) -> float:
+    """A loss that falls with the steps, by the learning rate most, by the width less, by the decay least."""
+    rate = abs(math.log10(parameters.get("train.learning_rate", 1e-3)) + 2.6)
+    width = 128 / parameters.get("model.n_embd", 128) * 0.05
+    return 3 + rate + width + 0.001 * parameters.get("train.weight_decay", 0) + 5 * math.exp(-step / 30)
+
+
+def train(trial: Trial, plan: Plan, loss: Callable[[Mapping[str, Any], int], float] = curve) -> int:
+    """As the pipeline trains: validated at every rung's step, stopped where the study says so; steps done."""
+    every = plan.first_rung or plan.base.train.steps
+    for step in [*range(every, plan.base.train.steps, every), plan.base.train.steps]:
+        if trial.report(step, loss(trial.parameters, step)):
+            trial.prune(steps=step)
+            return step
+    trial.finish(loss(trial.parameters, plan.base.train.steps), steps=plan.base.train.steps)
+    return plan.base.train.steps
+
+
+def finish(plan: Plan, uri: str) -> Study:
+    study = Study(plan, uri)
+    while (trial := study.next()) is not None:
+        train(trial, plan)
+    return study
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'sweeps.db'}"
+
+
+def test_a_grid_trains_every_combination_once() -> None:
+    rows = finish(plan_of(*LISTS, method="grid"), MEMORY).rows()
+    assert len({str(row.parameters) for row in rows}) == len(rows) == 27
+    assert {row.state for row in rows} == {"finished"}
+    assert all(row.loss == pytest.approx(curve(row.parameters, 90)) for row in rows)
+
+
+def test_halving_finds_the_grid_s_best_with_a_part_of_its_steps() -> None:
+    """What it saves depends on the order that is drawn: a third on the whole."""
+    grid = plan_of(*LISTS, method="grid")
+    best = min((combination(grid.space, place) for place in range(27)), key=lambda each: curve(each, 90))
+    steps = []
+    for seed in range(3):
+        plan = plan_of(*LISTS, method="asha", seed=seed)
+        rows = finish(plan, MEMORY).rows()
+        found = SweepResult(plan, rows, {}).best
+        assert found is not None
+        assert found.parameters == best
+        assert len(rows) == 27
+        assert {row.state for row in rows} == {"finished", "pruned"}
+        steps.append(sum(row.steps for row in rows))
+    assert sum(steps) <= 0.4 * 3 * 27 * 90
+
+
+def test_one_that_was_stopped_too_early_goes_on_when_all_have_come() -> None:
+    """The second is stopped by the first, which is better; of all nine it is among the best three."""
+    plan = plan_of("train.seed=" + ",".join(map(str, range(9))), method="asha")
+    study = Study(plan, MEMORY)
+    order = [values["train.seed"] for number in range(9) if (values := plan.listed(number))]
+
+    def loss(parameters: Mapping[str, Any], step: int) -> float:
+        place = order.index(parameters["train.seed"])
+        return {0: 3.0, 1: 3.1 if step < 30 else 1.0}.get(place, 4.0 + place)  # the second is best in the end
+
+    trained = []
+    while (trial := study.next()) is not None:
+        trained.append((order.index(trial.parameters["train.seed"]), train(trial, plan, loss)))
+    assert trained[:3] == [(0, 90), (1, 10), (2, 10)]
+    assert trained[9:] == [(1, 90), (2, 30)]  # the best three of nine go on, and of those the best
+    rows = study.rows()
+    assert len({str(row.parameters) for row in rows}) == len(rows) == 9
+    best = SweepResult(plan, rows, {}).best
+    assert best is not None
+    assert (best.parameters["train.seed"], best.steps, best.loss) == (order[1], 90, 1.0)
+
+
+@pytest.mark.parametrize("method", ["random", "tpe"])
+def test_draws_lie_in_the_range_and_no_two_are_alike(method: str) -> None:
+    plan = plan_of("train.learning_rate=1e-4..1e-2", "train.batch_size=2..64", method=method, trials=14)
+    rows = finish(plan, MEMORY).rows()
+    rates = [row.parameters["train.learning_rate"] for row in rows]
+    assert len(set(rates)) == len(rows) == 14
+    assert all(1e-4 <= rate <= 1e-2 for rate in rates)
+    assert sum(rate < 1e-3 for rate in rates) > 2  # on a log scale; on a linear one they would be a tenth
+    assert all(type(row.parameters["train.batch_size"]) is int for row in rows)
+
+
+def test_tpe_draws_where_it_was_good() -> None:
+    rows = finish(plan_of("train.learning_rate=1e-5..1", method="tpe", trials=30), MEMORY).rows()
+    distances = [abs(math.log10(row.parameters["train.learning_rate"]) + 2.6) for row in rows]
+    first, last = distances[:10], distances[-10:]
+    assert sum(last) / 10 < sum(first) / 10
+
+
+@pytest.mark.parametrize("method", ["grid", "asha"])
+def test_what_a_killed_process_had_begun_is_gone_on_with_first(uri: str, method: str) -> None:
+    plan = plan_of(*LISTS[:2], method=method)
+    study = Study(plan, uri)
+    done = [study.next() for _ in range(3)]
+    begun = [study.next() for _ in range(2)]
+    for trial in done:
+        assert trial is not None
+        trial.finish(1.0 + trial.number, steps=90)
+    assert begun[0] is not None
+    assert begun[1] is not None
+    begun[0].report(10, 4.0)
+    again = Study(plan, uri)  # as a new process opens it
+    resumed = [again.next(), again.next()]
+    assert [trial and (trial.number, trial.parameters) for trial in resumed] == [
+        (trial.number, trial.parameters) for trial in begun if trial
+    ]
+    assert resumed[0] is not None
+    resumed[0].report(10, 4.0)
+    for trial in resumed:
+        assert trial is not None
+        trial.finish(9.0, steps=90)
+    rows = finish(plan, uri).rows()
+    assert len({str(row.parameters) for row in rows}) == len(rows) == 9
+    assert [row.loss for row in rows[:5]] == [1.0, 2.0, 3.0, 9.0, 9.0]
+
+
+def test_draws_of_a_process_that_goes_on_are_new_ones(uri: str) -> None:
+    search = "train.learning_rate=1e-4..1e-2"
+    whole = [row.parameters for row in finish(plan_of(search, method="random", trials=6), MEMORY).rows()]
+    finish(plan_of(search, method="random", trials=3), uri)
+    rows = finish(plan_of(search, method="random", trials=6), uri).rows()
+    assert [row.parameters for row in rows] == whole
+
+
+def test_a_training_that_was_stopped_and_not_told_is_known(uri: str) -> None:
+    plan = plan_of(*LISTS, method="asha")
+    study = Study(plan, uri)
+    good, bad = study.next(), study.next()
+    assert good is not None
+    assert bad is not None
+    good.report(plan.first_rung, 3.0)
+    assert not good.was_stopped
+    assert bad.report(plan.first_rung, 9.0)
+    again = Study(plan, uri)
+    first, second = again.next(), again.next()
+    assert first is not None
+    assert second is not None
+    assert [first.was_stopped, second.was_stopped] == [False, True]
+
+
+def test_what_failed_by_its_values_is_not_tried_again_and_what_did_not_is(uri: str) -> None:
+    plan = plan_of("train.seed=1,2", method="grid")
+    study = Study(plan, uri)
+    by_values, by_machine = study.next(), study.next()
+    assert by_values is not None
+    assert by_machine is not None
+    by_values.fail("no memory for it", again=False)
+    by_machine.fail("the disk is full", again=True)
+    assert study.next() is None
+    again = Study(plan, uri)
+    once_more = again.next()
+    assert once_more is not None
+    assert once_more.parameters == by_machine.parameters
+    assert once_more.number == 2  # in place of 1
+    once_more.finish(2.0)
+    assert again.next() is None
+    assert [(row.state, row.reason) for row in again.rows()] == [("failed", "no memory for it"), ("finished", "")]
+
+
+def test_the_same_values_are_not_trained_twice(uri: str) -> None:
+    plan = plan_of("train.seed=1..3", method="random", trials=8)
+    study = Study(plan, uri)
+    first, second = study.next(), study.next()
+    assert first is not None
+    assert second is not None
+    first.finish(2.5, steps=90, training="there", run_id="r")
+    second.copy(study.rows()[0])
+    row = study.rows()[1]
+    assert (row.state, row.loss, row.steps, row.copy_of, row.training) == ("finished", 2.5, 0, 0, "there")
+    assert SweepResult(plan, study.rows(), {}).best == study.rows()[0]
+
+
+def test_a_name_belongs_to_one_search(uri: str) -> None:
+    finish(plan_of("train.seed=1,2", method="grid", name="mine"), uri)
+    with pytest.raises(UserError, match="other settings") as refused:
+        Study(plan_of("train.seed=1,2,3", method="grid", name="mine"), uri)
+    assert "mine" in refused.value.where
+    assert "--name" in refused.value.hint
+
+
+def test_a_database_that_cannot_be_used_is_said_without_its_password(tmp_path: Path) -> None:
+    for uri in (
+        "postgresql+psycopg://me:secret@127.0.0.1:9/sweeps",
+        "no database",
+        f"sqlite:///{tmp_path}/absent/x.db",
+        "mysql+nothing://me:secret@there/x",
+    ):
+        with pytest.raises(UserError, match="database of sweeps") as refused:
+            Study(plan_of("train.seed=1,2", method="grid"), uri)
+        assert "GPTPIPE_SWEEPS_URI" in refused.value.where
+        assert "secret" not in str(refused.value)
+
+
+def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    with sqlite3.connect(file) as other:
+        other.execute("create table alembic_version (version_num varchar(32) not null)")
+        other.execute("insert into alembic_version values ('0584bdc529eb')")
+    with pytest.raises(UserError, match="database of sweeps") as refused:
+        Study(plan_of("train.seed=1,2", method="grid"), f"sqlite:///{file}")
+    assert "not MLflow's own" in refused.value.hint
+
+
+@pytest.mark.parametrize("method", ["grid", "asha"])
+def test_importances_are_in_the_order_of_what_matters(method: str) -> None:
+    study = finish(plan_of(*LISTS, method=method), MEMORY)
+    shares = study.importances()
+    assert sum(shares.values()) == pytest.approx(1)
+    assert next(iter(shares)) == "train.learning_rate"
+    assert set(shares) == {line.partition("=")[0] for line in LISTS}
+
+
+def test_few_trainings_tell_no_importances() -> None:
+    assert finish(plan_of("train.seed=1,2,3", method="grid"), MEMORY).importances() == {}
+
+
+def test_the_table_begins_with_the_best_and_its_file_trains_it() -> None:
+    plan = plan_of(*LISTS[:2], method="asha")
+    study = finish(plan, MEMORY)
+    result = SweepResult(plan, study.rows(), study.importances())
+    best = result.best
+    assert best is not None
+    losses = [row.loss for row in result.ranking if row.state == "finished" and row.loss is not None]
+    assert losses == sorted(losses)
+    lines = result.table(lambda row: f"http://there/{row.number}").splitlines()
+    assert lines[2].startswith(f"| [{best.number}](<http://there/{best.number}>) |")
+    assert len(lines) == 2 + 9
+    assert plain_table(result)[1].split()[0] == str(best.number)
+    config = PipelineConfig.model_validate(yaml.safe_load(result.yaml))
+    assert config == plan.child(best.parameters)
+    assert result.yaml.splitlines()[0] in result.markdown()
+    assert "stopped early" in result.sentence
+    assert result.as_dict()["best"]["number"] == best.number
+
+
+def test_the_picture_bears_trainings_without_a_loss_and_a_single_one(uri: str) -> None:
+    plan = plan_of("train.optimizer=adamw,muon", "train.learning_rate=1e-4..1e-2", method="random", trials=4)
+    study = Study(plan, uri)
+    assert parallel_coordinates(SweepResult(plan, study.rows(), {})) == b""
+    first, second = study.next(), study.next()
+    assert first is not None
+    assert second is not None
+    first.finish(3.0, steps=90)
+    second.fail("no", again=False)
+    assert parallel_coordinates(SweepResult(plan, study.rows(), {})).startswith(PNG)
+    train_rest = finish(plan, uri)
+    assert parallel_coordinates(SweepResult(plan, train_rest.rows(), {})).startswith(PNG)
