@@ -44,7 +44,10 @@ def main() -> NoReturn:
     except SystemExit as ended:
         code = ended.code
     with suppress(KeyboardInterrupt):  # who cannot wait for the farewells need not
-        threading._shutdown()  # type: ignore[attr-defined]
+        try:
+            threading._shutdown()  # type: ignore[attr-defined]
+        except OSError:  # a pool of processes was told to end through a pipe that its own thread was just closing
+            threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):

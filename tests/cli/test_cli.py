@@ -388,3 +388,24 @@ def test_a_command_ends_with_its_code_once_all_is_said_and_takes_nothing_apart(w
     ended = subprocess.run([sys.executable, "-c", AT_THE_END, *words], capture_output=True, text=True, timeout=60)
     assert ended.returncode == code
     assert ended.stdout.splitlines()[-2:] == ["a thread of Python's own", "registered for the end"]
+
+
+def test_a_pool_that_is_just_closing_its_pipe_ends_no_command() -> None:
+    """As Python's own process pools do now and then: they are told to end through a pipe that closes meanwhile."""
+    told = AT_THE_END.replace(
+        "sys.argv =", "faults = [OSError(9, 'Bad file descriptor')]\n" + FAREWELL + "sys.argv =", 1
+    )
+    ended = subprocess.run([sys.executable, "-c", told, "presets"], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines()[-2:] == ["a thread of Python's own", "registered for the end"]
+
+
+FAREWELL = """
+
+def farewell():
+    if faults:
+        raise faults.pop()
+
+
+threading._register_atexit(farewell)
+"""
