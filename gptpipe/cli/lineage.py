@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptpipe.cli.options import Json, named, print_answer, tracking
+from gptpipe.cli.options import Json, PictureOption, print_answer, tracking
 from gptpipe.config.settings import settings
-from gptpipe.errors import UserError
 from gptpipe.wording import counted
 
 if TYPE_CHECKING:
     from gptpipe.tracking.lineage import Lineage
 
 _MOST = 8  # of the same kind, beside one another
-_SHOWN = ("alias", "cross-entropy", "documents", "tokens", "status", "removed", "imported from")
+_SHOWN = ("alias", "cross-entropy", "documents", "tokens", "status", "removed", "unreadable", "imported from")
 
 
 def lineage(
@@ -27,12 +26,10 @@ def lineage(
             help="champion, models:/…, a registered model; id or URL of a run, checkpoint or dataset; a file of text.",
         ),
     ],
-    picture: Annotated[str | None, typer.Option(metavar="FILE", callback=named, help="Write a picture, .png.")] = None,
+    picture: PictureOption = None,
     as_json: Json = False,
 ) -> None:
     """From a registered version to its run, checkpoint, dataset, shards and source files, and back."""
-    if picture and not picture.endswith(".png"):
-        raise UserError("not the name of a picture", where=f"--picture {picture}", hint="give one that ends in .png")
     from gptpipe import storage
     from gptpipe.tracking.lineage import lineage as trace
     from gptpipe.tracking.lineage_picture import lineage_picture

@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from gptpipe.cli.options import ConfigFile, Json, Overrides, named, print_answer, token_cache, tracking
+from gptpipe.cli.options import (
+    ConfigFile,
+    HtmlOption,
+    Json,
+    Overrides,
+    PictureOption,
+    named,
+    print_answer,
+    token_cache,
+    tracking,
+)
 from gptpipe.config import load_config
 from gptpipe.errors import UserError
 
@@ -20,17 +30,13 @@ def compare(
         list[str] | None,
         typer.Argument(metavar="RUN", help="Id or its beginning, name, champion, models:/NAME@ALIAS."),
     ] = None,
-    html: Annotated[
-        str | None, typer.Option(metavar="FILE", callback=named, help="Write the page with the losses, .html.")
-    ] = None,
+    html: HtmlOption = None,
     score: Annotated[
         bool, typer.Option("--score", help="Score runs on the first one's text where they were scored on another.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Runs side by side, by default the last five: what differs, which is better and how surely, at what cost."""
-    if html and not html.endswith(".html"):
-        raise UserError("not the name of a page", where=f"--html {html}", hint="give one that ends in .html")
     from gptpipe import storage
     from gptpipe.config.settings import settings
     from gptpipe.tracking.comparison import curves, score_again, side_by_side
@@ -85,15 +91,13 @@ def fit_scaling(
     ] = None,
     flops: Annotated[float | None, typer.Option(help="Budget: what to train for so many FLOPs.")] = None,
     hours: Annotated[float | None, typer.Option(help="Budget in hours, at the speed that the runs had.")] = None,
-    picture: Annotated[str | None, typer.Option(metavar="FILE", callback=named, help="Write a picture, .png.")] = None,
+    picture: PictureOption = None,
     as_json: Json = False,
 ) -> None:
     """Fit loss = E + A/N^alpha + B/D^beta to finished runs, and say what to train next for a budget."""
     for name, value in (("--flops", flops), ("--hours", hours)):
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise UserError("a budget is more than 0", where=f"{name} {value:g}", hint="for example --flops 1e18")
-    if picture and not picture.endswith(".png"):
-        raise UserError("not the name of a picture", where=f"--picture {picture}", hint="give one that ends in .png")
     from gptpipe import storage
     from gptpipe.tracking.plots import law_picture
     from gptpipe.tracking.scaling import fit

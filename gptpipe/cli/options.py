@@ -68,6 +68,30 @@ def named(value: str | None) -> str | None:
     return value
 
 
+def page_name(value: str | None) -> str | None:
+    """The name of a page of HTML."""
+    return _ending(value, "page", "--html", ".html")
+
+
+def picture_name(value: str | None) -> str | None:
+    """The name of a picture."""
+    return _ending(value, "picture", "--picture", ".png")
+
+
+def _ending(value: str | None, kind: str, option: str, ending: str) -> str | None:
+    if named(value) is not None and not str(value).endswith(ending):
+        raise UserError(f"not the name of a {kind}", where=f"{option} {value}", hint=f"give one that ends in {ending}")
+    return value
+
+
+HtmlOption = Annotated[
+    str | None, typer.Option("--html", metavar="FILE", callback=page_name, help="Write the page, .html.")
+]
+PictureOption = Annotated[
+    str | None, typer.Option("--picture", metavar="FILE", callback=picture_name, help="Write a picture, .png.")
+]
+
+
 def print_answer(values: dict[str, Any], wants_json: bool, text: str) -> None:
     try:
         print(json.dumps(values) if wants_json else text, flush=True)
@@ -86,9 +110,12 @@ def configure(
     corpora: list[str] | None = None,
     **given: Any,
 ) -> PipelineConfig:
-    if corpora:
-        given["data"] = {"corpus": [corpus_value(text) for text in corpora]}
-    return load_config(preset=preset, file=config, overrides=overrides, **given)
+    return load_config(preset=preset, file=config, overrides=overrides, **corpora_values(corpora), **given)
+
+
+def corpora_values(corpora: list[str] | None) -> dict[str, Any]:
+    """What `--corpus` gives a configuration."""
+    return {"data": {"corpus": [corpus_value(text) for text in corpora]}} if corpora else {}
 
 
 def corpus_value(text: str) -> dict[str, str]:

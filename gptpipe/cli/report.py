@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gptpipe.cli.options import ConfigFile, Json, Overrides, named, print_answer, tracking
+from gptpipe.cli.options import ConfigFile, HtmlOption, Json, Overrides, print_answer, tracking
 from gptpipe.config import load_config
 from gptpipe.config.settings import settings
 from gptpipe.errors import UserError
@@ -28,14 +28,12 @@ def report(
     since: Annotated[
         str | None, typer.Option(metavar="30d", help="The nights since then: 12h, 30d, 4w, or a date, 2026-11-01.")
     ] = None,
-    html: Annotated[str | None, typer.Option(metavar="FILE", callback=named, help="Write the page, .html.")] = None,
+    html: HtmlOption = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
     """What a retraining came to: loss, decision, samples, text, cost. With --since the champion's history."""
-    if html and not html.endswith(".html"):
-        raise UserError("not the name of a page", where=f"--html {html}", hint="give one that ends in .html")
     if run and since:
         raise UserError("a run or a period, not both", where=f"{run} --since {since}", hint="leave one of them out")
     from gptpipe import storage

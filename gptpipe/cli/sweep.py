@@ -17,7 +17,7 @@ from gptpipe.cli.options import (
     Overrides,
     Preset,
     StoreOption,
-    corpus_value,
+    corpora_values,
     located,
     print_answer,
 )
@@ -50,9 +50,10 @@ def sweep(
 ) -> None:
     """Train many times with other settings, side by side, and print the best ones' YAML, the table before it."""
     use_storage(storage)
-    given: dict[str, Any] = {"data": {"corpus": [corpus_value(text) for text in corpus]}} if corpus else {}
     values = deep_merge(dict(chosen), {"search": search} if search else {})
-    base, options = load_sweep(preset=preset, file=config, overrides=overrides, init=init, sweep=values, **given)
+    base, options = load_sweep(
+        preset=preset, file=config, overrides=overrides, init=init, sweep=values, **corpora_values(corpus)
+    )
     from gptpipe.sweep.plan import Plan
 
     Plan.of(base, options)  # what is wrong is said before anything starts

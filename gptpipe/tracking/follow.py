@@ -241,11 +241,13 @@ class TrainingTracker:
 
 def _log_inputs(client: MlflowClient, run_id: str, inputs: list[Any]) -> None:
     """MLflow makes an entry for a dataset that it does not know: of two runs that ask at once, one is refused."""
+    from mlflow.exceptions import MlflowException
+
     for left in reversed(range(_TRIES)):
         try:
             client.log_inputs(run_id, datasets=inputs)
             return
-        except Exception as error:
+        except MlflowException as error:
             if not left or is_away(error):
                 raise
             log.debug("the dataset once more: %s", first_line(error))

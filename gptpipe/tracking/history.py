@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gptpipe.evaluation.confidence import Comparison
 from gptpipe.tracking.announcement import ANNOUNCED_TAG, PROMOTED
 from gptpipe.tracking.client import TRAINING_TAG, RunLink, Tracking
-from gptpipe.tracking.references import all_runs
+from gptpipe.tracking.references import runs_of
 from gptpipe.tracking.registry import DECISION_TAG, ROLLED_BACK_TAG, WAITS_TAG, comparison_of
 from gptpipe.tracking.results import DECIDING
 from gptpipe.wording import counted, duration
@@ -97,13 +97,8 @@ def history(tracking: Tracking, model: str, since: float, others: Sequence[Entry
     """
     with tracking.reached() as client:
         experiment = tracking.experiment_id(client)
-        runs = [
-            run
-            for run in all_runs(client)
-            if TRAINING_TAG in run.data.tags
-            and run.info.experiment_id == experiment
-            and run.info.start_time / 1000 >= since
-        ]
+        began = f"attributes.start_time >= {int(since * 1000)}"
+        runs = [run for run in runs_of(client, [experiment], began) if TRAINING_TAG in run.data.tags]
         # a filter knows no quotation mark within quotation marks
         like = model.replace("'", "_")
         versions = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from gptpipe import storage
-from gptpipe.dataset.dataset import Dataset, open_dataset
+from gptpipe.dataset.dataset import MANIFEST, Dataset, open_dataset
 from gptpipe.errors import UserError
 from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, RunLink, Tracking
 from gptpipe.tracking.follow import INIT_TAG, SINCE_TAG
@@ -22,6 +23,7 @@ from gptpipe.weights.checkpoint import STATE, list_checkpoints, open_checkpoint
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+log = logging.getLogger(__name__)
 SOURCE, SHARD, DATASET, RUN, CHECKPOINT, VERSION = "source", "shard", "dataset", "run", "checkpoint", "version"
 _SHORTEST = 6  # characters of an id that may stand for it
 _BLOCK = 1 << 20
@@ -68,14 +70,14 @@ class Provenance:
         self._shards_of: dict[str, list[str]] = {}  # by source
         self._origins: dict[str, str] = {}
         self._by_shard: dict[str, dict[str, list[tuple[str, str, str]]]] = {}
-        self._versions: dict[str, list[str]] = {}  # by checkpoint, as their own keys
-        self._checkpoint_of: dict[str, str] = {}
+        self._unreadable: dict[str, str] = {}  # why, by URL
+        self._versions: dict[str, list[str]] = {}  # by what `_short` makes of a checkpoint, as their own keys
+        self._checkpoint_of: dict[str, str] = {}  # its URL by the version's key
         self._named: dict[str, list[Any]] = {}
         for version in versions:
             key = self._version(version)
-            checkpoint = self._checkpoint(checkpoint_of(version))
-            self._versions.setdefault(checkpoint, []).append(key)
-            self._checkpoint_of[key] = checkpoint
+            self._checkpoint_of[key] = checkpoint_of(version)
+            self._versions.setdefault(_short(checkpoint_of(version)), []).append(key)
             self._named.setdefault(version.name, []).append(version)
 
     # --- what a name means
@@ -129,7 +131,7 @@ class Provenance:
     def parents(self, key: str) -> list[str]:
         kind, _, identity = key.partition(":")
         if kind == VERSION:
-            return [self._checkpoint_of[key]]
+            return [self._checkpoint(self._checkpoint_of[key])]
         if kind == CHECKPOINT:
             run = self._run_of.get(_training_of(identity))
             origin = self._origin(self.nodes[key].place)
@@ -143,8 +145,8 @@ class Provenance:
     def _contents(self, key: str) -> list[str]:
         """The shards of a dataset, or the sources of a shard."""
         kind, _, identity = key.partition(":")
-        name, _, shard = identity.partition("/")
-        dataset = self._open(self._place_of_dataset(name))
+        shard = identity.partition("/")[2]
+        dataset = self._open(self.nodes[key].place)
         if dataset is None:
             return []
         if kind == DATASET:
@@ -156,24 +158,21 @@ class Provenance:
         if kind == SOURCE:
             return self._shards_of[key]
         if kind == SHARD:
-            return [self._dataset(self._place_of_dataset(identity.partition("/")[0]))]
+            return [self._dataset(self.nodes[key].place)]
         if kind == DATASET:
             return [self._run(f"{RUN}:{each}") for each, run in self._runs.items() if identity in _datasets(run)]
         if kind == RUN:
             run = self._runs[identity]
             training = run.data.tags[TRAINING_TAG]
             places = {each.url for each in list_checkpoints(training)} | {run.data.tags.get(CHECKPOINT_TAG, "")} - {""}
-            registered = [
-                each for each in self._versions if _training_of(each.partition(":")[2]) == folder_name(training)
-            ]
-            return list(dict.fromkeys([*map(self._checkpoint, sorted(places)), *registered]))
+            own = (url for url in self._checkpoint_of.values() if _training_of(_short(url)) == folder_name(training))
+            return list(dict.fromkeys(map(self._checkpoint, [*sorted(places), *own])))
         if kind == CHECKPOINT:
-            return [*self._versions.get(key, []), *self._begun_from(key)]
-        return self._begun_from(self._checkpoint_of[key])
+            return [*self._versions.get(identity, []), *self._begun_from(identity)]
+        return self._begun_from(_short(self._checkpoint_of[key]))
 
-    def _begun_from(self, checkpoint: str) -> list[str]:
+    def _begun_from(self, identity: str) -> list[str]:
         """Trainings that started from a checkpoint, and the copies of it that others started from."""
-        identity = checkpoint.partition(":")[2]
         starts = {each: run.data.tags[INIT_TAG] for each, run in self._runs.items() if INIT_TAG in run.data.tags}
         copies = [url for url in dict.fromkeys(starts.values()) if _short(self._origin(url)) == identity]
         begun = [f"{RUN}:{each}" for each, url in starts.items() if _short(url) == identity]
@@ -195,7 +194,9 @@ class Provenance:
         key = f"{CHECKPOINT}:{_short(url)}"
         if key not in self.nodes:
             origin = self._origin(url)
-            self.nodes[key] = Node(CHECKPOINT, _short(url), url, {"imported from": _short(origin)} if origin else {})
+            facts = {"imported from": _short(origin)} if origin else {}
+            facts |= {"unreadable": self._unreadable[url]} if url in self._unreadable else {}
+            self.nodes[key] = Node(CHECKPOINT, _short(url), url, facts)
         return key
 
     def _run(self, key: str) -> str:
@@ -213,7 +214,7 @@ class Provenance:
         key = f"{DATASET}:{folder_name(url)}"
         if key not in self.nodes:
             dataset = self._open(url)
-            facts = {"removed": "yes"}
+            facts = {"unreadable": self._unreadable[url]} if url in self._unreadable else {"removed": "yes"}
             if dataset is not None:
                 facts = {"corpora": "+".join(dataset.manifest["corpora"])}
                 facts |= {what: f"{dataset.total(what):,}" for what in ("documents", "tokens", "shards")}
@@ -238,11 +239,14 @@ class Provenance:
     def _origin(self, url: str) -> str:
         """What imported weights were made from; empty where it is not that, or not there any more."""
         if url not in self._origins:
+            origin = ""
             try:
                 checkpoint = open_checkpoint(url)
-                origin = str(checkpoint.json(STATE).get("imported_from", "")) if checkpoint else ""
-            except UserError:  # a damaged one keeps nobody from seeing the rest
-                origin = ""
+                if checkpoint and STATE in checkpoint.manifest["files"]:
+                    origin = str(checkpoint.json(STATE).get("imported_from", ""))
+            except UserError as error:  # a damaged one keeps nobody from seeing the rest
+                self._unreadable[url] = str(error)
+                log.warning("lineage: %s", error)
             training, _, step = origin.partition("/")
             known = self._run_of.get(training)
             self._origins[url] = storage.join(self._runs[known].data.tags[TRAINING_TAG], step) if known else origin
@@ -271,16 +275,16 @@ class Provenance:
                     places.setdefault(folder_name(url), url)
         return {name: url for name, url in places.items() if self._open(url) is not None}
 
-    def _place_of_dataset(self, name: str) -> str:
-        return self._places.get(name, name)
-
     def _open(self, url: str) -> Dataset | None:
-        """The dataset there; None where it was removed or never finished."""
+        """The dataset there; None where it was removed or never finished, or, with a warning, cannot be read."""
         if url not in self._datasets:
-            try:
-                self._datasets[url] = open_dataset(url)
-            except UserError:
-                self._datasets[url] = None
+            self._datasets[url] = None
+            if storage.exists(storage.join(url, MANIFEST)):
+                try:
+                    self._datasets[url] = open_dataset(url)
+                except UserError as error:  # a damaged one keeps nobody from seeing the rest
+                    self._unreadable[url] = str(error)
+                    log.warning("lineage: %s", error)
         return self._datasets[url]
 
 

@@ -77,9 +77,12 @@ def all_versions(client: MlflowClient) -> list[Any]:
 def all_runs(client: MlflowClient) -> list[Run]:
     """Every run of every experiment."""
     experiments = [each.experiment_id for each in client.search_experiments()]
-    if not experiments:
-        return []
-    return _pages(lambda token: client.search_runs(experiments, max_results=_PAGE, page_token=token))
+    return runs_of(client, experiments) if experiments else []
+
+
+def runs_of(client: MlflowClient, experiments: list[str], which: str = "") -> list[Run]:
+    """Every run of some experiments that MLflow's filter lets through."""
+    return _pages(lambda token: client.search_runs(experiments, which, max_results=_PAGE, page_token=token))
 
 
 def _pages(page: Callable[[str | None], Any]) -> list[Any]:

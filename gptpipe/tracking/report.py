@@ -71,7 +71,8 @@ class Report:
         facts: numbers and names as a person reads them. changed: what differs from the preset, in words.
         decision: whether it serves, and why; None where no model was registered.
         champion: number of the version that it was held against; empty where there was none.
-        samples: of the champion before, and of the new model. night: what the pipeline kept.
+        samples: of the champion before, and of the new model.
+        night: what the pipeline kept; None where it kept nothing.
         losses: `train/loss` and `validation/loss` in nats per token, as (tokens, loss).
     """
 
@@ -83,7 +84,7 @@ class Report:
     decision: Decision | None
     champion: str
     samples: list[SamplePair]
-    night: Night
+    night: Night | None
     losses: dict[str, list[tuple[int, float]]]
 
     def as_dict(self) -> dict[str, Any]:
@@ -193,12 +194,15 @@ def _samples(client: MlflowClient, run_id: str) -> dict[str, str]:
     return {str(row[prompt]): str(row[text]) for row in table["data"]}
 
 
-def _night_of(client: MlflowClient, run_id: str) -> Night:
+def _night_of(client: MlflowClient, run_id: str) -> Night | None:
     kept = _artifact(client, run_id, _NIGHT_FILE if _NIGHT_FILE in _names(client, run_id, None) else "")
+    if kept is None:
+        return None
     try:
-        return _NIGHT.validate_python(kept or {})
-    except ValidationError:  # of another version
-        return Night()
+        return _NIGHT.validate_python(kept)
+    except ValidationError as error:
+        log.warning("report: %s of run %s is of another version: %s", _NIGHT_FILE, run_id[:8], error.errors()[0]["msg"])
+        return None
 
 
 def _names(client: MlflowClient, run_id: str, folder: str | None) -> Sequence[str]:
@@ -213,14 +217,13 @@ def _names(client: MlflowClient, run_id: str, folder: str | None) -> Sequence[st
 
 
 def _artifact(client: MlflowClient, run_id: str, name: str) -> Any:
-    """A JSON file of a run; None where there is none, or it is damaged."""
+    """A JSON file of a run; None where there is none, or, with a warning, where it is damaged."""
     if not name:
         return None
-    from mlflow.exceptions import MlflowException
-
+    with tempfile.TemporaryDirectory(prefix="gptpipe-") as folder:
+        content = Path(client.download_artifacts(run_id, name, folder)).read_bytes()
     try:
-        with tempfile.TemporaryDirectory(prefix="gptpipe-") as folder:
-            return json.loads(Path(client.download_artifacts(run_id, name, folder)).read_text("utf-8"))
-    except (MlflowException, ValueError, OSError) as error:
-        log.warning("report: %s of run %s cannot be read: %s", name, run_id[:8], error)
+        return json.loads(content)
+    except ValueError as error:
+        log.warning("report: %s of run %s is damaged: %s", name, run_id[:8], error)
         return None

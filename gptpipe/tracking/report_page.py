@@ -24,8 +24,8 @@ def report_page(report: Report) -> str:
 
 def _sections(report: Report) -> Iterator[tuple[str, str]]:
     """Titles and their HTML, in the order of what decides."""
-    facts = dict(report.facts)
-    facts["checkpoints"] = f"{report.night.stored / 1e6:,.1f} MB" if report.night.stored else ""
+    facts, night = dict(report.facts), report.night
+    facts["checkpoints"] = f"{night.stored / 1e6:,.1f} MB" if night else ""
     if report.decision is not None and report.decision.checks:
         against = f"against version {report.champion}" if report.champion else "there was no champion"
         rows = (
@@ -42,8 +42,9 @@ def _sections(report: Report) -> Iterator[tuple[str, str]]:
         yield "What it says", grid(head, (row if before else [row[0], row[2]] for row in rows))
     yield "The text", _text(report, facts)
     yield "Cost", _pairs(facts, _COST)
-    skipped = ", ".join(report.night.skipped) or "nothing: every stage was new"
-    yield "What was done before and not again", f"<p>{escape(skipped)}</p>"
+    if night:
+        skipped = ", ".join(night.skipped) or "nothing: every stage was new"
+        yield "What was done before and not again", f"<p>{escape(skipped)}</p>"
     rest = {name: value for name, value in facts.items() if name not in (*_COST, *_LOSS, "data", "decision")}
     rest["differs from the preset"] = report.changed or "nothing"
     yield "The run", _pairs(rest, tuple(rest))
@@ -52,9 +53,9 @@ def _sections(report: Report) -> Iterator[tuple[str, str]]:
 def _text(report: Report, facts: Mapping[str, str]) -> str:
     """The dataset, and how what was new in it differs from what the champion had seen."""
     parts = [f"<p>{escape(facts.get('data', ''))}</p>"]
-    if report.night.news:
+    if report.night and report.night.news:
         parts.append(f"<p>{escape(report.night.news)}</p>")
-    if report.night.measures:
+    if report.night and report.night.measures:
         rows = (
             [escape(each) for each in (item.name, item.before, item.now, item.bound, "yes" if item.passed else "NO")]
             for item in report.night.measures
@@ -75,9 +76,10 @@ def report_text(report: Report) -> str:
     """For a terminal."""
     lines = [report.sentence, "", f"{report.name}"]
     facts = {**report.facts, "differs from the preset": report.changed or "nothing"}
-    facts["what was new"] = report.night.news
-    facts["done before"] = ", ".join(report.night.skipped)
-    facts["checkpoints"] = f"{report.night.stored / 1e6:,.1f} MB" if report.night.stored else ""
+    if report.night:
+        facts["what was new"] = report.night.news
+        facts["done before"] = ", ".join(report.night.skipped) or "nothing"
+        facts["checkpoints"] = f"{report.night.stored / 1e6:,.1f} MB"
     width = max(len(name) for name in facts)
     lines += [f"  {name:<{width}}  {value}" for name, value in facts.items() if value]
     if report.decision is not None:

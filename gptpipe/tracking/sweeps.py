@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptpipe.errors import UserError
 from gptpipe.sweep.plan import Plan
 from gptpipe.sweep.result import SweepResult
 from gptpipe.sweep.study import Row
@@ -82,7 +81,7 @@ class SweepRun:
 
     def mark_pruned(self, training: str) -> str:
         """Tag the run of a training that was stopped early; its id, or nothing where MLflow does not answer."""
-        with suppress(UserError), self.link.tracking.reached() as client:
+        with self._unless_away("that a training was stopped early") as client:
             run = self.link.tracking.find_run(client, training)
             if run is not None:
                 client.set_tag(run.info.run_id, "pruned", "true")
@@ -91,21 +90,27 @@ class SweepRun:
 
     def write(self, result: SweepResult) -> None:
         """Put the sweep's state into the run. A server that is away costs a warning: the study has all of it."""
-        try:
-            self._write(self.link.tracking.connect(), result)
-        except Exception as error:
-            if not is_away(error):
-                raise self.link.tracking.refusal(error) from None
-            log.warning("MLflow did not take the table of the sweep (%s)", first_line(error))
+        with self._unless_away("the table of the sweep") as client:
+            self._write(client, result)
 
     def end(self, status: str) -> None:
         """Set the run's status: FINISHED, KILLED or FAILED."""
+        with self._unless_away("the end of the sweep") as client:
+            client.set_terminated(self.link.run_id, status=status)
+
+    @contextmanager
+    def _unless_away(self, what: str) -> Iterator[MlflowClient]:
+        """A client. A server that is away costs a warning: the study knows all of it.
+
+        Raises:
+            UserError: MLflow refuses it.
+        """
         try:
-            self.link.tracking.connect().set_terminated(self.link.run_id, status=status)
+            yield self.link.tracking.connect()
         except Exception as error:
             if not is_away(error):
                 raise self.link.tracking.refusal(error) from None
-            log.warning("MLflow did not take the end of the sweep (%s)", first_line(error))
+            log.warning("MLflow did not take %s (%s)", what, first_line(error))
 
     def _write(self, client: MlflowClient, result: SweepResult) -> None:
         run_id = self.link.run_id

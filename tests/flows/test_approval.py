@@ -16,7 +16,7 @@ from gptpipe.config.settings import settings
 from gptpipe.tracking.client import Tracking
 from gptpipe.tracking.registry import champion_number
 from tests.fixtures.browser import CHROMIUM, browser
-from tests.flows.test_nights import NIGHT, add
+from tests.flows.test_nights import add, command
 from tests.flows.test_retrain import GPTPIPE, ask
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -28,10 +28,9 @@ _SWITCH = """() => {
 
 
 def start(corpus: Path, *more: str) -> subprocess.Popen[str]:
-    command = [GPTPIPE, "run", "--json", "--corpus", f"code={corpus}"]
-    for text in [*NIGHT, *more]:
-        command += ["--set", text]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=corpus)
+    return subprocess.Popen(
+        command(corpus, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=corpus
+    )
 
 
 def paused(api: str) -> str:

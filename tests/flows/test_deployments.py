@@ -150,6 +150,35 @@ def test_a_schedule_starts_runs_that_train_and_one_that_watches_does(
     assert doctor["logs"]["ok"], doctor["logs"]
 
 
+def test_nights_that_were_missed_are_run_once(place: Place, up_again: Callable[..., None]) -> None:
+    """The servers are away while a schedule of every minute goes on: of those nights one is run, the last."""
+    up_again(GPTPIPE_NIGHTLY_CRON="* * * * *")
+    identity = place.deployments()["retrain/nightly"]["id"]
+    assert place.call("down").returncode == 0
+    away = datetime.now(UTC)
+    time.sleep(200)
+    back = datetime.now(UTC)
+    up_again(GPTPIPE_NIGHTLY_CRON="* * * * *")
+
+    def due() -> list[dict[str, Any]]:
+        asked = {
+            "flow_runs": {
+                "deployment_id": {"any_": [identity]},
+                "expected_start_time": {"after_": away.isoformat(), "before_": back.isoformat()},
+            }
+        }
+        found: list[dict[str, Any]] = place.prefect("flow_runs/filter", asked)
+        return found
+
+    over = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+    wait_until(lambda: due() and all(run["state_type"] in over for run in due()), 300, "the nights that were missed")
+    runs = sorted(due(), key=lambda run: str(run["expected_start_time"]))
+    assert len(runs) >= 3
+    assert {run["state_type"] for run in runs} == {"COMPLETED"}
+    assert {run["state_name"] for run in runs[:-1]} == {"Missed"}  # the last one too, where the next was due by then
+    assert "of the same schedule is due by now" in place.state(runs[0]["id"])["message"]
+
+
 def examined(place: Place) -> dict[str, dict[str, Any]]:
     """What `gptpipe doctor` says, by check."""
     return {check["name"]: check for check in json.loads(place.call("doctor", "--json").stdout)["checks"]}

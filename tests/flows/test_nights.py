@@ -33,11 +33,14 @@ def add(corpus: Path, numbers: range) -> None:
         (corpus / f"{number:03}.py").write_text(code(number))
 
 
+def command(corpus: Path, *more: str) -> list[str]:
+    """A night on this corpus, with further settings."""
+    settings = [part for text in [*NIGHT, *more] for part in ("--set", text)]
+    return [GPTPIPE, "run", "--json", "--corpus", f"code={corpus}", *settings]
+
+
 def night(corpus: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [GPTPIPE, "run", "--json", "--corpus", f"code={corpus}"]
-    for text in [*NIGHT, *more]:
-        command += ["--set", text]
-    return subprocess.run(command, capture_output=True, text=True, cwd=corpus, timeout=280, check=False)
+    return subprocess.run(command(corpus, *more), capture_output=True, text=True, cwd=corpus, timeout=280, check=False)
 
 
 def trainings() -> int:

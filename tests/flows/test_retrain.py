@@ -147,10 +147,11 @@ def test_a_model_of_another_language_keeps_its_tokenizer_from_night_to_night(cor
     german(tmp_path / "in")
     theirs = GPT2Tokenizer.from_pretrained(tmp_path / "in")
     reference(2, 2, 32, 24, len(theirs)).save_pretrained(tmp_path / "in")
-    # the text of another language that comes later is meant to be one
-    more = ["--set", "train.steps=20", "--set", "promote.model_name=deutsch", "--set", "drift.max_divergence=10"]
+    more = ["--set", "train.steps=20", "--set", "promote.model_name=deutsch"]
     first, _ = run(corpus, "--init", str(tmp_path / "in"), *more)
-    (corpus / "neu.txt").write_text("Die Straße ist größer, als die Übung war.\n" * 20)
+    # of the same nature as the text that is there: another one would stop the second night
+    old = "".join(file.read_text("utf-8") for file in sorted(corpus.glob("*.*"))[:6])
+    (corpus / "neu.txt").write_text(f"{old}Die Straße ist größer, als die Übung war.\n")
     second, _ = run(corpus, "--init", "champion", "--export", str(tmp_path / "out"), *more)
     tokenizers = {open_dataset(made["dataset"]["dataset"]).tokenizer["name"] for made in (first, second)}
     assert tokenizers == {get_tokenizer(str(tmp_path / "in")).name}

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from gptpipe.config.settings import settings
-from tests.flows.test_nights import NIGHT, add
-from tests.flows.test_retrain import GPTPIPE, ask
+from tests.flows.test_nights import add, night
+from tests.flows.test_retrain import ask
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 FLOW = """
@@ -46,10 +46,7 @@ def test_the_champion_drifts_when_the_text_does(
     assert last(prefect_api, "score-champion")["state_type"] == "FAILED"
     assert "no version is champion" in nobody.stderr
     add(corpus, range(80))
-    command = [GPTPIPE, "run", "--json", "--corpus", f"code={corpus}"]
-    for text in [*NIGHT, "data.validation=0.4"]:
-        command += ["--set", text]
-    trained = subprocess.run(command, capture_output=True, text=True, cwd=corpus, timeout=280, check=False)
+    trained = night(corpus, "data.validation=0.4")
     assert trained.returncode == 0, trained.stderr
 
     flow("score_champion", **given)

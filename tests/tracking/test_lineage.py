@@ -132,6 +132,23 @@ def test_a_dataset_that_was_removed_is_named_and_the_rest_is_told(store: Path) -
     assert names(traced, "source") == set()
 
 
+def test_a_damaged_dataset_is_told_and_hides_nothing_else(store: Path) -> None:
+    (first,) = names(lineage("corpus:a.txt", str(store), tracking()), "dataset") - names(
+        lineage("corpus:c.txt", str(store), tracking()), "dataset"
+    )
+    manifest = store / "datasets" / first / "manifest.json"
+    content = manifest.read_bytes()
+    manifest.write_bytes(b"{")
+    try:
+        traced = lineage("models:/gptpipe/2", str(store), tracking())
+    finally:
+        manifest.write_bytes(content)
+    facts = {node.name: node.facts for node in traced.nodes.values() if node.kind == "dataset"}
+    assert "not JSON" in facts[first]["unreadable"]
+    assert len(facts) == 2
+    assert names(traced, "source") == {"corpus:a.txt", "corpus:b.txt", "corpus:c.txt"}  # of the other one
+
+
 def test_a_file_that_nothing_was_made_from_and_a_name_of_nothing_are_refused(store: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text("never read")
@@ -145,7 +162,7 @@ def test_the_command_prints_trees_json_and_a_picture(store: Path, tmp_path: Path
     printed = CliRunner().invoke(app, ["lineage", "models:/gptpipe/2", "--picture", str(tmp_path / "lineage.png")])
     assert printed.exit_code == 0, printed.output
     lines = printed.output.splitlines()
-    assert lines[0].startswith("version models:/gptpipe/2 (alias c")
+    assert lines[0].startswith("version models:/gptpipe/2 (alias challenger")
     assert lines.index("made from") < lines.index("went into")
     assert any(line.startswith(f"  checkpoint {SECOND}/step-00000012") for line in lines)
     assert lines[lines.index("went into") + 1] == "  nothing that is known here"

@@ -83,7 +83,12 @@ def test_the_report_holds_decision_samples_text_and_cost(nights: list[RunLink], 
     assert not has_report(tracking(), second.run_id)
     log_report(tracking(), second.run_id, page)
     assert has_report(tracking(), second.run_id)
-    assert report_of(tracking(), first.run_id).champion == ""
+    earlier = report_of(tracking(), first.run_id)
+    assert (earlier.champion, earlier.night) == ("", None)
+    assert "What was done before" not in report_page(earlier)  # nobody kept it
+    with tracking().reached() as client:
+        client.log_text(first.run_id, "{", "night.json")
+    assert report_of(tracking(), first.run_id).night is None
 
 
 def test_a_period_tells_which_became_champion_by_how_much_and_at_what_cost(nights: list[RunLink]) -> None:
