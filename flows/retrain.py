@@ -30,6 +30,7 @@ from gptpipe.errors import Preempted, UserError
 from gptpipe.export.folder import export_hf
 from gptpipe.pipeline.checks import check_pipeline
 from gptpipe.pipeline.news import Since, check_nature, since
+from gptpipe.pipeline.overlap import check_overlap
 from gptpipe.pipeline.plan import plan
 from gptpipe.pipeline.result import PipelineResult, Skipped
 from gptpipe.tracking.aliases import ChampionChanged, answer
@@ -100,6 +101,7 @@ def run_pipeline(config: PipelineConfig) -> PipelineResult | Skipped:
             return Skipped(dataset, news.sentence)
         check_nature(news)
         earlier = news.earlier.url
+    what_is_scored(config, dataset.dataset)
     training, run = train(TrainParameters(data=dataset.dataset, config=config, init=init, since=earlier))
     evaluation = evaluate(
         EvaluateParameters(
@@ -153,6 +155,17 @@ def what_is_new(config: PipelineConfig, earlier: str, dataset: str) -> Since | N
     return news
 
 
+@task(name="what is scored", cache_policy=NO_CACHE, persist_result=False)
+def what_is_scored(config: PipelineConfig, dataset: str) -> None:
+    """Stop before anything is trained where the model would be scored on text that it is trained on."""
+    check_overlap(config.evaluate, dataset, evaluations())
+
+
+def evaluations() -> str:
+    """Where evaluations are kept."""
+    return storage.join(settings().storage_url, "evaluations")
+
+
 def finish(config: PipelineConfig, tracking: Tracking, before: Champion) -> None:
     """Do what is left of the night in which the champion became it, where that was stopped before its end."""
     registered = Registered(tracking, config.promote.model_name, before.version, ALREADY)
@@ -172,7 +185,6 @@ def register_and_compare(
     Args:
         news: what is new since the champion's dataset, where it is known.
     """
-    here = settings()
     return register(
         config,
         run,
@@ -180,8 +192,8 @@ def register_and_compare(
         result.evaluation,
         result.best_samples,
         new=news.validation if news else None,
-        out=storage.join(here.storage_url, "evaluations"),
-        cache=TokenCache(limit=here.cache_bytes),
+        out=evaluations(),
+        cache=TokenCache(limit=settings().cache_bytes),
     )
 
 

@@ -7,15 +7,13 @@ not new. Only shards that the other dataset has not are read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from gptpipe import storage
-from gptpipe.dataset.cache import read_shard
 from gptpipe.dataset.dataset import Dataset
-from gptpipe.dataset.rows import ShardFile, ShardReader
+from gptpipe.dataset.pieces import hashes_of, pieces_of
 from gptpipe.errors import UserError
 
 
@@ -47,7 +45,7 @@ def news_since(earlier: Dataset, dataset: Dataset, split: str) -> News:
     shared, known = set[str](), np.empty(0, dtype=np.uint64)
     if earlier.tokenizer["sha256"] == dataset.tokenizer["sha256"]:
         shared = set(before.digests()) & set(now.digests())
-        known = _hashes(_pieces(earlier, (file for file in before if file.sha256 not in shared)))
+        known = hashes_of(pieces_of(earlier, (file for file in before if file.sha256 not in shared)))
     hashes: list[int] = []
     spans: list[tuple[int, int]] = []
     names: list[str] = []
@@ -56,7 +54,7 @@ def news_since(earlier: Dataset, dataset: Dataset, split: str) -> News:
         if digest in shared:
             continue
         file = now[number]
-        for piece in _pieces(dataset, [file]):
+        for piece in pieces_of(dataset, [file]):
             hashes.append(piece.hash)
             begin = int(begins[number]) + piece.begin
             spans.append((begin, begin + piece.length))
@@ -71,41 +69,6 @@ def news_since(earlier: Dataset, dataset: Dataset, split: str) -> News:
         names=frozenset(name for name, is_new in zip(names, new.tolist(), strict=True) if is_new),
         gone=int((~np.isin(known, own)).sum()),
     )
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """What a shard's file holds of a document: its place there and its length, the separator counted."""
-
-    name: str
-    begin: int
-    length: int
-    hash: int
-
-
-def _pieces(dataset: Dataset, files: Iterable[ShardFile]) -> Iterator[_Piece]:
-    for file in files:
-        state, name, begin, place = hashlib.blake2b(digest_size=8), "", 0, 0
-        for row in ShardReader(read_shard(dataset.url, file)).rows():
-            if row.document_id != name and place > begin:  # the document goes on in another file
-                yield _piece(name, begin, place, state)
-                state, begin = hashlib.blake2b(digest_size=8), place
-            name = row.document_id
-            state.update(row.tokens.tobytes())
-            place += len(row.tokens) + row.last
-            if row.last:
-                yield _piece(name, begin, place, state)
-                state, begin = hashlib.blake2b(digest_size=8), place
-        if place > begin:
-            yield _piece(name, begin, place, state)
-
-
-def _piece(name: str, begin: int, end: int, state: hashlib.blake2b) -> _Piece:
-    return _Piece(name, begin, end - begin, int.from_bytes(state.digest(), "little"))
-
-
-def _hashes(pieces: Iterable[_Piece]) -> np.ndarray:
-    return np.fromiter((piece.hash for piece in pieces), dtype=np.uint64)
 
 
 def write_stretches(url: str, stretches: np.ndarray) -> str:

@@ -235,6 +235,7 @@ def facts_of(run: Run, against: Comparison | None) -> dict[str, str]:
         "tokens/s": speed,
         "training": duration(seconds) if seconds else _NONE,
         "device hours": number("train/device_hours", lambda value: f"{value:.3g}"),
+        "energy, Wh": number("train/energy_wh", lambda value: f"{value:,.3g}"),
         "FLOPs": number("train/flops", lambda value: f"{value:.3g}"),
         "memory per rank, GB": number("train/memory_mb", lambda value: f"{value / 1e3:.2f}"),
         "device": tags.get("device", _NONE),

@@ -9,7 +9,17 @@ from gptpipe.evaluation.html import document, grid, link, picture
 from gptpipe.tracking.plots import loss_curves
 from gptpipe.tracking.report import Report
 
-_COST = ("training", "device hours", "FLOPs", "tokens", "tokens/s", "memory per rank, GB", "device", "checkpoints")
+_COST = (
+    "training",
+    "device hours",
+    "energy, Wh",
+    "FLOPs",
+    "tokens",
+    "tokens/s",
+    "memory per rank, GB",
+    "device",
+    "checkpoints",
+)
 _LOSS = ("cross-entropy, nats per token", "perplexity", "bits per byte", "samples degenerate")
 
 

@@ -96,6 +96,8 @@ def _cost(result: TrainResult, lines: Sequence[Mapping[str, Any]]) -> str:
     parts = [f"{counted(result.steps, 'step')} over {result.tokens:,} tokens"]
     if seconds is not None and hours is not None:
         parts.append(f"{duration(seconds)} of training, {hours:.3g} device hours")
+    if (energy := _last(lines, "train/energy_wh")) is not None:
+        parts.append(f"{energy:,.3g} Wh")
     if flops is not None:
         parts.append(f"{flops:.3g} FLOPs")
     if result.tokens_per_second:

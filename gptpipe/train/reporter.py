@@ -13,6 +13,7 @@ from gptpipe.dataset.loader import TrainBatch
 from gptpipe.launch.job import METRICS
 from gptpipe.launch.metrics import MetricsFile, memory_megabytes
 from gptpipe.train.budget import MemoryBudget
+from gptpipe.train.energy import EnergyMeter
 from gptpipe.train.flops import peak_flops
 from gptpipe.train.setup import Parts
 from gptpipe.train.step import StepResult
@@ -39,6 +40,7 @@ class Reporter:
         self._said_memory = False
         self.file = MetricsFile(parts.job.folder / METRICS) if parts.ranks.is_first else None
         self._seconds_saving = 0.0
+        self._energy = EnergyMeter(parts.ranks)
 
     def begin(self) -> None:
         """Say what starts; training's time is counted from now on."""
@@ -91,9 +93,15 @@ class Reporter:
         out.
         """
         loader, state, world = self._parts.loader, self._parts.state, self._parts.ranks.world_size
-        spent, waited, memory, saving, *drawn = self.share_loss(
-            self._window_seconds, loader.seconds_waited, memory_megabytes(), self._seconds_saving, *self._drawn
+        spent, waited, memory, saving, joules, *drawn = self.share_loss(
+            self._window_seconds,
+            loader.seconds_waited,
+            memory_megabytes(),
+            self._seconds_saving,
+            self._energy.since_last(),
+            *self._drawn,
         )
+        state.energy_joules += joules
         speed = self._window_tokens / (spent / world)
         loader.seconds_waited = self._seconds_saving = self._window_seconds = 0.0
         self._window_tokens = 0
@@ -123,6 +131,7 @@ class Reporter:
             "train/active_seconds": state.training_seconds,
             "train/device_hours": state.training_seconds * world / 3600,
             "train/flops": float(flops) * state.tokens_seen,
+            **({"train/energy_wh": state.energy_joules / 3600} if state.energy_joules else {}),
         }
 
     def share_loss(self, *values: float) -> list[float]:

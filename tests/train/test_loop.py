@@ -24,9 +24,10 @@ from gptpipe.errors import UserError
 from gptpipe.launch.job import Job, Outcome
 from gptpipe.launch.signals import StopRequest
 from gptpipe.tokenizer import get_tokenizer
-from gptpipe.train import loop
+from gptpipe.train import energy, loop
 from gptpipe.train.budget import MemoryBudget
 from gptpipe.train.distributed import Ranks
+from gptpipe.train.reporter import Reporter
 from gptpipe.train.runtime import check_memory, choose_micro_batch
 from gptpipe.train.saver import Saver
 from gptpipe.train.spikes import SpikeGuard
@@ -181,7 +182,20 @@ def test_an_upload_that_fails_does_not_stop_training_but_the_last_must_be_saved(
         run(steps=6)
 
 
-def test_numbers_that_are_logged(run: Run, tmp_path: Path) -> None:
+def test_numbers_that_are_logged(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Energy is one of them where the processor counts it: a folder like Linux's, whose counter has gone on."""
+    zone = tmp_path / "powercap" / "intel-rapl:0"
+    zone.mkdir(parents=True)
+    for name, content in {"name": "package-0", "max_energy_range_uj": "99999999", "energy_uj": "0"}.items():
+        (zone / name).write_text(content)
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path / "powercap")
+    real = Reporter.begin
+
+    def begin(self: Reporter) -> None:
+        real(self)
+        (zone / "energy_uj").write_text("36000000")
+
+    monkeypatch.setattr(Reporter, "begin", begin)
     run(validate_train=True)
     found = lines(tmp_path)
     names = {name for line in found for name in line}
@@ -201,12 +215,14 @@ def test_numbers_that_are_logged(run: Run, tmp_path: Path) -> None:
         "train/active_seconds",
         "train/device_hours",
         "train/flops",
+        "train/energy_wh",
         "validation/loss",
         "validation/perplexity",
         "validation/bits_per_byte",
         "validation/train_loss",
     }
     assert 0 <= found[-1]["train/checkpoint_stall"] < 1
+    assert found[-1]["train/energy_wh"] == 0.01
     assert found[-1]["validation/train_loss"] < found[0]["train/loss"]
 
 

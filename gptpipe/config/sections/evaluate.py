@@ -31,6 +31,14 @@ class EvaluateConfig(Section):
         "joined",
         "Joined to one stream, as in training, or each apart after <|endoftext|>, as lm-evaluation-harness does",
     )
+    max_overlap: float = operational(
+        0.1,
+        "Most of the text of `data` that may stand in the training text, whole documents word for word: with more "
+        "nothing is trained, with any a warning says so; 1 refuses nothing",
+        "fraction",
+        ge=0,
+        le=1,
+    )
     tasks: list[str] = result([], "Tasks with a right answer, lambada:FILE or hellaswag:FILE, JSON lines")
     precision: Literal["float32", "bfloat16"] = result("float32", "Type of the large matrices")
     device: Literal["auto", "cpu", "cuda"] = operational(
