@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import Any
 
 from flows import begin
+from gptpipe.startup import import_quickly
 
+import_quickly()
 begin()
 
 

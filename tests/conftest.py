@@ -17,8 +17,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from filelock import FileLock
 
-from gptpipe.config.settings import reload_settings
+from gptpipe.config.settings import make_home, reload_settings, settings
 from gptpipe.cores import usable_cores
 from gptpipe.services.ports import free_ports
 from gptpipe.services.seaweedfs import SERVICES, bucket_ailment, find_weed, port_names, weed_command
@@ -94,6 +95,29 @@ def clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
     yield
     monkeypatch.undo()
     reload_settings()
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables in a SQLite file, made once for all processes that test: it takes some seconds."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    from mlflow import MlflowClient
+
+    file, partial = folder / "mlflow.db", folder / "mlflow.partial"
+    with FileLock(folder / "mlflow.lock"):
+        if not file.exists():
+            MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
+            partial.rename(file)
+    return file
+
+
+@pytest.fixture
+def database(clean_settings: None, empty_database: Path) -> None:
+    """An empty MLflow in this test's home."""
+    make_home(settings().home_path)
+    shutil.copy(empty_database, settings().home_path / "mlflow.db")
 
 
 @dataclass(frozen=True)

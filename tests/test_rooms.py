@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
-    ("errors", "wording", "version", "extras", "cores"),
+    ("errors", "wording", "version", "extras", "cores", "startup"),
     ("config", "progress"),
     ("storage", "model"),
     ("tokenizer",),

@@ -21,6 +21,7 @@ from gptpipe.cli.terminal import drop_unwritten, show_what_it_can
 from gptpipe.config.settings import prepare_environment, settings
 from gptpipe.errors import EXIT_FAILED, EXIT_RESUMABLE, EXIT_USER_ERROR, Preempted, UserError
 from gptpipe.progress import show_on_console
+from gptpipe.startup import import_quickly
 
 # the base of what a wrong command line raises; typer carries its own click and exports only the leaves
 UsageError: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -57,6 +58,7 @@ def main() -> NoReturn:
 
 def run() -> None:
     """Do what the command line says; ends with SystemExit."""
+    import_quickly()
     wants_json = "--json" in sys.argv
     code = EXIT_FAILED
     show_what_it_can()

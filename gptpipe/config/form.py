@@ -6,6 +6,7 @@ empty, and their descriptions say what an empty one comes to.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, create_model
@@ -166,6 +167,7 @@ def _presets() -> str:
     return "; ".join(words)
 
 
+@cache
 def _values() -> dict[str, dict[str, Any]]:
     return {name: flatten(PipelineConfig(preset=name)) for name in PRESETS}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -21,12 +23,19 @@ def preset_values(name: str) -> dict[str, Any]:
     """
     if name not in PRESETS:
         raise UserError(f"no preset is called {name!r}", where="preset", hint=nearest(name, PRESETS))
-    text = resources.files("gptpipe").joinpath("presets", f"{name}.yaml").read_text("utf-8")
-    values: dict[str, Any] = yaml.safe_load(text)
-    return values
+    return deepcopy(_read(name))
 
 
 def preset_summary(name: str) -> str:
     """The first comment line of a preset's file: what it is for."""
-    text = resources.files("gptpipe").joinpath("presets", f"{name}.yaml").read_text("utf-8")
-    return text.splitlines()[0].lstrip("# ")
+    return _text(name).splitlines()[0].lstrip("# ")
+
+
+def _text(name: str) -> str:
+    return resources.files("gptpipe").joinpath("presets", f"{name}.yaml").read_text("utf-8")
+
+
+@cache  # a configuration is made many times, and YAML is slow to read
+def _read(name: str) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(_text(name))
+    return values

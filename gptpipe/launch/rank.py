@@ -25,7 +25,7 @@ def run_rank(folder: Path, launcher: int, work: Callable[[], Callable[[], Outcom
 
     Args:
         launcher: process id of the launcher; the rank ends when it is gone.
-        work: imports what is needed, and returns what is to be done.
+        work: imports what is needed, with garbage collection off, and returns what is to be done.
     """
     keep_freed_memory()
     rank = int(os.environ.get("RANK", 0))
@@ -37,6 +37,7 @@ def run_rank(folder: Path, launcher: int, work: Callable[[], Callable[[], Outcom
         do = work()
         gc.collect()
         gc.freeze()  # what was imported lives to the end: later collections need not look at it
+        gc.enable()
         outcome = do()
     except UserError as error:
         outcome = Outcome(status="user_error", reason=str(error), error=error.as_dict())

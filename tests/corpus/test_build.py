@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,7 +21,6 @@ from tests.fixtures.corpora import (
     GPT2,
     MILLION,
     Built,
-    _watch,
     build,
     contents,
     documents_of,
@@ -30,9 +28,6 @@ from tests.fixtures.corpora import (
     some_text,
     write,
 )
-
-sys.addaudithook(_watch)
-
 
 # --- what a dataset is ---------------------------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ def ask(api: str, path: str, **body: Any) -> list[dict[str, Any]]:
 
 
 def test_text_in_registered_model_out_and_nothing_twice(
-    corpus: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, database: None, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", prefect_api)
     others = {found["id"] for found in ask(prefect_api, "/flow_runs/filter")}

@@ -52,7 +52,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def server(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def server(database: None, prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("PREFECT_API_URL", prefect_api)
     reload_settings()
     return prefect_api

@@ -20,6 +20,7 @@ from gptpipe.tracking.training import train_and_track
 TINY = ["model.n_layer=1", "model.n_embd=32", "model.n_head=2", "model.context_length=32", "train.steps=12"]
 TINY += ["train.batch_size=4", "train.validate_every=4", "train.checkpoint_every=5", "train.log_every=1"]
 TINY += ["train.precision=float32"]
+pytestmark = pytest.mark.usefixtures("database")
 
 
 def again(name: str) -> Reproduction:

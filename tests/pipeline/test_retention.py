@@ -43,6 +43,7 @@ IDS = {
     )
 }
 ID_OF = {name: identity for identity, name in IDS.items()}
+pytestmark = pytest.mark.usefixtures("database")
 
 
 @pytest.fixture

@@ -1,31 +1,12 @@
-"""An empty MLflow for each test that asks for it, and datasets to track."""
+"""Datasets to track."""
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import pytest
-from mlflow import MlflowClient
 
 from gptpipe.config import DataConfig
-from gptpipe.config.settings import make_home, settings
 from gptpipe.corpus.build import tokenize
 from gptpipe.dataset.dataset import Dataset, open_dataset
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables in a SQLite file: to make them takes five seconds, a test."""
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
-    return file
-
-
-@pytest.fixture
-def database(clean_settings: None, empty_database: Path) -> None:
-    make_home(settings().home_path)
-    shutil.copy(empty_database, settings().home_path / "mlflow.db")
 
 
 @pytest.fixture(scope="module")
