@@ -63,9 +63,11 @@ class PipelineResult:
         done = f"{self.training.steps:,} steps"
         if self.dataset.already_done and self.training.already_done:
             done = "nothing is new: the texts and the settings are those of a training that is done"
-        verdict = (
-            f"; {self.model.name} version {self.model.version}: {self.model.decision.reason}" if self.model else ""
-        )
+        verdict = ""
+        if self.model:
+            outcome = "promoted: " if self.model.decision.promote else "not promoted: "
+            told = ("" if self.model.waits else outcome) + self.model.decision.reason
+            verdict = f"; {self.model.name} version {self.model.version} {told}"
         return f"{done}; cross-entropy {self.evaluation.cross_entropy:.3f} nats per token{verdict}"
 
     def as_dict(self) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def test_an_evening(place: Place, tmp_path: Path) -> None:
     second = nights(place)[seen]["id"]
     place.wait_for(second, "COMPLETED", 180)
     assert place.state(first)["message"].startswith("60 steps; cross-entropy ")
-    assert re.search(r"version 2: (better|not surely better): ", place.state(second)["message"])
+    assert re.search(r"version 2 (promoted: better|not promoted: not surely better): ", place.state(second)["message"])
 
     # the schedule is paused in the UI, and `up` leaves it so
     nightly = place.deployments()["retrain/nightly"]
