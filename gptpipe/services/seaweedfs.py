@@ -32,6 +32,8 @@ def weed_command(
     `weed server`, not `weed mini`: the latter's maintenance worker looks for an administration server that is not
     started here, and writes into the log every five seconds that nobody answers.
 
+    Its only master is elected within a second or two when it starts again; by default that takes 10 to 20 s.
+
     Args:
         ports: of each service, and of `<service>.grpc`.
         sockets: where its UNIX sockets go, whose paths must be short; by default the folder for temporary files.
@@ -39,7 +41,8 @@ def weed_command(
     reached = "127.0.0.1" if host == "0.0.0.0" else host  # its services talk to one another under this address
     command = [
         weed, f"-logdir={logs}", "server", f"-dir={data}", f"-ip={reached}", f"-ip.bind={host}",
-        "-master.telemetry=false", "-master.volumeSizeLimitMB=128", "-volume.max=0", "-volume.preStopSeconds=0",
+        "-master.telemetry=false", "-master.volumeSizeLimitMB=128", "-master.electionTimeout=1s",
+        "-volume.max=0", "-volume.preStopSeconds=0",
         "-filer", "-s3", "-s3.iam=false", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
     ]  # fmt: skip
     if sockets:

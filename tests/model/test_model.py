@@ -36,17 +36,22 @@ def test_lecture_loss_and_perplexity_of_two_sentences() -> None:
     assert loss.exp().item() == pytest.approx(48725.8, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("split", "batches", "expected"),
+    [pytest.param("train", 9, 10.98758, marks=pytest.mark.slow), ("validation", 1, 10.98110)],
+)
 @torch.no_grad()
-def test_lecture_untrained_losses_on_the_verdict(lecture_text: Path, tmp_path: Path) -> None:
+def test_lecture_untrained_losses_on_the_verdict(
+    lecture_text: Path, tmp_path: Path, split: str, batches: int, expected: float
+) -> None:
     made = tokenize(DataConfig(corpus=[str(lecture_text)], validation=0.1), str(tmp_path))
-    dataset, model = open_dataset(made.dataset), book_model()
-    for split, batches, expected in (("train", 9, 10.98758), ("validation", 1, 10.98110)):
-        stream = TokenStream(dataset, split, TokenCache(tmp_path / "cache", 10**12))
-        starts = np.array([start for start, size, _ in evaluation_windows(stream.length, 256) if size == 256])
-        assert len(starts) // 2 == batches
-        inputs, targets = gather(stream, starts[: 2 * batches], np.full(2 * batches, 256), 256)
-        loss = sum(model(x, y).item() for x, y in zip(inputs.split(2), targets.split(2), strict=True)) / targets.numel()
-        assert loss == pytest.approx(expected, abs=1e-4)
+    stream = TokenStream(open_dataset(made.dataset), split, TokenCache(tmp_path / "cache", 10**12))
+    starts = np.array([start for start, size, _ in evaluation_windows(stream.length, 256) if size == 256])
+    assert len(starts) // 2 == batches
+    inputs, targets = gather(stream, starts[: 2 * batches], np.full(2 * batches, 256), 256)
+    model = book_model()
+    loss = sum(model(x, y).item() for x, y in zip(inputs.split(2), targets.split(2), strict=True)) / targets.numel()
+    assert loss == pytest.approx(expected, abs=1e-4)
 
 
 @torch.no_grad()
