@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
-from scipy.special import logsumexp
 
 from gptpipe.errors import UserError
 from gptpipe.wording import counted
@@ -198,11 +197,11 @@ def _descend(start: np.ndarray, sizes: np.ndarray, tokens: np.ndarray, losses: n
         return np.stack([a - alpha * sizes, b - beta * tokens, np.full_like(sizes, e)])
 
     def off(numbers: np.ndarray) -> np.ndarray:
-        return np.asarray(logsumexp(terms_of(numbers), axis=0) - losses)
+        return np.asarray(np.logaddexp.reduce(terms_of(numbers)) - losses)
 
     def slopes(numbers: np.ndarray) -> np.ndarray:
         terms = terms_of(numbers)
-        first, second, third = np.exp(terms - logsumexp(terms, axis=0))
+        first, second, third = np.exp(terms - np.logaddexp.reduce(terms))
         return np.stack([first, second, third, -first * sizes, -second * tokens], axis=1)
 
     found = least_squares(off, start, jac=slopes, bounds=_BOUNDS, loss="huber", f_scale=_DELTA, max_nfev=200)
