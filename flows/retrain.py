@@ -71,7 +71,7 @@ def retrain(parameters: RetrainParameters) -> Any:
         if reason := endings.missed():
             return Completed(message=reason, name="Missed")
         result = run_pipeline(config_of(parameters))
-        name = "Skipped" if isinstance(result, Skipped) else None
+        name = "Skipped" if result.is_skipped else None
         return Completed(message=result.sentence, name=name, data=result)
     except CancelledRun as stopped:
         return endings.cancelled(stopped)
@@ -123,7 +123,7 @@ def run_pipeline(config: PipelineConfig) -> PipelineResult | Skipped:
                 log.warning("approval: %s", changed)
                 registered = register_and_compare(config, run, result, news)
         result = replace(result, model=registered)
-        publish(config, run, result, news, picture)
+        result = replace(result, is_news=publish(config, run, result, news, picture))
     if config.export:
         place = export_hf(training.best_checkpoint, config.export, replace=True, scores=evaluation)
         log.info("export: %s, a folder that transformers reads", place)
@@ -208,16 +208,19 @@ def ask_a_person(config: PipelineConfig, registered: Registered) -> Approval | N
 
 
 @task(name="publish", cache_policy=NO_CACHE, persist_result=False)
-def publish(config: PipelineConfig, run: RunLink, result: PipelineResult, news: Since | None, picture: bytes) -> None:
+def publish(config: PipelineConfig, run: RunLink, result: PipelineResult, news: Since | None, picture: bytes) -> bool:
     """Tell what was decided: to listeners, on the run, on the version, as pages, as a report.
 
     Args:
         picture: of the losses, a PNG.
+
+    Returns:
+        Whether what became of the model was told now, and not at an earlier time.
     """
-    registered, where = result.model, ""
+    registered, where, is_news = result.model, "", False
     if registered:
         alias = config.promote.alias
-        announce(registered, alias, partial(report.emit, registered.name), settings().webhook_url)
+        is_news = announce(registered, alias, partial(report.emit, registered.name), settings().webhook_url)
         verdict = f"now {alias}" if registered.decision.promote else f"the {alias} stays"
         log.info("register: %s, %s: %s", registered.uri, verdict, registered.decision.reason)
         where = f"[Model {registered.name}, version {registered.version}, in MLflow]({registered.url}): "
@@ -228,6 +231,7 @@ def publish(config: PipelineConfig, run: RunLink, result: PipelineResult, news: 
     text += f"\n\n[The report]({run.artifact_url(REPORT_PAGE)})"
     log.info("report: %s of the run, or `gptpipe report %s`", REPORT_PAGE, run.run_id[:8])
     report.page("retrain", text, picture, description="The result, with links to the run and the model")
+    return is_news
 
 
 def night_of(result: PipelineResult, news: Since | None) -> Night:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from gptpipe.corpus.build import TokenizeResult
 from gptpipe.evaluation.result import Evaluation
@@ -24,6 +24,8 @@ class Skipped:
     dataset: TokenizeResult
     reason: str
 
+    is_skipped: ClassVar[bool] = True
+
     @property
     def sentence(self) -> str:
         return f"skipped: {self.reason}"
@@ -42,6 +44,7 @@ class PipelineResult:
         samples: of every checkpoint of the training, by step.
         model: the registered version; None where nothing was registered.
         export: folder or URL of the model as transformers reads it; empty where none was asked for.
+        is_news: whether what became of the model was told now, and not at an earlier time.
     """
 
     dataset: TokenizeResult
@@ -51,6 +54,13 @@ class PipelineResult:
     samples: list[Samples]
     model: Registered | None = None
     export: str = ""
+    is_news: bool = False
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether all of it was there: the same texts, settings and decision as of a pipeline that has ended."""
+        stages = (self.dataset, self.training, self.evaluation, self.best_samples)
+        return all(stage.already_done for stage in stages) and not self.is_news
 
     @property
     def best_samples(self) -> Samples:
@@ -63,6 +73,7 @@ class PipelineResult:
         done = f"{self.training.steps:,} steps"
         if self.dataset.already_done and self.training.already_done:
             done = "nothing is new: the texts and the settings are those of a training that is done"
+            done = f"skipped: {done}" if self.is_skipped else done
         verdict = ""
         if self.model:
             outcome = "promoted: " if self.model.decision.promote else "not promoted: "

@@ -25,7 +25,7 @@ _TRIES, _SECONDS = 3, 10.0
 
 def announce(
     registered: Registered, alias: str, emit: Callable[[str, dict[str, Any]], Any], webhook: str | None = None
-) -> None:
+) -> bool:
     """Tell whether the version became champion, or waits for a person, unless that was told before. What is not
     heard ends no pipeline.
 
@@ -35,12 +35,15 @@ def announce(
         alias: that moved or stayed.
         emit: called with the event's name and its payload.
         webhook: address that gets the same as a POST with JSON, the event's name in `event` and a sentence in `text`.
+
+    Returns:
+        Whether it was told now.
     """
     event = PROMOTED if registered.decision.promote else WAITING if registered.waits else KEPT
     with registered.tracking.reached() as client:
         version = client.get_model_version(registered.name, registered.version)
         if version.tags.get(ANNOUNCED_TAG) == event:
-            return
+            return False
         decision = decision_of(version) if registered.decision == ALREADY else registered.decision
         verdict = f"is now {alias}" if registered.decision.promote else f"is not {alias}"
         payload = {
@@ -57,6 +60,7 @@ def announce(
         if webhook:
             post(webhook, {"event": event, **payload})
         client.set_model_version_tag(registered.name, registered.version, ANNOUNCED_TAG, event)
+    return True
 
 
 def post(url: str, payload: dict[str, Any]) -> None:

@@ -109,7 +109,7 @@ def test_four_nights(place: Place, tmp_path: Path) -> None:
     assert "version 3 not promoted: not surely better by 0.1 nats per token" in states[2]["message"], states[2]
 
     states.append(next_night(place, 3))
-    assert (states[3]["name"], "nothing is new since dataset" in states[3]["message"]) == ("Skipped", True), states[3]
+    assert (states[3]["name"], "skipped: nothing is new" in states[3]["message"]) == ("Skipped", True), states[3]
 
     add(corpus, "encodings")
     states.append(next_night(place, 4))

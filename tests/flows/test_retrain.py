@@ -98,6 +98,8 @@ def test_text_in_registered_model_out_and_nothing_twice(
     assert log.count("already done") == 4
     assert again["training"] == {**first["training"], "already_done": True}
     assert again["model"]["version"] == "1"
+    ended = {run["id"]: run["state_name"] for run in ask(prefect_api, "/flow_runs/filter") if run["id"] not in others}
+    assert [name for name in ended.values() if name != "Completed"] == ["Skipped"]
     # one more file, and weights to start from: a new dataset, a new training, a second version
     (corpus / "new.py").write_text("def g(y):\n    return y\n" * 20)
     tuned, log = run(corpus, "--init", "champion", "--export", str(corpus.parent / "exported"))
