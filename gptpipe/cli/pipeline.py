@@ -170,6 +170,7 @@ def _summary(parameters: PipelineConfig, result: PipelineResult) -> str:
             f"({model.decision.reason})",
             f"look at   {located(result.run.how_to_open)}",
             f"compare   {result.run.compare_url}",
+            f"report    {command_name('gptpipe')} report {result.run.run_id[:8]} --html report.html",
         ]
     if result.export:
         lines.append(f"exported  {result.export}, a folder that transformers reads")

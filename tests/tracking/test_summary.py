@@ -18,7 +18,14 @@ from tests.fixtures.tracked import result_of
 LINES = [
     {"step": 5, "tokens": 500, "train/loss": 6.0, "train/memory_mb": 950.0},
     {"step": 10, "tokens": 1000, "train/loss": 4.25, "train/memory_mb": 900.0, "train/active_seconds": 75.0},
-    {"step": 10, "tokens": 1000, "train/device_hours": 0.0417, "train/flops": 1.25e12, "validation/loss": 4.5},
+    {
+        "step": 10,
+        "tokens": 1000,
+        "train/device_hours": 0.0417,
+        "train/energy_wh": 12.4,
+        "train/flops": 1.25e12,
+        "validation/loss": 4.5,
+    },
 ]
 
 
@@ -52,7 +59,7 @@ def test_the_table_answers_how_good_against_what_on_what_and_at_what_cost(datase
     assert "8,192 tokens of the validation split" in found["while training"]
     assert found["changed"] == "lr=0.004"
     assert found["cost"] == (
-        "10 steps over 1,000 tokens, 1 min 15 s of training, 0.0417 device hours, 1.25e+12 FLOPs, 333 tokens/s, "
+        "10 steps over 1,000 tokens, 1 min 15 s of training, 0.0417 device hours, 12.4 Wh, 1.25e+12 FLOPs, 333 tokens/s, "
         "0.95 GB per rank at most"
     )
     assert found["model"].startswith("1,234,567 parameters")
