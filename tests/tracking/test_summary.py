@@ -59,8 +59,8 @@ def test_the_table_answers_how_good_against_what_on_what_and_at_what_cost(datase
     assert "8,192 tokens of the validation split" in found["while training"]
     assert found["changed"] == "lr=0.004"
     assert found["cost"] == (
-        "10 steps over 1,000 tokens, 1 min 15 s of training, 0.0417 device hours, 12.4 Wh, 1.25e+12 FLOPs, 333 tokens/s, "
-        "0.95 GB per rank at most"
+        "10 steps over 1,000 tokens, 1 min 15 s of training, 0.0417 device hours, 12.4 Wh, 1.25e+12 FLOPs, "
+        "333 tokens/s, 0.95 GB per rank at most"
     )
     assert found["model"].startswith("1,234,567 parameters")
     assert found["samples"] == "0% degenerate (blank, or the same words over and over), 75% of the lines are Python"
