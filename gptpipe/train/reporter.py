@@ -130,7 +130,6 @@ class Reporter:
             "train/skipped_steps": state.skipped_steps,
             "train/active_seconds": state.training_seconds,
             "train/device_hours": state.training_seconds * world / 3600,
-            "train/flops": float(flops) * state.tokens_seen,
             **({"train/energy_wh": state.energy_joules / 3600} if state.energy_joules else {}),
         }
 
@@ -144,6 +143,8 @@ class Reporter:
         return sums
 
     def write(self, line: dict[str, float]) -> None:
-        """Put numbers of the present step into metrics.jsonl."""
+        """Put numbers of the present step into metrics.jsonl, FLOPs so far beside each: a chart may go by them."""
+        state = self._parts.state
         if self.file is not None and line:
-            self.file.write(self._parts.state.step, self._parts.state.tokens_seen, line)
+            flops = float(self._parts.model.flops_per_token()) * state.tokens_seen
+            self.file.write(state.step, state.tokens_seen, {**line, "train/flops": flops})

@@ -223,6 +223,8 @@ def test_numbers_that_are_logged(run: Run, tmp_path: Path, monkeypatch: pytest.M
     }
     assert 0 <= found[-1]["train/checkpoint_stall"] < 1
     assert found[-1]["train/energy_wh"] == 0.01
+    per_token = found[0]["train/flops"] / found[0]["tokens"]
+    assert [line["train/flops"] for line in found] == [pytest.approx(per_token * line["tokens"]) for line in found]
     assert found[-1]["validation/train_loss"] < found[0]["train/loss"]
 
 
