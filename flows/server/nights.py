@@ -15,6 +15,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import PrefectHTTPStatusError
 
+from gptpipe.errors import UserError
 from gptpipe.tracking.history import Entry
 
 _PAGE = 200
@@ -47,7 +48,7 @@ def nights_without_training(since: float, pages: str) -> list[Entry]:
                     name=str(run.name),
                     url=f"{pages}/runs/flow-run/{run.id}",
                     verdict=str(run.state.name).lower() if run.state else "unknown",
-                    reason=str((run.state.message if run.state else "") or ""),
+                    reason=_reason((run.state.message if run.state else "") or ""),
                     flow_run=str(run.id),
                 )
                 for run in page
@@ -56,6 +57,11 @@ def nights_without_training(since: float, pages: str) -> list[Entry]:
                 break
     tracked = {name.lower() for name in _TRACKED}
     return [entry for entry in entries if entry.verdict not in tracked]
+
+
+def _reason(message: str) -> str:
+    """What a state says, without the words that Prefect puts before an error."""
+    return message.removeprefix("Flow run encountered an exception: ").removeprefix(f"{UserError.__name__}: ")
 
 
 AWAY = (httpx.HTTPError, PrefectHTTPStatusError)

@@ -78,15 +78,19 @@ class TrainingTracker:
         self._warned = False
         self._error: Exception | None = None
         self._has_begun = False
-        self._training = ""
+        self._training, self._is_done = "", False
         self._run: Run | None = None
         self._logged_step = -1
         self._client: MlflowClient | None = None
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
 
-    def start(self, training: str) -> None:
-        """Begin to follow the training in this folder."""
-        self._training = training
+    def start(self, training: str, *, is_done: bool = False) -> None:
+        """Begin to follow the training in this folder.
+
+        Args:
+            is_done: whether it was finished before: its run stays what it was, but for what never arrived there.
+        """
+        self._training, self._is_done = training, is_done
         if not self.started:  # a gang has several attempts
             self._thread.start()
 
@@ -122,7 +126,8 @@ class TrainingTracker:
             log.warning("MLflow at %s does not answer: the metrics are kept in %s", self._tracking.uri, METRICS)
             return None
         try:
-            self._client.set_terminated(self._run.info.run_id, status=status)
+            if not self._is_whole():
+                self._client.set_terminated(self._run.info.run_id, status=status)
         except Exception as error:
             if not is_away(error):
                 raise self._tracking.refusal(error) from None
@@ -161,11 +166,16 @@ class TrainingTracker:
                 self._tracking.experiment_id(self._client), run_name=self._name(), tags={TRAINING_TAG: self._training}
             )
         run_id = self._run.info.run_id
-        self._client.update_run(run_id, status="RUNNING")
+        if not self._is_whole():
+            self._client.update_run(run_id, status="RUNNING")
         self._on_link(RunLink(self._tracking, run_id, self._run.info.experiment_id).url)
         self._log_facts(self._client, self._run)
         history = self._client.get_metric_history(run_id, "train/loss")
         self._logged_step = max((point.step for point in history), default=-1)
+
+    def _is_whole(self) -> bool:
+        """Whether the run of a training that was finished before says so."""
+        return self._is_done and self._run is not None and self._run.info.status == "FINISHED"
 
     def _name(self) -> str:
         """The texts are named as the configuration has them where the dataset was made of those."""
@@ -199,7 +209,7 @@ class TrainingTracker:
         client.log_batch(
             run.info.run_id,
             params=[Param(key, value[:6000]) for key, value in values.items()],
-            tags=[RunTag(key, value) for key, value in tags.items()],
+            tags=[RunTag(key, value) for key, value in tags.items() if not (self._is_done and key in run.data.tags)],
         )
         if CONFIG_FILE not in {item.path for item in client.list_artifacts(run.info.run_id, "reproduce")}:
             client.log_text(run.info.run_id, environment(), ENVIRONMENT_FILE)

@@ -83,7 +83,7 @@ def train_and_track(
                 tracker.finish("KILLED" if isinstance(stopped, (Preempted, Cancelled)) else "FAILED")
         raise
     if result.already_done:
-        tracker.start(result.training)
+        tracker.start(result.training, is_done=True)
         tracker.add(read_metrics(result.training))
     if tracker.started:
         link = tracker.finish("FINISHED")

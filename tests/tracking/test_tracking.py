@@ -514,3 +514,11 @@ def test_a_training_with_a_mixture_is_tracked_end_to_end(tmp_path: Path) -> None
     run = tracking().connect().get_run(link.run_id)
     assert run.data.params["train.mixture.b"] == "3.0"
     assert [point.step for point in tracking().connect().get_metric_history(link.run_id, "train/loss")][-1] == 3
+    # a later night finds it done: the run stays what it was
+    night = {"trigger": "schedule", "prefect.flow_run_id": "another"}
+    again, _ = train_and_track(config, tracking(), data=made.dataset, out=str(tmp_path / "trainings"), tags=night)
+    assert again.already_done
+    after = tracking().connect().get_run(link.run_id)
+    assert (after.info.status, after.info.end_time) == ("FINISHED", run.info.end_time)
+    assert after.data.tags == {**run.data.tags, "prefect.flow_run_id": "another"}  # only what had been missing
+    assert after.data.metrics == run.data.metrics
