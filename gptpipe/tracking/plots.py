@@ -13,6 +13,7 @@ from gptpipe.sweep.space import Dimension
 from gptpipe.tracking.scaling import Fit
 
 TRAIN, _VALIDATION, BASELINE, _INK = "#2f6fb3", "#c8501e", "#6b6b6b", "#222222"
+_LONGEST_LABEL = 60  # characters
 
 
 def length_histogram(rows: list[tuple[int, int, int]], title: str = "") -> bytes:
@@ -83,7 +84,8 @@ def loss_curves(runs: Mapping[str, Mapping[str, list[tuple[int, float]]]]) -> by
         if points := curves.get("train/loss"):
             axes.plot(*zip(*points, strict=True), color=color, linewidth=0.8, alpha=0.6)
         points = curves.get("validation/loss") or []
-        label = f"{name[:60]} ({points[-1][1]:.3f})" if points else name[:60]
+        short = name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1]}…"
+        label = f"{short} ({points[-1][1]:.3f})" if points else short
         xs, ys = zip(*points, strict=True) if points else ((), ())
         axes.plot(xs, ys, color=color, marker="o", markersize=4, label=label)
     _finish(axes, "")
