@@ -36,12 +36,13 @@ def changes(config: PipelineConfig) -> dict[str, Any]:
 
 def chosen(config: PipelineConfig) -> str:
     """The changes in a few words; empty where there is none."""
-    words = [_word(key, value) for key, value in changes(config).items()]
+    words = [word(key, value) for key, value in changes(config).items()]
     more = [f"+{len(words) - _MOST}"] if len(words) > _MOST else []
     return " ".join(words[:_MOST] + more)
 
 
-def _word(key: str, value: Any) -> str:
+def word(key: str, value: Any) -> str:
+    """A key and its value, short: `lr=0.004`."""
     leaf = key.rpartition(".")[2] if not key.startswith("train.mixture.") else key.removeprefix("train.")
     if key == "init":
         return f"from {str(value).rstrip('/').rpartition('/')[2] or value}"

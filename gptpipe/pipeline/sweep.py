@@ -300,7 +300,7 @@ class _Children:
             data=places.data,
             out=storage.join(places.store, "trainings"),
             init=places.init,
-            tags={**self._tags, **speed_tags(config), **self._run.child_tags(trial.number)},
+            tags={**self._tags, **speed_tags(config), **self._run.child_tags(trial.number, trial.parameters)},
             cache=places.cache,
             watchers=watchers,
             variables=child.slot.variables,

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptpipe.config.names import word
 from gptpipe.sweep.plan import Plan
 from gptpipe.sweep.result import SweepResult
 from gptpipe.sweep.study import Row
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its UI folds the runs below their parent
+NAME_TAG = "mlflow.runName"
 SWEEP_TAG = "gptpipe.sweep"  # of the parent: the sweep's name
 TABLE_FILE, PICTURE_FILE, IMPORTANCES_FILE, BEST_FILE = (
     "trials.json",
@@ -71,9 +73,16 @@ class SweepRun:
             )
             return cls(RunLink(tracking, run_id, experiment), plan)
 
-    def child_tags(self, number: int) -> dict[str, str]:
-        """Tags of the run of a training, by which it is found below this one."""
-        return {PARENT_TAG: self.link.run_id, "sweep": self._plan.name, "trial": str(number), "pruned": "false"}
+    def child_tags(self, number: int, parameters: Mapping[str, Any]) -> dict[str, str]:
+        """Tags of the run of a training, by which it is found below this one, and its name: what was searched."""
+        searched = " ".join(word(key, value) for key, value in parameters.items())
+        return {
+            PARENT_TAG: self.link.run_id,
+            "sweep": self._plan.name,
+            "trial": str(number),
+            "pruned": "false",
+            NAME_TAG: f"{searched} · trial {number} · {self._plan.name}",
+        }
 
     def child_link(self, row: Row) -> str:
         """The page of a training's run; empty where it has none."""

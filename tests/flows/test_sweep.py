@@ -118,7 +118,8 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_training(corpus: Path) -
     ]
     client, (same,), children = runs()
     assert same.info.run_id == parent.info.run_id == answer["run_id"]
-    assert len(children) == 2
+    named = {run.info.run_name for run in children}
+    assert named == {f"seed={seed} · trial {seed - 1} · {answer['name']}" for seed in (1, 2)}
     assert {run.info.status for run in (same, *children)} == {"FINISHED"}
     for run in children:
         assert run.data.tags[PARENT_TAG] == parent.info.run_id
