@@ -32,11 +32,12 @@ from gptpipe.config.load import load_config
 from tests.fixtures.browser import Browser, browser
 from tests.fixtures.place import Place, folder_for_all, stack_in
 
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 FOLLOWING = Path(__file__).with_name("following.py")
 TICKED = 10
 # a chart is there when its lines are drawn
 CHARTS = """() => [...document.querySelectorAll('.js-plotly-plot')]
-  .filter(chart => chart.querySelector('.trace, .lines, .point')).length"""
+  .filter(chart => chart.querySelector('.trace, .lines, .point, .parcoords')).length"""
 ROWS = "() => document.querySelectorAll('[role=row] a[href*=\"/runs/\"]').length"
 
 
@@ -76,24 +77,40 @@ def fill(client: MlflowClient, experiment: str, place: Place, options: argparse.
     )
     runs = [first, *(begin(client, experiment, config, number) for number in range(1, options.runs))]
     began = time.perf_counter()
-    address = place.stack_environment()["GPTPIPE_SWEEPS_URI"].replace("+psycopg", "").replace("/sweeps", "/mlflow")
-    with psycopg.connect(address) as database:
-        for number, run in enumerate(runs[1:], 1):
-            for table in ("metrics", "latest_metrics"):
-                database.execute(
-                    f"INSERT INTO {table} (key, value, timestamp, run_uuid, step, is_nan) SELECT key, "
-                    f"value + %s * random(), timestamp, %s, step, is_nan FROM {table} WHERE run_uuid = %s",
-                    (0.01 * number, run, first),
-                )
-        database.commit()
-        database.autocommit = True
-        database.execute("ANALYZE")
+    with psycopg.connect(database_of(place), autocommit=True) as database:
+        copy(database, runs)
         (rows,) = database.execute("SELECT count(*) FROM metrics").fetchone() or (0,)
-    print(
-        f"{len(runs)} runs with {rows:,} points in the database, copied in {time.perf_counter() - began:.0f} s",
-        flush=True,
-    )
+    say(f"{len(runs)} runs with {rows:,} points in the database, copied in {time.perf_counter() - began:.0f} s")
     return runs
+
+
+def database_of(place: Place) -> str:
+    """The address of MLflow's tables."""
+    return place.stack_environment()["GPTPIPE_SWEEPS_URI"].replace("+psycopg", "").replace("/sweeps", "/mlflow")
+
+
+def copy(database: psycopg.Connection[Any], runs: list[str]) -> None:
+    """Give all runs the points of the first; the tables' indices are made anew when all rows are there."""
+    asked = "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'metrics'::regclass"
+    constraints = database.execute(asked).fetchall()
+    for name, _ in constraints:
+        database.execute(f'ALTER TABLE metrics DROP CONSTRAINT "{name}"')  # type: ignore[arg-type]
+    indices = database.execute("SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'metrics'").fetchall()
+    for name, _ in indices:
+        database.execute(f'DROP INDEX "{name}"')  # type: ignore[arg-type]
+    for table in ("metrics", "latest_metrics"):
+        database.execute(
+            f"INSERT INTO {table} (key, value, timestamp, run_uuid, step, is_nan) "  # type: ignore[arg-type]
+            f"SELECT key, value + 0.01 * number * random(), timestamp, run, step, is_nan FROM {table}, "
+            "unnest(%s::text[]) WITH ORDINALITY AS others(run, number) WHERE run_uuid = %s",
+            (runs[1:], runs[0]),
+        )
+    database.execute("SET maintenance_work_mem = '1GB'")
+    for name, definition in constraints:
+        database.execute(f'ALTER TABLE metrics ADD CONSTRAINT "{name}" {definition}')
+    for _, definition in indices:
+        database.execute(definition)
+    database.execute("ANALYZE")
 
 
 def begin(client: MlflowClient, experiment: str, config: PipelineConfig, number: int) -> str:

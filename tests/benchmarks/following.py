@@ -64,7 +64,9 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
     from gptpipe.config import PipelineConfig
+    from gptpipe.config.settings import prepare_environment
 
+    prepare_environment()  # MLflow's client takes the keys of an object store from it
     config = PipelineConfig.model_validate(
         {
             "model": {"n_layer": 4, "n_embd": 256, "n_head": 4, "context_length": 256},
