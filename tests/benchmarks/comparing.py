@@ -1,7 +1,7 @@
 """Many runs in one experiment: how long MLflow's pages take to open, and what logging costs a training beside them.
 
-Usage: python tests/benchmarks/comparing.py [--runs 200] [--keys 25] [--points 2000] [--rounds 2] [--steps 150]
-                                            [--pictures FOLDER]
+Usage: python -m tests.benchmarks.comparing [--runs 200] [--keys 25] [--points 2000] [--rounds 2] [--steps 150]
+                                          [--pictures FOLDER]
 
 The whole stack is started, PostgreSQL below MLflow. One run is logged as a training logs it; its points are copied to
 the others by the database, each shifted a little. Chromium opens the table of runs, the charts of the newest ten, and
