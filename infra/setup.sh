@@ -31,6 +31,8 @@ setup() {
         "$python" -m venv .venv
     fi
     echo "setting up: installing pinned packages, about two minutes the first time" >&2
+    # the one that Python brings may be years old, and takes twice the time
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile -c infra/constraints.txt -U pip
     .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile -c infra/constraints.txt -e ".${extras:+[$extras]}"
     # on all cores, as pip does not; some packages hold files for other Pythons, and thousands
     # that nobody here imports
