@@ -101,7 +101,8 @@ def run_pipeline(config: PipelineConfig) -> PipelineResult | Skipped:
             return Skipped(dataset, news.sentence)
         check_nature(news)
         earlier = news.earlier.url
-    what_is_scored(config, dataset.dataset)
+    if config.evaluate.data:
+        what_is_scored(config, dataset.dataset)
     training, run = train(TrainParameters(data=dataset.dataset, config=config, init=init, since=earlier))
     evaluation = evaluate(
         EvaluateParameters(
@@ -116,6 +117,7 @@ def run_pipeline(config: PipelineConfig) -> PipelineResult | Skipped:
     if run:
         picture = log_results(run, training, evaluation, samples)
         registered = register_and_compare(config, run, result, news) if config.promote.register_model else None
+        is_news = bool(registered and registered.waits)  # somebody is asked
         while registered and registered.waits and (given := ask_a_person(config, registered)):
             try:
                 registered = answer(config.promote, tracking, registered.version, agreed=given.agree, note=given.note)
@@ -123,8 +125,9 @@ def run_pipeline(config: PipelineConfig) -> PipelineResult | Skipped:
                 log.warning("approval: %s", changed)
                 registered = register_and_compare(config, run, result, news)
         result = replace(result, model=registered)
-        result = replace(result, is_news=publish(config, run, result, news, picture))
+        result = replace(result, is_news=publish(config, run, result, news, picture) or is_news)
     if config.export:
+        result = replace(result, is_news=result.is_news or not storage.list_files(config.export))
         place = export_hf(training.best_checkpoint, config.export, replace=True, scores=evaluation)
         log.info("export: %s, a folder that transformers reads", place)
         result = replace(result, export=place)

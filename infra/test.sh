@@ -5,7 +5,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 if [ "${1:-}" = "--all" ]; then
     setup dev,stack,dask,ray,harness
-    export EVERYTHING=1 # properties are tried on three times as many examples, tests/fixtures/examples.py
     select=()
     shift
 else

@@ -13,6 +13,7 @@ from gptpipe.dataset.overlap import Overlap, overlap
 from gptpipe.errors import UserError
 
 log = logging.getLogger(__name__)
+STAGE_VERSION = 1
 _OVERLAP = TypeAdapter(Overlap)
 
 
@@ -54,7 +55,7 @@ def check_overlap(config: EvaluateConfig, dataset: str, out: str) -> Overlap | N
 
 def _measured_once(evaluation: Dataset, split: str, training: Dataset, out: str) -> Overlap:
     """Both datasets have names by what they hold: what was measured once stays true."""
-    name = digest({"evaluation": evaluation.id, "split": split, "training": training.id})
+    name = digest({"stage": STAGE_VERSION, "evaluation": evaluation.id, "split": split, "training": training.id})
     place = storage.join(storage.normalize(out), f"overlap-{name}.json")
     try:
         return storage.read_as(place, _OVERLAP)

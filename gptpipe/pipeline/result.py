@@ -44,7 +44,8 @@ class PipelineResult:
         samples: of every checkpoint of the training, by step.
         model: the registered version; None where nothing was registered.
         export: folder or URL of the model as transformers reads it; empty where none was asked for.
-        is_news: whether what became of the model was told now, and not at an earlier time.
+        is_news: whether something came of it now and not at an earlier time: what became of the model was told, a
+            person asked, the model exported.
     """
 
     dataset: TokenizeResult

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,38 +23,58 @@ class EnergyMeter:
 
     A GPU of Volta's generation or newer counts its own since the driver was loaded, and NVML tells. Of a CPU Linux
     tells what each package has used (RAPL); the first rank of a host takes all packages for its own, whatever else
-    runs on them. A device that counts nothing, or may not be asked, uses 0.
+    runs on them, and the others none. The energy of a device that counts nothing, may not be asked, or has once not
+    answered is not a number: no sum is better than one that leaves a device out.
     """
 
     def __init__(self, ranks: Ranks, powercap: Path | None = None) -> None:
         self._counters: list[Counter] = []
         if ranks.device.type == "cuda":
-            with suppress(Exception):  # no library, no right, an old GPU: training goes on without
-                self._counters = [_of_gpu(ranks.device)]
+            self._counters = _of_gpu(ranks.device)
         elif ranks.local_rank == 0:
             self._counters = _of_packages(powercap or POWERCAP)
-        self._last = [0.0] * len(self._counters)
+        self._counts = bool(self._counters) or (ranks.device.type == "cpu" and ranks.local_rank > 0)
+        self._last = 0.0
         self.since_last()
 
     def since_last(self) -> float:
         """Joules since this was called last."""
         try:
-            now = [counter() for counter in self._counters]
-        except Exception as error:  # a counter that fails is given up: no number is better than half of one
+            now = sum(counter() for counter in self._counters)
+        except (OSError, ValueError) as error:
             log.debug("energy is not counted any more: %s", error)
-            self._counters, self._last = [], []
-            return 0.0
-        used, self._last = sum(now) - sum(self._last), now
+            self._counts, self._counters = False, []
+        if not self._counts:
+            return math.nan
+        used, self._last = now - self._last, now
         return used
 
 
-def _of_gpu(device: torch.device) -> Counter:
-    import pynvml
+def _of_gpu(device: torch.device) -> list[Counter]:
+    """The counter of a GPU; none without NVML's library, the right to ask, or a GPU that counts."""
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode())
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except pynvml.NVMLError as error:
+        log.debug("energy is not counted: %s", error)
+        return []
+    return [_Gpu(pynvml, handle)]
 
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode())
-    pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
+
+class _Gpu:
+    def __init__(self, library: Any, handle: Any) -> None:
+        self._library, self._handle = library, handle
+
+    def __call__(self) -> float:
+        try:
+            return float(self._library.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
+        except self._library.NVMLError as error:
+            raise OSError(str(error)) from error
 
 
 def _of_packages(powercap: Path) -> list[Counter]:

@@ -66,6 +66,9 @@ class Reporter:
             before = f", beside {parts.memory_before / 1e3:.2f} GB of the process" if parts.memory_before else ""
             log.info("memory per rank: %s%s", budget.describe(), before)
         self._began, self._earlier_seconds = time.perf_counter(), state.training_seconds
+        self._energy.since_last()  # what it took to get ready is not training's
+        if not state.step:
+            state.energy_joules = 0.0
 
     def add(self, batch: TrainBatch, done: StepResult) -> None:
         """A step that was done."""
@@ -101,7 +104,8 @@ class Reporter:
             self._energy.since_last(),
             *self._drawn,
         )
-        state.energy_joules += joules
+        if state.energy_joules is not None:
+            state.energy_joules = state.energy_joules + joules if math.isfinite(joules) else None
         speed = self._window_tokens / (spent / world)
         loader.seconds_waited = self._seconds_saving = self._window_seconds = 0.0
         self._window_tokens = 0
@@ -130,7 +134,7 @@ class Reporter:
             "train/skipped_steps": state.skipped_steps,
             "train/active_seconds": state.training_seconds,
             "train/device_hours": state.training_seconds * world / 3600,
-            **({"train/energy_wh": state.energy_joules / 3600} if state.energy_joules else {}),
+            **({} if state.energy_joules is None else {"train/energy_wh": state.energy_joules / 3600}),
         }
 
     def share_loss(self, *values: float) -> list[float]:

@@ -17,7 +17,7 @@ class TrainState:
         bad_in_a_row: of these, the last ones in a row.
         spike_window: ordinary losses that a spike is measured against.
         interval_nats, interval_tokens: summed loss over all ranks and its targets since the last logged step.
-        energy_joules: of all ranks' devices; 0 where they count none.
+        energy_joules: of all ranks' devices since the first step; None where one of them did not count all the time.
         threads, micro_batch, precision, compiled, world_size: what the sums depend on; used again after a stop on as
             many ranks, so that they come out bit for bit.
     """
@@ -35,7 +35,7 @@ class TrainState:
     interval_nats: float = 0.0
     interval_tokens: int = 0
     training_seconds: float = 0.0
-    energy_joules: float = 0.0
+    energy_joules: float | None = None
     threads: int = 0
     micro_batch: int = 0
     precision: str = ""

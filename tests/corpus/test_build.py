@@ -7,6 +7,7 @@ import itertools
 import json
 from pathlib import Path
 
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -128,7 +129,6 @@ def test_the_manifest_says_what_the_dataset_is(mixed: Built) -> None:
 
 
 def test_other_readers_open_the_shards(mixed: Built) -> None:
-    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     files = pq.read_table(f"{mixed.result.dataset}/shards.parquet").to_pylist()
     frames = [pandas.read_parquet(f"{mixed.result.dataset}/{entry['path']}") for entry in files]
     assert sum(frame["tokens"].map(len).sum() for frame in frames) == mixed.result.tokens

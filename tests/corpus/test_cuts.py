@@ -11,13 +11,12 @@ from unittest import mock
 import pytest
 import regex
 import tiktoken
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptpipe.corpus import cuts
 from gptpipe.tokenizer import END_OF_TEXT, AddedToken, Tokenizer
 from tests.fixtures.corpora import CL100K_PATTERN, GPT2, O200K_PATTERN, nasty
-from tests.fixtures.examples import examples
 
 
 @pytest.fixture(scope="module", params=["gpt2", "cl100k", "o200k"])
@@ -36,7 +35,7 @@ def pieces_of(text: str, cell: int, safe: Any) -> list[str]:
 
 
 @given(text=nasty, limit=st.integers(1, 40))
-@examples(400)
+@settings(max_examples=400, deadline=None)
 def test_pieces_have_the_tokens_of_the_whole_wherever_it_is_cut(
     encoding: tiktoken.Encoding, text: str, limit: int
 ) -> None:
@@ -72,7 +71,7 @@ def in_ranges(data: bytes, safe: Any, limit: int, step: int, block: int) -> tupl
 
 
 @given(text=nasty, limit=st.integers(1, 20), step=st.integers(1, 5), block=st.integers(1, 40))
-@examples(300)
+@settings(max_examples=300, deadline=None)
 def test_ranges_read_apart_hold_the_pieces_of_the_whole(text: str, limit: int, step: int, block: int) -> None:
     whole, found = in_ranges(text.encode(), cuts.SAFE_ANYWHERE, limit, step, block)
     assert found == whole
@@ -95,7 +94,7 @@ parts = st.lists(st.sampled_from([*ADDED, " ", "\n", "u", "nd", "<mark", " von",
 
 
 @given(text=parts.map("".join), limit=st.integers(1, 20), step=st.integers(1, 5), block=st.integers(1, 40))
-@examples(600)
+@settings(max_examples=600, deadline=None)
 def test_no_cut_is_inside_a_token_that_text_is_searched_for(text: str, limit: int, step: int, block: int) -> None:
     tokenizer = with_added()
     whole, found = in_ranges(text.encode(), cuts.safe_places(tokenizer), limit, step, block)

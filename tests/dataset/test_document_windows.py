@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptpipe.config import TrainConfig, parse
@@ -23,7 +23,6 @@ from gptpipe.dataset.windows import DocumentWindows, document_windows
 from gptpipe.errors import UserError
 from gptpipe.model.loss import IGNORED
 from tests.fixtures.datasets import END, Sample, make_long_document
-from tests.fixtures.examples import examples
 from tests.fixtures.trainings import Training, dataset, new_training  # noqa: F401
 
 CONTEXT = 16
@@ -49,7 +48,7 @@ def naive_windows(tokens: list[int], separator: int, context: int) -> list[tuple
     context=st.integers(1, 40),
     ended=st.booleans(),
 )
-@examples(300)
+@settings(max_examples=300, deadline=None)
 def test_the_windows_are_those_of_a_naive_reading(tokens: list[int], context: int, ended: bool) -> None:
     tokens = [*tokens, 1, 9] if ended else [*tokens, 1]
     found = document_windows(np.array(tokens, dtype=np.uint16), 9, context)
@@ -58,7 +57,7 @@ def test_the_windows_are_those_of_a_naive_reading(tokens: list[int], context: in
 
 
 @given(tokens=st.lists(st.integers(0, 9), min_size=1, max_size=120), context=st.integers(1, 40))
-@examples(100)
+@settings(max_examples=100, deadline=None)
 def test_every_token_but_a_document_s_first_is_a_target_once(tokens: list[int], context: int) -> None:
     scored = Counter(
         place

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptpipe.config import DataConfig, TrainConfig
@@ -25,7 +25,6 @@ from gptpipe.dataset.stream import TokenStream
 from gptpipe.dataset.windows import evaluation_windows
 from gptpipe.errors import UserError
 from gptpipe.tokenizer import get_tokenizer
-from tests.fixtures.examples import examples
 
 CONTEXT = 8
 END = 50_256
@@ -105,7 +104,7 @@ def test_the_stream_is_every_document_in_the_index_s_order_each_with_its_separat
 
 
 @given(data=st.data())
-@examples(60)
+@settings(max_examples=60, deadline=None)
 def test_any_part_of_the_stream_can_be_read(
     dataset: Dataset, expected: np.ndarray, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptpipe.config import PipelineConfig, TrainConfig, load_config, parse
@@ -20,7 +20,6 @@ from gptpipe.dataset.order import Mixture
 from gptpipe.dataset.stream import TokenStream
 from gptpipe.errors import UserError
 from tests.fixtures.datasets import Sample, make_sample
-from tests.fixtures.examples import examples
 
 CYCLE = Mixture.CYCLE
 KEY = ("dataset", 1, "context=8")
@@ -38,7 +37,7 @@ weights_lists = st.lists(
 
 
 @given(weights=weights_lists)
-@examples(150)
+@settings(max_examples=150, deadline=None)
 def test_the_shares_of_a_cycle_are_the_weights_to_the_nearest_sample(weights: list[float]) -> None:
     counts = Mixture(weights).counts
     total = sum(weights)
@@ -69,7 +68,7 @@ def test_known_shares(weights: list[float], counts: list[int]) -> None:
 
 
 @given(weights=weights_lists, cycles=st.integers(1, 3), seed=st.integers(0, 2**62))
-@examples(30)
+@settings(max_examples=30, deadline=None)
 def test_each_corpus_s_samples_are_numbered_once_each(weights: list[float], cycles: int, seed: int) -> None:
     mixture = Mixture(weights)
     corpora, numbers = mixture.split(np.arange(cycles * CYCLE), "dataset", seed, "context=8")
@@ -82,7 +81,7 @@ def test_each_corpus_s_samples_are_numbered_once_each(weights: list[float], cycl
 
 
 @given(samples=st.lists(st.integers(0, 10**13), max_size=30))
-@examples(40)
+@settings(max_examples=40, deadline=None)
 def test_a_sample_does_not_depend_on_what_it_is_asked_with(samples: list[int]) -> None:
     mixture = Mixture([5.0, 1.0, 0.1])
     corpora, numbers = mixture.split(np.array(samples, dtype=np.int64), *KEY)

@@ -8,11 +8,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptpipe.dataset.order import ROUNDS, epoch_keys, permute, windows_of
-from tests.fixtures.examples import examples
 
 SIZES = sorted({*range(1, 70), *(2**k + d for k in range(7, 16) for d in (-1, 0, 1)), 1000, 99_991})
 U64 = (1 << 64) - 1
@@ -133,7 +132,7 @@ def test_every_place_gets_one_window_and_every_window_one_place(n: int) -> None:
 
 
 @given(n=st.integers(1, 3000), seed=st.integers(0, 2**63 - 1), data=st.data())
-@examples(60)
+@settings(max_examples=60, deadline=None)
 def test_a_place_s_window_does_not_depend_on_what_it_is_asked_with(n: int, seed: int, data: st.DataObject) -> None:
     whole = permutation(n, seed)
     assert np.array_equal(np.sort(whole), np.arange(n))
@@ -167,7 +166,7 @@ def test_every_epoch_holds_every_window_once(windows: int) -> None:
 
 
 @given(st.lists(st.integers(0, 10**15), max_size=30), st.integers(1, 500))
-@examples(40)
+@settings(max_examples=40, deadline=None)
 def test_a_sample_does_not_depend_on_what_it_is_asked_with(samples: list[int], windows: int) -> None:
     together = windows_of(np.array(samples, dtype=np.int64), windows, "dataset", 1, "context=8").tolist()
     alone = [int(windows_of(np.array([i]), windows, "dataset", 1, "context=8")[0]) for i in samples]

@@ -7,14 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptpipe.dataset import rows
 from gptpipe.dataset.pages import column_pages
 from gptpipe.dataset.rows import Note, Row, ShardReader, ShardWriter
 from gptpipe.tokenizer import get_tokenizer
-from tests.fixtures.examples import examples
 
 SEPARATOR = 50_256
 
@@ -48,7 +47,7 @@ def by_pages(content: bytes) -> list[np.ndarray]:
     ]
 
 
-@examples(60)
+@settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(st.tuples(st.one_of(st.integers(0, 3), st.integers(0, 40_000)), st.booleans()), min_size=1),
     group=st.sampled_from([1, 500, 100_000, 1_000_000]),

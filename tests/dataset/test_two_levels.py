@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptpipe.config import TrainConfig
@@ -21,7 +21,6 @@ from gptpipe.dataset.loader import TrainLoader
 from gptpipe.dataset.order import TwoLevels, epoch_keys, permute
 from gptpipe.dataset.stream import TokenStream
 from tests.fixtures.datasets import GROUP_TOKENS, Sample, in_threads, read_anywhere
-from tests.fixtures.examples import examples
 
 GOLDEN = [
     18,
@@ -102,7 +101,7 @@ def reference(levels: TwoLevels, windows: int, epoch: int) -> list[int]:
 
 
 @given(windows=st.integers(1, 300), block=st.integers(1, 70), pool=st.integers(1, 20), seed=st.integers(0, 2**62))
-@examples(80)
+@settings(max_examples=80, deadline=None)
 def test_every_epoch_holds_every_window_once(windows: int, block: int, pool: int, seed: int) -> None:
     found = epochs_of(TwoLevels(block, pool), windows, 3, seed)
     assert found.dtype == np.int64
@@ -136,14 +135,14 @@ def test_edges_are_permutations_as_described(windows: int, block: int, pool: int
 
 
 @given(windows=st.integers(1, 500), block=st.integers(1, 40), pool=st.integers(1, 12))
-@examples(60)
+@settings(max_examples=60, deadline=None)
 def test_the_order_is_the_description_s(windows: int, block: int, pool: int) -> None:
     levels = TwoLevels(block, pool)
     assert [row.tolist() for row in epochs_of(levels, windows, 2)] == [reference(levels, windows, e) for e in (0, 1)]
 
 
 @given(windows=st.integers(1, 600), block=st.integers(1, 50), pool=st.integers(1, 12))
-@examples(25)
+@settings(max_examples=25, deadline=None)
 def test_the_windows_of_a_pool_lie_in_its_blocks(windows: int, block: int, pool: int) -> None:
     levels = TwoLevels(block, pool)
     seen: list[int] = []
@@ -168,7 +167,7 @@ def test_the_windows_of_a_pool_lie_in_its_blocks(windows: int, block: int, pool:
     pool=st.integers(1, 12),
     samples=st.lists(st.integers(0, 10**13), max_size=20),
 )
-@examples(30)
+@settings(max_examples=30, deadline=None)
 def test_a_place_does_not_depend_on_what_it_is_asked_with(
     windows: int, block: int, pool: int, samples: list[int]
 ) -> None:

@@ -188,7 +188,7 @@ def write_tasks(folder: Path, files: dict[str, Path]) -> list[str]:
 @pytest.mark.slow
 def test_lm_eval_counts_the_same_on_the_same_files(weights: str, files: dict[str, Path], tmp_path: Path) -> None:
     """transformers' model in the harness, our weights in the harness, and our own count."""
-    pytest.importorskip("lm_eval")
+    pytest.importorskip("lm_eval", reason="infra/test.sh --all installs it")
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -222,7 +222,7 @@ def test_lm_eval_counts_the_same_on_the_same_files(weights: str, files: dict[str
 @pytest.mark.slow
 def test_lm_eval_generates_the_same_with_our_weights(weights: str, tmp_path: Path) -> None:
     """Prompts with different options, in one call, in transformers' model and in ours."""
-    pytest.importorskip("lm_eval")
+    pytest.importorskip("lm_eval", reason="infra/test.sh --all installs it")
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 

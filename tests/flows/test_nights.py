@@ -104,7 +104,16 @@ def test_five_nights(tmp_path: Path, prefect_api: str, monkeypatch: pytest.Monke
     add(corpus, range(220, 240))
     kept = night(corpus, "train.learning_rate=1e-9")
     assert kept.returncode == 0, kept.stderr
-    assert "not surely better" in json.loads(kept.stdout)["model"]["decision"]
+    answer = json.loads(kept.stdout)
+    assert "not surely better" in answer["model"]["decision"]
+    assert (champion(), trainings()) == ("2", 3)
+
+    # scored on what it is trained on: nothing is trained
+    leaks = [f"evaluate.data={answer['dataset']['dataset']}", "evaluate.split=train"]
+    refused = night(corpus, *leaks, "train.learning_rate=2e-9")
+    assert refused.returncode == 2
+    assert "100.00% of the evaluation's text stands in the training text word for word" in refused.stderr
+    assert "evaluate.max_overlap" in refused.stderr.strip().splitlines()[-1]
     assert (champion(), trainings()) == ("2", 3)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,23 +47,32 @@ def test_one_rank_of_a_host_counts(tmp_path: Path) -> None:
     assert [meter.since_last() for meter in meters] == [1.0, 0.0]
 
 
-def test_nothing_that_can_be_read_counts_nothing(tmp_path: Path) -> None:
+def test_what_is_not_counted_all_the_time_is_no_number(tmp_path: Path) -> None:
+    """Half of a training's energy would be taken for the whole."""
     counter = package(tmp_path, 0, 0)
     meter = EnergyMeter(ranks(), tmp_path)
     counter.write_text("not a number")
-    assert meter.since_last() == 0
+    assert math.isnan(meter.since_last())
     counter.write_text("9000000")
-    assert meter.since_last() == 0  # half of a training's energy would be taken for the whole
-    assert EnergyMeter(ranks(), tmp_path / "none").since_last() == 0
+    assert math.isnan(meter.since_last())
+    assert math.isnan(EnergyMeter(ranks(), tmp_path / "none").since_last())
     (tmp_path / "intel-rapl:0" / "max_energy_range_uj").unlink()
-    assert EnergyMeter(ranks(), tmp_path).since_last() == 0
+    assert math.isnan(EnergyMeter(ranks(), tmp_path).since_last())
+
+
+class NVMLError(Exception):
+    pass
 
 
 def test_a_gpu_is_asked_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """NVML counts millijoules, and numbers GPUs otherwise than CUDA does."""
-    total = [1_000_000]
-    asked: list[bytes] = []
+    total, asked = [1_000_000], list[bytes]()
+
+    def refuse(*_: object) -> int:
+        raise NVMLError("not supported")
+
     library = SimpleNamespace(
+        NVMLError=NVMLError,
         nvmlInit=lambda: None,
         nvmlDeviceGetHandleByUUID=lambda uuid: asked.append(uuid) or "handle",
         nvmlDeviceGetTotalEnergyConsumption=lambda handle: total[0],
@@ -73,5 +83,8 @@ def test_a_gpu_is_asked_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None
     total[0] += 2_500
     assert meter.since_last() == 2.5
     assert asked == [b"GPU-1-2-1"]
-    monkeypatch.setattr(library, "nvmlInit", lambda: 1 / 0)
-    assert EnergyMeter(ranks(device="cuda:1")).since_last() == 0
+    monkeypatch.setattr(library, "nvmlDeviceGetTotalEnergyConsumption", refuse)
+    assert math.isnan(meter.since_last())
+    assert math.isnan(EnergyMeter(ranks(device="cuda:1")).since_last())
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert math.isnan(EnergyMeter(ranks(device="cuda:1")).since_last())
