@@ -11,6 +11,6 @@ def import_quickly() -> None:
     """Look for garbage seldom: what is imported is none.
 
     Prefect, torch and our flows together make over a million objects that live to the end. Looking through them while
-    they were imported took a quarter of the start (see tests/benchmarks/RESULTS.md).
+    they were imported took a tenth of the start (see tests/benchmarks/RESULTS.md).
     """
     gc.set_threshold(_OBJECTS, 50, 100)
