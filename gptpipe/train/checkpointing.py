@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from gptpipe import storage
 from gptpipe.config import ModelConfig, TrainConfig, field_roles
@@ -15,7 +14,7 @@ from gptpipe.errors import UserError
 from gptpipe.launch.job import METRICS, Job
 from gptpipe.model.gpt import GPT
 from gptpipe.tokenizer import Tokenizer
-from gptpipe.train.optimizer import load_optimizers, optimizer_tensors
+from gptpipe.train.optimizer import Optimizer, load_optimizers, optimizer_tensors
 from gptpipe.train.saver import HostCopies
 from gptpipe.train.state import TrainState
 from gptpipe.weights.checkpoint import OPTIMIZER, STATE, Checkpoint

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from gptpipe.config import TrainConfig
 from gptpipe.errors import UserError
 from gptpipe.model.gpt import GPT
+from gptpipe.train.adamw import AdamW
 
 _STATES = {"AdamW": ("exp_avg", "exp_avg_sq", "step"), "Muon": ("momentum_buffer",)}
 
 
+class Optimizer(Protocol):
+    """What a step needs of an optimizer; torch's own have it too.
+
+    Attributes:
+        param_groups: each with `params`, `weight_decay` and the learning rate, `lr`.
+        state: tensors by name, of each parameter that has taken a step.
+    """
+
+    param_groups: list[dict[str, Any]]
+
+    @property
+    def state(self) -> dict[Tensor, dict[str, Tensor]]: ...
+    def step(self) -> Any: ...
+    def zero_grad(self) -> None: ...
+
+
 def make_optimizers(model: GPT, config: TrainConfig) -> list[Optimizer]:
-    """AdamW (Loshchilov and Hutter 2019), fused; with `optimizer=muon` the matrices of the blocks go to Muon.
+    """AdamW; with `optimizer=muon` the matrices of the blocks go to Muon.
 
     Muon (Jordan et al. 2024) scales its update so that its size is AdamW's (Liu et al. 2025), so that both take one
     learning rate. Biases and layer norms do not decay unless `decay_vectors` says so.
@@ -27,12 +44,11 @@ def make_optimizers(model: GPT, config: TrainConfig) -> list[Optimizer]:
     still = [p for p in rest if p.ndim < 2 and not config.decay_vectors]
     groups = [{"params": decaying, "weight_decay": config.weight_decay}, {"params": still, "weight_decay": 0.0}]
     optimizers: list[Optimizer] = [
-        torch.optim.AdamW(
+        AdamW(
             [group for group in groups if group["params"]],
-            lr=config.learning_rate,
+            learning_rate=config.learning_rate,
             betas=(config.beta1, config.beta2),
-            eps=config.epsilon,
-            fused=True,
+            epsilon=config.epsilon,
         )
     ]
     if hidden:

@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import open_dataset
@@ -20,7 +19,7 @@ from gptpipe.model.precision import Precision
 from gptpipe.tokenizer import Tokenizer
 from gptpipe.train import checkpointing, runtime
 from gptpipe.train.distributed import Ranks
-from gptpipe.train.optimizer import make_optimizers
+from gptpipe.train.optimizer import Optimizer, make_optimizers
 from gptpipe.train.prefetch import DeviceBatches
 from gptpipe.train.state import TrainState
 from gptpipe.train.step import Stepper

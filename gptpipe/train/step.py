@@ -14,13 +14,14 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from gptpipe.config import TrainConfig
 from gptpipe.dataset.loader import TrainBatch
 from gptpipe.model.gpt import GPT
 from gptpipe.model.precision import Precision
+from gptpipe.train.adamw import AdamW
 from gptpipe.train.distributed import Ranks, without_sync
+from gptpipe.train.optimizer import Optimizer
 from gptpipe.train.schedule import learning_rate
 from gptpipe.train.spikes import SpikeGuard
 from gptpipe.train.state import TrainState
@@ -101,7 +102,7 @@ class Stepper:
             state.skipped_steps += not take
             state.bad_in_a_row = 0 if good else state.bad_in_a_row + 1
         for optimizer in self._optimizers:
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
         state.step += 1
         state.tokens_seen += batch.tokens
         return StepResult(loss, batch.tokens, norm, rate, verdict, score)
@@ -134,8 +135,8 @@ class Stepper:
     def _step_if_finite(self, norm: Tensor) -> None:
         bad = ~norm.isfinite()
         for optimizer in self._optimizers:
-            optimizer.grad_scale, optimizer.found_inf = None, bad.float()  # type: ignore[attr-defined]
-            optimizer.step()
+            assert isinstance(optimizer, AdamW)  # the only one whose kernel can be told
+            optimizer.step(bad.float())
         self._skipped += bad
         self._in_a_row.add_(1).mul_(bad)
 
