@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from graphlib import TopologicalSorter
+from itertools import pairwise
 
+from gptpipe.tracking.layers import layers
 from gptpipe.tracking.lineage import Lineage
 from gptpipe.tracking.plots import png_of
 from gptpipe.wording import counted
@@ -25,7 +26,7 @@ def lineage_picture(traced: Lineage) -> bytes:
     from matplotlib.figure import Figure
 
     labels, members, edges = _boxes(traced)
-    columns = _columns(list(labels), edges)
+    columns, ways = layers(list(labels), edges)
     rows = max(len(column) for column in columns)
     size = (max(4.0, _WIDTH * len(columns)), max(2.0, _HEIGHT * (rows + 1)))
     figure = Figure(figsize=size, dpi=110, layout="constrained")
@@ -36,7 +37,8 @@ def lineage_picture(traced: Lineage) -> bytes:
         for y, box in enumerate(column)
     }
     texts = {}
-    for box, (x, y) in places.items():
+    for box in labels:
+        x, y = places[box]
         kind = traced.nodes[members[box][0]].kind
         width = 2.2 if set(members[box]) & set(traced.subjects) else 0.6
         frame = {"boxstyle": "round,pad=0.45", "facecolor": _COLORS[kind], "edgecolor": "#333", "linewidth": width}
@@ -45,9 +47,16 @@ def lineage_picture(traced: Lineage) -> bytes:
     axes.set_ylim(rows - 0.4, -0.6)
     axes.axis("off")
     png_of(figure)  # frames have their sizes once they were drawn, and arrows end at them
-    for before, after in edges:
-        frames = {"patchA": texts[before].get_bbox_patch(), "patchB": texts[after].get_bbox_patch()}
-        axes.annotate("", places[after], places[before], arrowprops={"arrowstyle": "-|>", "color": "#888", **frames})
+    for (before, after), between in ways.items():
+        line = [places[stop] for stop in (before, *between, after)]
+        for place, end in pairwise(line):
+            # a straight line through each stop; the frames cut its two ends, and the last part has the head
+            frames = {
+                "patchA": texts[before].get_bbox_patch() if place is line[0] else None,
+                "patchB": texts[after].get_bbox_patch() if end is line[-1] else None,
+            }
+            style = {"arrowstyle": "-|>" if end is line[-1] else "-", "color": "#888", "shrinkA": 0, "shrinkB": 0}
+            axes.annotate("", end, place, arrowprops={**style, **frames}, zorder=1)
     return png_of(figure)
 
 
@@ -77,17 +86,3 @@ def _cut(traced: Lineage, key: str) -> str:
     name = node.name if len(node.name) <= 26 else f"{node.name[:12]}…{node.name[-12:]}"
     facts = [node.facts[each] for each in ("alias", "cross-entropy") if each in node.facts]
     return "\n".join([name, *facts])
-
-
-def _columns(boxes: list[str], edges: set[tuple[str, str]]) -> list[list[str]]:
-    """Boxes by how many steps of the making lie before them."""
-    before: dict[str, set[str]] = {box: set() for box in boxes}
-    for parent, child in edges:
-        before[child].add(parent)
-    depth: dict[str, int] = {}
-    for box in TopologicalSorter(before).static_order():
-        depth[box] = 1 + max((depth[each] for each in before[box]), default=-1)
-    columns: list[list[str]] = [[] for _ in range(1 + max(depth.values()))]
-    for box in boxes:
-        columns[depth[box]].append(box)
-    return columns
