@@ -12,7 +12,7 @@ from gptpipe.errors import UserError
 from gptpipe.sweep.space import Dimension, child_config, combination, combinations, read_space, shuffled
 
 _USUAL_TRIALS = 20
-_VERSION = 1  # changes when the same settings would be searched in another order
+_VERSION = 2  # changes when the same settings would be searched in another way
 
 
 @dataclass(frozen=True)

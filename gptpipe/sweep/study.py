@@ -12,11 +12,12 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gptpipe.config import digest
 from gptpipe.errors import UserError
+from gptpipe.sweep.halving import Contender, promoted
 from gptpipe.sweep.plan import Plan
 from gptpipe.sweep.space import Dimension
 
@@ -27,9 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_FINGERPRINT, _REPLACES, _AGAIN = "fingerprint", "replaces", "again"
-_PRUNED_AT, _CLEARED = "pruned_at", "cleared"  # steps: where it was stopped, up to where it is not judged again
-_RUNG = "completed_rung_"  # Optuna's own: with the number of a rung, the loss there
+_FINGERPRINT, _REPLACES, _AGAIN, _COPY = "fingerprint", "replaces", "again", "copy_of"
+_STOPPED_AT, _CLEARED = "stopped_at", "cleared"  # steps: the rung where it was stopped, and that beyond which it goes
 _FACTS = ("steps", "training", "run_id", "reason")
 _STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 _LEAST_TRIALS = 4  # from which importances say anything
@@ -66,14 +66,14 @@ class Trial:
     """A training that is to be made now. `report` is called from its thread, the rest from the sweep's.
 
     Attributes:
-        was_stopped: whether it was found not to be among the best; also by a process that was killed afterwards.
+        number: of the training; one that goes on keeps it.
+        was_stopped: whether it waits at a rung; also where a process was killed before it could say so.
     """
 
-    def __init__(self, study: Study, trial: optuna.trial.Trial, parameters: dict[str, Any]) -> None:
-        self._study, self._trial, self.parameters = study, trial, parameters
-        self.number = trial.number
+    def __init__(self, study: Study, trial: optuna.trial.Trial, number: int, parameters: dict[str, Any]) -> None:
+        self._study, self._trial, self.number, self.parameters = study, trial, number, parameters
         attributes = trial.user_attrs
-        self.was_stopped = _PRUNED_AT in attributes
+        self.was_stopped = _STOPPED_AT in attributes
         self._cleared = int(attributes.get(_CLEARED, 0))
         self._reported = set(study.frozen(trial.number).intermediate_values)
         self._lost = False
@@ -81,6 +81,7 @@ class Trial:
     def report(self, step: int, loss: float) -> bool:
         """A validation loss, in nats per token; whether the training is to be stopped.
 
+        It is at every rung, unless it surely is among those that go on.
         A database that does not answer stops nothing: the training goes on without being judged.
         """
         from optuna.exceptions import StorageInternalError
@@ -89,11 +90,10 @@ class Trial:
             if step not in self._reported:
                 self._reported.add(step)
                 self._trial.report(loss, step)
-            is_judged = self._study.plan.first_rung and self._cleared < step < self._study.plan.base.train.steps
-            if is_judged and not self.was_stopped:
-                self.was_stopped = self._trial.should_prune()
-                if self.was_stopped:
-                    self._trial.set_user_attr(_PRUNED_AT, step)
+            if step > self._cleared and step in self._study.plan.rung_steps and not self.was_stopped:
+                self.was_stopped = not self._study.is_promoted(self.number, step)
+                self._cleared = step
+                self._trial.set_user_attr(_STOPPED_AT if self.was_stopped else _CLEARED, step)
         except StorageInternalError as error:
             if not self._lost:
                 log.warning("sweep: trial %d cannot be judged: the database does not answer (%s)", self.number, error)
@@ -105,7 +105,7 @@ class Trial:
         self._end("COMPLETE", loss, facts)
 
     def prune(self, **facts: Any) -> None:
-        """It was stopped early."""
+        """It was stopped at a rung, for now or for good."""
         self._end("PRUNED", None, facts)
 
     def fail(self, reason: str, *, again: bool, **facts: Any) -> None:
@@ -118,7 +118,7 @@ class Trial:
 
     def copy(self, row: Row) -> None:
         """The same as that of another number, which had the same values."""
-        facts = {"copy_of": row.number, "training": row.training, "run_id": row.run_id, "steps": 0}
+        facts = {_COPY: row.number, "training": row.training, "run_id": row.run_id, "steps": 0}
         if row.state == "finished" and row.loss is not None:
             self.finish(row.loss, **facts)
         elif row.state == "pruned":
@@ -168,26 +168,22 @@ class Study:
         import optuna
 
         with explained(self.uri):
+            trials = self._study.get_trials(deepcopy=False)
             if self._unfinished:
                 trial = optuna.trial.Trial(self._study, self._unfinished.pop(0))
             else:
-                trials = self._study.get_trials(deepcopy=False)
-                if not any(each.state.name == "WAITING" for each in trials):
+                if not any(each.state.name == "WAITING" for each in trials) and not self._promote(trials):
                     number = len(_current(trials))
                     if number >= self.plan.trials:
-                        if not self._promote(trials):
-                            return None
-                    elif (values := self.plan.listed(number)) is not None:
+                        return None
+                    if (values := self.plan.listed(number)) is not None:
                         self._study.enqueue_trial(values)
                 # each draw has a seed of its own: a process that goes on does not draw the first ones again
                 self._study.sampler = _sampler(self.plan, len(trials))
                 trial = self._study.ask()
-                if _CLEARED in trial.user_attrs:  # its rungs are those of the one in whose place it is
-                    for key, value in trials[trial.user_attrs[_REPLACES]].system_attrs.items():
-                        if key.startswith(_RUNG):
-                            trial.storage.set_trial_system_attr(trial._trial_id, key, value)
             parameters = {each.key: trial._suggest(each.key, distribution_of(each)) for each in self.plan.space}
-            return Trial(self, trial, parameters)
+            number = _numbers(self._study.get_trials(deepcopy=False))[trial.number]
+            return Trial(self, trial, number, parameters)
 
     def tell(self, trial: optuna.trial.Trial, loss: float | None, state: optuna.trial.TrialState) -> None:
         self._study.tell(trial, loss, state)
@@ -195,10 +191,20 @@ class Study:
     def frozen(self, number: int) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[number]
 
+    def is_promoted(self, number: int, step: int) -> bool:
+        """Whether a training that has come to this rung surely goes on from it."""
+        trials = self._study.get_trials(deepcopy=False)
+        _, contenders = _field(trials)
+        there = [replace(each, stopped_at=step) if each.number == number else each for each in contenders]
+        return number in self._promoted(trials, there)
+
     def rows(self) -> list[Row]:
         """All trainings that have begun, by number."""
         with explained(self.uri):
-            return [_row(each, self.plan) for each in self._trials()]
+            trials = self._study.get_trials(deepcopy=False)
+            numbers = _numbers(trials)
+            rows = [_row(each, numbers[each.number], self.plan) for each in _begun(trials)]
+            return sorted(rows, key=lambda row: row.number)
 
     def importances(self) -> dict[str, float]:
         """The share of each key in what makes good trainings good, the largest first; empty where too few tell.
@@ -207,7 +213,9 @@ class Study:
         """
         import optuna
 
-        losses = [(trial, _judged(trial, self.plan.first_rung)) for trial in self._trials()]
+        losses = [
+            (trial, _judged(trial, self.plan.first_rung)) for trial in _begun(self._study.get_trials(deepcopy=False))
+        ]
         known = [(trial, loss) for trial, loss in losses if loss is not None]
         if len(known) < _LEAST_TRIALS or len({loss for _, loss in known}) < 2:
             return {}
@@ -221,28 +229,23 @@ class Study:
             shares = optuna.importance.get_param_importances(scratch, evaluator=evaluator)
         return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
-    def _trials(self) -> list[FrozenTrial]:
-        trials = _current(self._study.get_trials(deepcopy=False))
-        return [each for each in trials if each.state.name != "WAITING"]
-
     def _promote(self, trials: list[FrozenTrial]) -> bool:
-        """Let one that was stopped go on, if it is among the best of all that have come to its rung by now.
+        """Let one that waits at a rung go on, where one surely does.
 
-        It was judged when few others had come. The pruner knows no way back (the algorithm of Li et al. 2020 has one),
-        so another trial with the same values takes its place, and its training goes on from its checkpoint.
+        For Optuna a stopped trial has ended, so another one with the same values takes its place, and its training
+        goes on from its checkpoint.
         """
-        current = _current(trials)
-        for step in reversed(self.plan.rung_steps):
-            losses = {each.number: loss for each in current if math.isfinite(loss := _loss_at(each, step))}
-            most = len(losses) // self.plan.sweep.reduction
-            best = sorted(losses, key=lambda number: (losses[number], number))[:most]
-            for trial in current:
-                is_own = trial.state.name == "PRUNED" and "copy_of" not in trial.user_attrs
-                if is_own and trial.number in best and trial.user_attrs.get(_PRUNED_AT) == step:
-                    log.info("sweep: trial %d goes on: it is among the best at step %d by now", trial.number, step)
-                    self._study.enqueue_trial(trial.params, user_attrs={_REPLACES: trial.number, _CLEARED: step})
-                    return True
+        current, contenders = _field(trials)
+        for number in self._promoted(trials, contenders):
+            trial, step = current[number], current[number].user_attrs[_STOPPED_AT]
+            log.info("sweep: trial %d goes on: it is among the best at step %d", number, step)
+            self._study.enqueue_trial(trial.params, user_attrs={_REPLACES: trial.number, _CLEARED: step})
+            return True
         return False
+
+    def _promoted(self, trials: Sequence[FrozenTrial], contenders: Sequence[Contender]) -> list[int]:
+        expected = self.plan.trials - sum(map(_is_copy, trials))
+        return promoted(contenders, expected, self.plan.rung_steps, self.plan.sweep.reduction)
 
     def _begin_again(self) -> list[int]:
         """The trials that a killed process had begun. Those that failed by no fault of their values wait once more."""
@@ -251,7 +254,8 @@ class Study:
             if trial.state.name == "RUNNING":
                 unfinished.append(trial._trial_id)
             elif _AGAIN in trial.user_attrs:
-                self._study.enqueue_trial(trial.params, user_attrs={_REPLACES: trial.number})
+                kept = {key: trial.user_attrs[key] for key in [_CLEARED] if key in trial.user_attrs}
+                self._study.enqueue_trial(trial.params, user_attrs={_REPLACES: trial.number, **kept})
         return unfinished
 
 
@@ -272,17 +276,50 @@ def _current(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.number not in replaced]
 
 
+def _begun(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in _current(trials) if trial.state.name != "WAITING"]
+
+
+def _numbers(trials: Sequence[FrozenTrial]) -> list[int]:
+    """For each trial the number of its training, which it shares with all that it is in place of."""
+    numbers: list[int] = []
+    for trial in trials:
+        replaced = trial.user_attrs.get(_REPLACES)
+        numbers.append(len(set(numbers)) if replaced is None else numbers[replaced])
+    return numbers
+
+
+def _field(trials: Sequence[FrozenTrial]) -> tuple[dict[int, FrozenTrial], list[Contender]]:
+    """The trials that stand for their trainings, by number, and what halving holds against one another."""
+    numbers = _numbers(trials)
+    current = {numbers[each.number]: each for each in _current(trials) if not _is_copy(each)}
+    contenders = []
+    for number, trial in current.items():
+        losses = {step: loss for past in _history(trial, trials) for step, loss in past.intermediate_values.items()}
+        stopped_at = trial.user_attrs.get(_STOPPED_AT, 0) if trial.state.name == "PRUNED" else 0
+        contenders.append(Contender(number, losses, stopped_at, trial.state.name in ("FAIL", "COMPLETE")))
+    return current, contenders
+
+
+def _history(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """A trial, the one in whose place it is, and so on to the first."""
+    history = [trial]
+    while _REPLACES in history[-1].user_attrs:
+        history.append(trials[history[-1].user_attrs[_REPLACES]])
+    return history
+
+
+def _is_copy(trial: FrozenTrial) -> bool:
+    return _COPY in trial.user_attrs
+
+
 def _open(plan: Plan, uri: str) -> optuna.Study:
     import optuna
 
     with _quiet():
         options = {"connect_args": {"timeout": _BUSY_SECONDS}} if uri.startswith("sqlite") else {"pool_pre_ping": True}
         database = optuna.storages.RDBStorage(uri, engine_kwargs=options)
-        pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
-        if plan.first_rung:
-            pruner = optuna.pruners.SuccessiveHalvingPruner(
-                min_resource=plan.first_rung, reduction_factor=plan.sweep.reduction
-            )
+        pruner = optuna.pruners.NopPruner()  # trials are stopped by `halving`
         return optuna.create_study(storage=database, study_name=plan.name, load_if_exists=True, pruner=pruner)
 
 
@@ -295,24 +332,20 @@ def _sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def _row(trial: FrozenTrial, plan: Plan) -> Row:
+def _row(trial: FrozenTrial, number: int, plan: Plan) -> Row:
     facts = {name: trial.user_attrs[name] for name in _FACTS if name in trial.user_attrs}
     last = trial.last_step
     loss = trial.value if trial.state.name == "COMPLETE" else None if last is None else trial.intermediate_values[last]
     parameters = {each.key: trial.params[each.key] for each in plan.space if each.key in trial.params}
     return Row(
-        trial.number,
+        number,
         _STATES[trial.state.name],
         parameters,
         loss if loss is not None and math.isfinite(loss) else None,
         int(facts.pop("steps", last or 0)),
-        copy_of=trial.user_attrs.get("copy_of"),
+        copy_of=trial.user_attrs.get(_COPY),
         **facts,
     )
-
-
-def _loss_at(trial: FrozenTrial, step: int) -> float:
-    return trial.intermediate_values.get(step, math.inf)
 
 
 def _judged(trial: FrozenTrial, first_rung: int) -> float | None:
@@ -320,7 +353,7 @@ def _judged(trial: FrozenTrial, first_rung: int) -> float | None:
     loss = trial.intermediate_values.get(first_rung) if first_rung else None
     if loss is None and trial.state.name == "COMPLETE" and not first_rung:
         loss = trial.value
-    is_known = loss is not None and math.isfinite(loss) and "copy_of" not in trial.user_attrs
+    is_known = loss is not None and math.isfinite(loss) and not _is_copy(trial)
     return loss if is_known else None
 
 

@@ -22,7 +22,7 @@ class SweepConfig(Section):
     method: Literal["grid", "random", "tpe", "asha"] = result(
         "asha",
         "grid is every combination of lists; random draws; tpe draws where earlier trainings were good; asha draws, "
-        "and stops a training early whose loss is not among the best at the same step (successive halving)",
+        "and lets only those go on whose loss is among the best at the same step (successive halving)",
     )
     trials: int = operational(
         0,
@@ -37,7 +37,7 @@ class SweepConfig(Section):
     reduction: int = result(3, "asha: one of so many trainings goes on at each rung", ge=2, le=100)
     rungs: int = result(
         2,
-        "asha: how often a training is judged before its end; the first time is after train.steps / reduction ** rungs",
+        "asha: how often trainings are judged before they end, the first time after train.steps / reduction ** rungs",
         ge=1,
         le=10,
     )
