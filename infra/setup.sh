@@ -2,6 +2,7 @@
 # Usage: setup EXTRAS   (for example: setup "" or setup dev,stack)
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+unset PYTHONDONTWRITEBYTECODE # what is compiled lies in .venv and in folders that Git does not see
 
 find_python() {
     local candidate
@@ -34,8 +35,6 @@ setup() {
     # the one that Python brings may be years old, and takes twice the time
     .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile -c infra/constraints.txt -U pip
     .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile -c infra/constraints.txt -e ".${extras:+[$extras]}"
-    # on all cores, as pip does not; some packages hold files for other Pythons, and thousands
-    # that nobody here imports
-    .venv/bin/python -m compileall -qq -j 0 -x '/(tests?|kubernetes|pip|transformers/models/(?!auto/|gpt2/)[^/]+)/' .venv/lib >/dev/null 2>&1 || true
+    .venv/bin/python infra/compile.py >/dev/null 2>&1
     echo "$wanted" >.venv/.installed-"$extras"
 }

@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import sys
+import traceback
 from contextlib import suppress
 from typing import Any
 
@@ -62,12 +63,21 @@ def main() -> None:
 
     signal.signal(signal.SIGUSR1, take_no_more)
     setup_signal_handlers_worker(os.getpid(), "the worker", print)
-    with suppress(asyncio.CancelledError, KeyboardInterrupt):
-        try:
+    code = 1
+    try:
+        with suppress(asyncio.CancelledError, KeyboardInterrupt):
             asyncio.run(worker.start(with_healthcheck=given.with_healthcheck))
-        finally:  # a second signal would break off the end of the interpreter, with a trace in the log
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_IGN)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        # Its runs have ended and it has said goodbye to the server. Python's own end waits for all threads, and
+        # a signal in the middle of it leaves threads of the event loop that nobody ends: a worker was seen to wait
+        # for one for ever, and its machine took no run any more.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":

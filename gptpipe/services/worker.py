@@ -27,6 +27,7 @@ from gptpipe.wording import counted
 log = logging.getLogger(__name__)
 
 _POLL = 0.2
+_END_SECONDS = 5.0  # after which a worker that has no run left is asked to end once more
 
 
 def check(pool: str, store: str, *, wants_gpu: bool, make_pool: Callable[[], None] = lambda: None) -> None:
@@ -83,7 +84,7 @@ def work(command: list[str], settings: Settings) -> int:
     signals = StopSignals()
     with signals.caught():
         process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_end_with_parent)
-        stopping, asked = False, set[int]()
+        stopping, asked, end_at = False, set[int](), 0.0
         while process.poll() is None:
             if signals.count and not stopping:
                 stopping = True
@@ -99,7 +100,8 @@ def work(command: list[str], settings: Settings) -> int:
                     if run.pid not in asked and catches(run.pid, signal.SIGTERM):
                         asked.add(run.pid)
                         send_signal(run, signal.SIGTERM)
-                if not running:
+                if not running and time.monotonic() > end_at:
+                    end_at = time.monotonic() + _END_SECONDS  # a second signal would break off its farewells
                     process.terminate()
             time.sleep(_POLL)
     return 0 if stopping else process.returncode
