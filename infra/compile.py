@@ -6,11 +6,12 @@ Compiling all that is installed takes four times as long: most of it nobody here
 from __future__ import annotations
 
 import importlib
-import multiprocessing
+import os
+import subprocess
 import sys
 from contextlib import suppress
 
-# two processes, each with about half of the work; what an extra has not installed is left out
+# one process for each list, with about half of the work; what an extra has not installed is left out
 MODULES = (
     [
         "flows.retrain",
@@ -35,15 +36,20 @@ MODULES = (
         "xdist",
     ],
 )
+QUIET = {"DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 
-def load(names: list[str]) -> None:
-    for name in names:
-        with suppress(Exception):  # whatever it is, it shows where the module is needed
-            importlib.import_module(name)
+def main() -> None:
+    if names := sys.argv[1:]:
+        for name in names:
+            with suppress(Exception):  # whatever it is, it shows where the module is needed
+                importlib.import_module(name)
+        return
+    environment = {**os.environ, **QUIET, "PYTHONDONTWRITEBYTECODE": ""}
+    processes = [subprocess.Popen([sys.executable, __file__, *names], env=environment) for names in MODULES]
+    for process in processes:
+        process.wait()
 
 
 if __name__ == "__main__":
-    sys.dont_write_bytecode = False  # whatever PYTHONDONTWRITEBYTECODE says of other programs
-    with multiprocessing.get_context("fork").Pool(len(MODULES)) as pool:
-        pool.map(load, MODULES)
+    main()

@@ -2,7 +2,6 @@
 # Usage: setup EXTRAS   (for example: setup "" or setup dev,stack)
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-unset PYTHONDONTWRITEBYTECODE # what is compiled lies in .venv and in folders that Git does not see
 
 find_python() {
     local candidate
@@ -35,6 +34,6 @@ setup() {
     # the one that Python brings may be years old, and takes twice the time
     .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile -c infra/constraints.txt -U pip
     .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile -c infra/constraints.txt -e ".${extras:+[$extras]}"
-    .venv/bin/python infra/compile.py >/dev/null 2>&1
+    .venv/bin/python infra/compile.py >/dev/null 2>&1 || true # only saves time later
     echo "$wanted" >.venv/.installed-"$extras"
 }

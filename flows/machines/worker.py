@@ -15,8 +15,12 @@ from contextlib import suppress
 from typing import Any
 
 from prefect.client.schemas.objects import FlowRun
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 from prefect.utilities.processutils import setup_signal_handlers_worker
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
+
+_FAREWELL_SECONDS = 3.0
 
 
 class SavingWorker(ProcessWorker):
@@ -71,13 +75,19 @@ def main() -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        # Its runs have ended and it has said goodbye to the server. Python's own end waits for all threads, and
-        # a signal in the middle of it leaves threads of the event loop that nobody ends: a worker was seen to wait
-        # for one for ever, and its machine took no run any more.
-        for stream in (sys.stdout, sys.stderr):
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+            with suppress(Exception):  # the last lines on the pages of its runs, unless the server is away
+                EventsWorker.drain_all(timeout=_FAREWELL_SECONDS)
+                APILogWorker.drain_all(timeout=_FAREWELL_SECONDS)
             with suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(code)
+                sys.stdout.flush()
+                sys.stderr.flush()
+        finally:
+            # Python's own end waits for all threads, and a signal in the middle of it leaves threads of the event
+            # loop that nobody ends: a worker was seen to wait for one for ever, and its machine took no run any more.
+            os._exit(code)
 
 
 if __name__ == "__main__":

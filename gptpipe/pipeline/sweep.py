@@ -29,7 +29,7 @@ from gptpipe.model.precision import pick_device
 from gptpipe.pipeline.speed import speed_tags
 from gptpipe.storage.lease import Lease
 from gptpipe.sweep.plan import Plan
-from gptpipe.sweep.result import SweepResult
+from gptpipe.sweep.result import TRAINED, SweepResult
 from gptpipe.sweep.study import Study, Trial
 from gptpipe.tracking.client import RunLink, Tracking
 from gptpipe.tracking.results import read_metrics
@@ -42,8 +42,8 @@ from gptpipe.wording import counted
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
-_MOST_FAILURES = 3  # in a row, where no training has finished: then it is not the values
-_PRUNED = "not among the best at this step"
+_MOST_FAILURES = 3  # in a row, where no training has come to anything: then it is not the values
+_PRUNED = "waits at a rung of its sweep"
 
 
 @dataclass(frozen=True)
@@ -194,11 +194,13 @@ class _Child:
         self.training = job.training
 
     def add(self, lines: list[dict[str, Any]]) -> None:
-        """Lines of metrics.jsonl; their validation losses are judged."""
+        """Lines of metrics.jsonl; their validation losses are judged. One that is no number is left out of a line."""
         for line in lines:
             self._lines[line["step"]] = line
             if "validation/loss" in line:
                 self.trial.report(line["step"], float(line["validation/loss"]))
+            elif "train/loss" not in line:
+                self.trial.report(line["step"], math.nan)
 
     def refuses_values(self) -> bool:
         """Whether it failed by its values: they do not go together, or its ranks could not train with them."""
@@ -229,7 +231,6 @@ class _Children:
         self._free = slots(plan.base.train, plan.sweep.parallel)
         self._running: dict[Future[tuple[TrainResult, RunLink | None]], _Child] = {}
         self._reason, self._is_cancelled, self._failures = "", False, 0
-        self._twins: list[Trial] = []  # of trainings that go on
 
     def work(self) -> None:
         """Until all are made, or the sweep is told to end. No rank is left, whatever is raised."""
@@ -264,13 +265,10 @@ class _Children:
         return bool(self._running)
 
     def _is_twin(self, trial: Trial) -> bool:
-        """Whether an earlier training has the same values: it is not made again, and gets what that one comes to."""
+        """Whether an earlier training has the same values: it is not made again, and shows what that one comes to."""
         for row in self._study.rows():
             if row.number < trial.number and row.copy_of is None and row.parameters == trial.parameters:
-                if row.state == "running":
-                    self._twins.append(trial)
-                else:
-                    trial.copy(row)
+                trial.copy(row)
                 return True
         return False
 
@@ -326,6 +324,7 @@ class _Children:
             self._finish(child, result, link)
         except Preempted as stopped:
             if trial.was_stopped:
+                self._failures = 0
                 trial.prune(**self._facts(child), run_id=self._run.mark_pruned(child.training))
             elif not self._reason:  # train.max_hours
                 self._reason = str(stopped)
@@ -334,9 +333,6 @@ class _Children:
         except (UserError, TrainingFailed) as error:
             log.debug("%s", getattr(error, "details", ""))
             self._fail(child, error)
-        twins, self._twins = self._twins, []
-        for twin in twins:
-            self._is_twin(twin)
         self._write()
 
     def _finish(self, child: _Child, result: TrainResult, link: RunLink | None) -> None:
@@ -349,14 +345,12 @@ class _Children:
         self._failures = 0
 
     def _fail(self, child: _Child, error: Exception) -> None:
-        """One that cannot be trained ends no sweep; where none has finished and three fail in a row, it does.
+        """One that cannot be trained ends no sweep; where three fail in a row and nothing came of any, it does.
 
         What does not come from the values is tried again when the sweep is run again.
         """
         self._failures += 1
-        is_hopeless = self._failures >= _MOST_FAILURES and not any(
-            row.state == "finished" for row in self._study.rows()
-        )
+        is_hopeless = self._failures >= _MOST_FAILURES and not any(row.state in TRAINED for row in self._study.rows())
         child.trial.fail(str(error), again=is_hopeless or not child.refuses_values(), **self._facts(child))
         log.warning("sweep: trial %d failed: %s", child.trial.number, error)
         if is_hopeless:

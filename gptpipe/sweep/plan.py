@@ -12,7 +12,7 @@ from gptpipe.errors import UserError
 from gptpipe.sweep.space import Dimension, child_config, combination, combinations, read_space, shuffled
 
 _USUAL_TRIALS = 20
-_VERSION = 2  # changes when the same settings would be searched in another way
+_VERSIONS = {"asha": 2}  # changes when the same settings would be searched in another way; otherwise 1
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Plan:
         space = [each.as_dict() for each in self.space]
         return digest(
             {
-                "version": _VERSION,
+                "version": _VERSIONS.get(self.sweep.method, 1),
                 "base": fields,
                 "sweep": own,
                 "space": space,

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gptpipe.config import digest
 from gptpipe.errors import UserError
+from gptpipe.sweep.database import explained, open_study, quieten
 from gptpipe.sweep.halving import Contender, promoted
 from gptpipe.sweep.plan import Plan
 from gptpipe.sweep.space import Dimension
@@ -29,11 +28,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FINGERPRINT, _REPLACES, _AGAIN, _COPY = "fingerprint", "replaces", "again", "copy_of"
-_STOPPED_AT, _CLEARED = "stopped_at", "cleared"  # steps: the rung where it was stopped, and that beyond which it goes
+_STOPPED_AT, _CLEARED = "stopped_at", "cleared"  # steps: the rung at which it waits, and the last that it has passed
 _FACTS = ("steps", "training", "run_id", "reason")
 _STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 _LEAST_TRIALS = 4  # from which importances say anything
-_BUSY_SECONDS = 60  # for which SQLite waits for another writer
 _GOOD = 0.25  # share of the trainings that PED-ANOVA holds against all of them
 
 
@@ -76,28 +74,32 @@ class Trial:
         self.was_stopped = _STOPPED_AT in attributes
         self._cleared = int(attributes.get(_CLEARED, 0))
         self._reported = set(study.frozen(trial.number).intermediate_values)
-        self._lost = False
+        self._unsaid: dict[int, float] = {}  # losses that the database has not taken yet
+        self._is_lost = False
 
     def report(self, step: int, loss: float) -> bool:
         """A validation loss, in nats per token; whether the training is to be stopped.
 
-        It is at every rung, unless it surely is among those that go on.
-        A database that does not answer stops nothing: the training goes on without being judged.
+        It is at every rung, unless it surely is among those that go on. A database that does not answer stops nothing:
+        the training goes on without being judged.
         """
         from optuna.exceptions import StorageInternalError
 
+        if step not in self._reported:
+            self._unsaid[step] = loss
         try:
-            if step not in self._reported:
-                self._reported.add(step)
-                self._trial.report(loss, step)
+            for each in sorted(self._unsaid):
+                self._trial.report(self._unsaid[each], each)
+                self._reported.add(each)
+                del self._unsaid[each]
             if step > self._cleared and step in self._study.plan.rung_steps and not self.was_stopped:
-                self.was_stopped = not self._study.is_promoted(self.number, step)
-                self._cleared = step
-                self._trial.set_user_attr(_STOPPED_AT if self.was_stopped else _CLEARED, step)
+                goes_on = self._study.is_promoted(self.number, step)
+                self._trial.set_user_attr(_CLEARED if goes_on else _STOPPED_AT, step)
+                self._cleared, self.was_stopped = step, not goes_on
         except StorageInternalError as error:
-            if not self._lost:
+            if not self._is_lost:
                 log.warning("sweep: trial %d cannot be judged: the database does not answer (%s)", self.number, error)
-            self._lost = True
+            self._is_lost = True
         return self.was_stopped
 
     def finish(self, loss: float, **facts: Any) -> None:
@@ -117,16 +119,11 @@ class Trial:
         self._end("FAIL", None, {**facts, "reason": reason[:500], **({_AGAIN: True} if again else {})})
 
     def copy(self, row: Row) -> None:
-        """The same as that of another number, which had the same values."""
-        facts = {_COPY: row.number, "training": row.training, "run_id": row.run_id, "steps": 0}
+        """It has the values of an earlier one: it is not made, and shows whatever that one comes to."""
         if row.state == "finished" and row.loss is not None:
-            self.finish(row.loss, **facts)
-        elif row.state == "pruned":
-            if row.loss is not None:
-                self._trial.report(row.loss, row.steps)
-            self.prune(**facts)
-        else:
-            self.fail(row.reason, again=False, **facts)
+            self._end("COMPLETE", row.loss, {_COPY: row.number})
+        else:  # by which no sampler judges the values
+            self._end("FAIL", None, {_COPY: row.number})
 
     def _end(self, state: str, loss: float | None, facts: Mapping[str, Any]) -> None:
         from optuna.trial import TrialState
@@ -149,9 +146,8 @@ class Study:
 
     def __init__(self, plan: Plan, uri: str) -> None:
         self.plan, self.uri = plan, uri
-        self._lock = threading.Lock()
         with explained(uri):
-            self._study = _open(plan, uri)
+            self._study = open_study(plan.name, uri)
             known = self._study.user_attrs.get(_FINGERPRINT)
             if known is None:
                 self._study.set_user_attr(_FINGERPRINT, plan.fingerprint)
@@ -179,7 +175,7 @@ class Study:
                     if (values := self.plan.listed(number)) is not None:
                         self._study.enqueue_trial(values)
                 # each draw has a seed of its own: a process that goes on does not draw the first ones again
-                self._study.sampler = _sampler(self.plan, len(trials))
+                self._study.sampler = _sampler(self.plan, len(_current(trials)))
                 trial = self._study.ask()
             parameters = {each.key: trial._suggest(each.key, distribution_of(each)) for each in self.plan.space}
             number = _numbers(self._study.get_trials(deepcopy=False))[trial.number]
@@ -203,8 +199,8 @@ class Study:
         with explained(self.uri):
             trials = self._study.get_trials(deepcopy=False)
             numbers = _numbers(trials)
-            rows = [_row(each, numbers[each.number], self.plan) for each in _begun(trials)]
-            return sorted(rows, key=lambda row: row.number)
+            rows = {numbers[each.number]: _row(each, numbers[each.number], self.plan) for each in _begun(trials)}
+            return [_shown(rows[number], rows) for number in sorted(rows)]
 
     def importances(self) -> dict[str, float]:
         """The share of each key in what makes good trainings good, the largest first; empty where too few tell.
@@ -219,7 +215,8 @@ class Study:
         known = [(trial, loss) for trial, loss in losses if loss is not None]
         if len(known) < _LEAST_TRIALS or len({loss for _, loss in known}) < 2:
             return {}
-        with _quiet(), warnings.catch_warnings():
+        quieten()
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             scratch = optuna.create_study()
             for trial, loss in known:
@@ -296,8 +293,11 @@ def _field(trials: Sequence[FrozenTrial]) -> tuple[dict[int, FrozenTrial], list[
     contenders = []
     for number, trial in current.items():
         losses = {step: loss for past in _history(trial, trials) for step, loss in past.intermediate_values.items()}
-        stopped_at = trial.user_attrs.get(_STOPPED_AT, 0) if trial.state.name == "PRUNED" else 0
-        contenders.append(Contender(number, losses, stopped_at, trial.state.name in ("FAIL", "COMPLETE")))
+        state = trial.state.name
+        stopped_at = trial.user_attrs.get(_STOPPED_AT, 0) if state == "PRUNED" else 0
+        if stopped_at:  # what it trained until it heard of it counts once it goes on
+            losses = {step: loss for step, loss in losses.items() if step <= stopped_at}
+        contenders.append(Contender(number, losses, stopped_at, state in ("FAIL", "COMPLETE"), state == "FAIL"))
     return current, contenders
 
 
@@ -311,16 +311,6 @@ def _history(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> list[FrozenTr
 
 def _is_copy(trial: FrozenTrial) -> bool:
     return _COPY in trial.user_attrs
-
-
-def _open(plan: Plan, uri: str) -> optuna.Study:
-    import optuna
-
-    with _quiet():
-        options = {"connect_args": {"timeout": _BUSY_SECONDS}} if uri.startswith("sqlite") else {"pool_pre_ping": True}
-        database = optuna.storages.RDBStorage(uri, engine_kwargs=options)
-        pruner = optuna.pruners.NopPruner()  # trials are stopped by `halving`
-        return optuna.create_study(storage=database, study_name=plan.name, load_if_exists=True, pruner=pruner)
 
 
 def _sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
@@ -348,6 +338,14 @@ def _row(trial: FrozenTrial, number: int, plan: Plan) -> Row:
     )
 
 
+def _shown(row: Row, rows: Mapping[int, Row]) -> Row:
+    """A copy as the training that it is a copy of, which may have come farther since; it cost no step."""
+    first = rows.get(row.copy_of) if row.copy_of is not None else None
+    if first is None:
+        return row
+    return replace(first, number=row.number, steps=0, copy_of=first.number)
+
+
 def _judged(trial: FrozenTrial, first_rung: int) -> float | None:
     """The loss by which a training is held against the others; None where it has none, or is another's copy."""
     loss = trial.intermediate_values.get(first_rung) if first_rung else None
@@ -355,41 +353,3 @@ def _judged(trial: FrozenTrial, first_rung: int) -> float | None:
         loss = trial.value
     is_known = loss is not None and math.isfinite(loss) and not _is_copy(trial)
     return loss if is_known else None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Optuna and its migrations say what they do, a line each."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    yield
-
-
-@contextmanager
-def explained(uri: str) -> Iterator[None]:
-    """What a database refuses, in one line.
-
-    Raises:
-        UserError: it cannot be reached or used.
-    """
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (SQLAlchemyError, StorageInternalError, ImportError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "schema" not in str(error):
-            raise
-        try:
-            place = make_url(uri).render_as_string(hide_password=True)
-        except SQLAlchemyError:
-            place = "its value"
-        lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        raise UserError(
-            f"the database of sweeps cannot be used: {lines[0][:300]}",
-            where=f"GPTPIPE_SWEEPS_URI, {place}",
-            hint="name a database that answers and is not MLflow's own, or leave it empty for SQLite",
-        ) from error

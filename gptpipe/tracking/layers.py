@@ -12,9 +12,9 @@ _TURNS = 6  # in which columns are ordered by their neighbours, to the right and
 def layers(boxes: list[str], edges: set[tuple[str, str]]) -> tuple[list[list[str]], dict[tuple[str, str], list[str]]]:
     """Columns from the top down, and for each arrow the stops that it makes in the columns which it crosses.
 
-    A box stands after all that it was made of. An arrow has a place of its own in every column between its ends, so
-    that it goes around the boxes there, and places are ordered by the mean of their neighbours' places, which leaves
-    few crossings (Sugiyama, Tagawa and Toda 1981).
+    A box stands after all that it was made of. An arrow has a place of its own in every column between its ends, among
+    the boxes there, and places are ordered by the mean of their neighbours' places, which leaves few crossings
+    (Sugiyama, Tagawa and Toda 1981).
     """
     before: dict[str, set[str]] = {box: set() for box in boxes}
     for parent, child in edges:

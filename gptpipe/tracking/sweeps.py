@@ -140,17 +140,17 @@ class SweepRun:
         self._log_progress(client, result)
 
     def _log_progress(self, client: MlflowClient, result: SweepResult) -> None:
-        """The least loss so far and the steps spent, by how many trainings have ended."""
-        ended = sum(row.state != "running" for row in result.rows)
+        """The least loss so far, by the steps that all trainings have taken together."""
+        steps = sum(row.steps for row in result.rows if row.state != "running")
         if self._logged < 0:
             history = client.get_metric_history(self.link.run_id, "sweep/steps")
             self._logged = max((point.step for point in history), default=0)
-        if ended <= self._logged:
+        if steps <= self._logged:
             return
-        self._logged = ended
-        client.log_metric(self.link.run_id, "sweep/steps", sum(row.steps for row in result.rows), step=ended)
+        self._logged = steps
+        client.log_metric(self.link.run_id, "sweep/steps", steps, step=steps)
         if (best := result.best) is not None and best.loss is not None:
-            client.log_metric(self.link.run_id, "sweep/best_loss", best.loss, step=ended)
+            client.log_metric(self.link.run_id, "sweep/best_loss", best.loss, step=steps)
 
 
 def _parameters(plan: Plan) -> dict[str, str]:

@@ -48,12 +48,15 @@ def test_signals_while_it_ends_leave_no_trace(number: signal.Signals) -> None:
                 return
         raise AssertionError(process.communicate())
 
-    wait_for("started")
-    process.send_signal(number)
-    wait_for("ending")
-    for _ in range(5):
+    try:
+        wait_for("started")
         process.send_signal(number)
-        time.sleep(0.1)
-    _, err = process.communicate(timeout=30)
+        wait_for("ending")
+        for _ in range(5):
+            process.send_signal(number)
+            time.sleep(0.1)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert "Traceback" not in err
     assert process.returncode == 0

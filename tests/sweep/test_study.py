@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
+from optuna.exceptions import StorageInternalError
 
 from gptpipe.config import PipelineConfig, SweepConfig
 from gptpipe.errors import UserError
@@ -111,6 +113,67 @@ def test_one_that_goes_on_keeps_its_number_and_the_best_of_all_come_go_on() -> N
         (7, "pruned", 30),
         (8, "finished", 90),
     ]
+
+
+def test_one_that_hears_late_of_its_stop_takes_no_place_beyond_it() -> None:
+    """Each trains on past the next rung before it stops; the one that is fourth at the first is the best there."""
+    plan = plan_of("train.seed=" + ",".join(map(str, range(9))), method="asha")
+    study = Study(plan, MEMORY)
+
+    def loss(number: int, step: int) -> float:
+        return 0.5 if (number, step) == (3, 30) else 5.0 + number - step / 100
+
+    while (trial := study.next()) is not None:
+        for step in (10, 20, 30, 40):
+            trial.report(step, loss(trial.number, step))
+        if trial.was_stopped:
+            trial.prune(steps=40)
+        else:
+            trial.finish(loss(trial.number, 90), steps=90)
+    assert [row.number for row in study.rows() if row.state == "finished"] == [0]
+
+
+def test_a_database_that_is_away_stops_nothing_and_hears_of_it_later(
+    uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = plan_of("train.seed=1,2,3", method="asha")
+    study = Study(plan, uri)
+    first, second, third = (study.next() for _ in range(3))
+    assert first is not None
+    assert second is not None
+    assert third is not None
+
+    def away(*_: Any) -> None:
+        raise StorageInternalError("no connection")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.trial.Trial, "report", away)
+        assert not first.report(10, 1.0)
+        patch.undo()
+        patch.setattr(optuna.trial.Trial, "set_user_attr", away)
+        assert not second.report(10, 2.0)
+    assert caplog.text.count("cannot be judged") == 2
+    assert not first.report(20, 0.9)  # it has passed the rung
+    assert third.report(10, 3.0)
+    third.prune(steps=10)
+    second.finish(2.0, steps=90)
+    assert not first.report(30, 0.5)  # the only one that has a place here
+    first.finish(0.4, steps=90)
+    assert study.next() is None
+    assert [row.state for row in study.rows()] == ["finished", "finished", "pruned"]
+
+
+def test_a_loss_that_is_no_number_goes_on_nowhere_and_is_not_waited_for() -> None:
+    plan = plan_of("train.seed=1,2,3", method="asha", rungs=1, reduction=2)
+    study = Study(plan, MEMORY)
+    ended = []
+    while (trial := study.next()) is not None:
+        ended.append(
+            (trial.number, train(trial, plan, lambda values, _: math.nan if values["train.seed"] == 1 else 2.0))
+        )
+    diverged = next(row.number for row in study.rows() if row.parameters["train.seed"] == 1)
+    assert [steps for number, steps in ended if number == diverged] == [45]
+    assert sum(row.state == "finished" for row in study.rows()) == 1
 
 
 @pytest.mark.parametrize("method", ["random", "tpe"])
@@ -221,10 +284,18 @@ def test_the_same_values_are_not_trained_twice(uri: str) -> None:
     first, second = study.next(), study.next()
     assert first is not None
     assert second is not None
-    first.finish(2.5, steps=90, training="there", run_id="r")
     second.copy(study.rows()[0])
+    assert study.rows()[1].state == "running"  # as its original is
+    first.finish(2.5, steps=90, training="there", run_id="r")
     row = study.rows()[1]
-    assert (row.state, row.loss, row.steps, row.copy_of, row.training) == ("finished", 2.5, 0, 0, "there")
+    assert (row.number, row.state, row.loss, row.steps, row.copy_of, row.training) == (
+        1,
+        "finished",
+        2.5,
+        0,
+        0,
+        "there",
+    )
     assert SweepResult(plan, study.rows(), {}).best == study.rows()[0]
 
 

@@ -1,0 +1,66 @@
+"""The database of sweeps: how it is opened, and what it refuses, in one line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from gptpipe.errors import UserError
+
+if TYPE_CHECKING:
+    import optuna
+
+_BUSY_SECONDS = 60  # for which SQLite waits for another writer
+
+
+def open_study(name: str, uri: str) -> optuna.Study:
+    """Optuna's study of that name, made when it is not there.
+
+    Args:
+        uri: of the database, as SQLAlchemy names it.
+    """
+    import optuna
+
+    quieten()
+    options = {"connect_args": {"timeout": _BUSY_SECONDS}} if uri.startswith("sqlite") else {"pool_pre_ping": True}
+    database = optuna.storages.RDBStorage(uri, engine_kwargs=options)
+    pruner = optuna.pruners.NopPruner()  # trials are stopped by `halving`
+    return optuna.create_study(storage=database, study_name=name, load_if_exists=True, pruner=pruner)
+
+
+def quieten() -> None:
+    """Optuna and its migrations say what they do, a line each."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+@contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """What a database refuses, in one line.
+
+    Raises:
+        UserError: it cannot be reached or used.
+    """
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, ImportError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "schema" not in str(error):
+            raise
+        try:
+            place = make_url(uri).render_as_string(hide_password=True)
+        except SQLAlchemyError:
+            place = "its value"
+        lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"the database of sweeps cannot be used: {lines[0][:300]}",
+            where=f"GPTPIPE_SWEEPS_URI, {place}",
+            hint="name a database that answers and is not MLflow's own, or leave it empty for SQLite",
+        ) from error
