@@ -1,6 +1,7 @@
 """Successive halving against the whole grid: 27 small trainings each way, the steps they take and the best loss.
 
-    python tests/benchmarks/sweeps.py [--steps 270] [--seeds 1] [--reduction 3] [--rungs 2] [--parallel 1] [--values 3]
+    python tests/benchmarks/sweeps.py [--steps 270] [--seeds 1] [--train-seed 1337] [--reduction 2] [--rungs 3]
+                                         [--parallel 1] [--values 3]
 
 Every training is a real one, on Python's standard library; neither way finds what the other has trained, for each has
 a store and a database of its own. The grid is trained once, halving with each seed: the seed draws its order.
@@ -36,8 +37,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=270)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--reduction", type=int, default=3)
-    parser.add_argument("--rungs", type=int, default=2)
+    parser.add_argument("--train-seed", type=int, default=1337)
+    parser.add_argument("--reduction", type=int, default=2)
+    parser.add_argument("--rungs", type=int, default=3)
     parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--values", type=int, default=3, help="of each key; 3 are 27 trainings")
     options = parser.parse_args()
@@ -75,6 +77,7 @@ def made(options: argparse.Namespace, folder: Path, data: str, method: str, seed
         "model": {"context_length": 64, "n_layer": 2, "n_head": 2},
         "train": {
             "steps": options.steps,
+            "seed": options.train_seed,
             "batch_size": 8,
             "warmup_steps": max(1, options.steps // 20),
             "validate_every": 0,

@@ -137,10 +137,10 @@ def test_halving_stops_a_real_training_that_could_go_on(corpus: Path, server: st
     seeds = [seed for seed in range(20) if _first_rate(base, search, seed) == 1e-2]
     words = ["--search", search, "--seed", str(seeds[0]), "--name", "rates", "--set", "train.steps=180"]
     answer, log = finish(start(corpus, *words))
-    assert "validated, saved and judged every 20 steps in place of train.validate_every" in log
+    assert "validated, saved and judged every 23 steps in place of train.validate_every" in log
     good, bad = answer["trials"]
     assert (good["state"], good["steps"], bad["state"]) == ("finished", 180, "pruned")
-    assert 20 <= bad["steps"] < 180
+    assert 23 <= bad["steps"] < 180
     assert (Path(bad["training"]) / f"step-{bad['steps']:08d}" / "manifest.json").exists()
     assert answer["best"]["parameters"] == {"train.learning_rate": 1e-2}
     assert answer["best"]["config"]["train"]["learning_rate"] == 1e-2

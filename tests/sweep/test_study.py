@@ -28,7 +28,8 @@ PNG = b"\x89PNG"
 
 
 def plan_of(*search: str, **options: Any) -> Plan:
-    return Plan.of(BASE, SweepConfig(search=list(search), **options)).on("dataset")
+    settings = {"reduction": 3, "rungs": 2, **options}
+    return Plan.of(BASE, SweepConfig(search=list(search), **settings)).on("dataset")
 
 
 def curve(parameters: Mapping[str, Any], step: int) -> float:
