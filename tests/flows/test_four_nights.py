@@ -140,5 +140,7 @@ def test_four_nights(place: Place, tmp_path: Path) -> None:
         with browser(tmp_path / "profile") as page:
             for night, state in enumerate(states, 1):
                 page.open(f"http://127.0.0.1:{place.ports['PREFECT']}/v2/runs/flow-run/{state['run']}")
+                page.wait_for("Subflow Runs")
+                page.open_tab("Details")
                 page.wait_for(state["message"][:40])
                 picture(page, f"night-{night}")
