@@ -72,15 +72,15 @@ def main() -> None:
         with suppress(asyncio.CancelledError, KeyboardInterrupt):
             asyncio.run(worker.start(with_healthcheck=given.with_healthcheck))
         code = 0
-    except BaseException:
+    except Exception:  # the process ends by itself below, where Python would not come to say it
         traceback.print_exc()
     finally:
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
-            with suppress(Exception):  # the last lines on the pages of its runs, unless the server is away
-                EventsWorker.drain_all(timeout=_FAREWELL_SECONDS)
-                APILogWorker.drain_all(timeout=_FAREWELL_SECONDS)
+            for queue in (APILogWorker, EventsWorker):
+                with suppress(Exception):  # the last lines on the pages of its runs, unless the server is away
+                    queue.drain_all(timeout=_FAREWELL_SECONDS)
             with suppress(OSError, ValueError):
                 sys.stdout.flush()
                 sys.stderr.flush()

@@ -302,7 +302,7 @@ def test_the_same_training_twice_is_dropped_where_that_is_wanted(place: Place, u
 
 @pytest.mark.parametrize("engine", ["dask", "ray"])
 def test_a_deployment_tokenizes_on_another_engine(place: Place, up_again: Callable[..., None], engine: str) -> None:
-    pytest.importorskip(f"prefect_{engine}", reason=f"the extra {engine} is not installed")
+    pytest.importorskip(f"prefect_{engine}", reason="infra/test.sh --all installs it")
     up_again(GPTPIPE_TASK_RUNNER=engine)
     (place.folder / "text" / f"{engine}.py").write_text(TEXT.replace("mean", engine))
     run = place.press_run("retrain/on-demand", **wanted(place))

@@ -164,6 +164,21 @@ def test_a_database_that_is_away_stops_nothing_and_hears_of_it_later(
     assert [row.state for row in study.rows()] == ["finished", "finished", "pruned"]
 
 
+def test_what_is_drawn_does_not_depend_on_who_has_gone_on_by_then() -> None:
+    plan = plan_of("train.learning_rate=1e-4..1e-2", method="asha", trials=6, rungs=1)
+    at_once, in_turn = Study(plan, MEMORY), Study(plan, MEMORY)  # a database each
+    drawn = [trial.parameters for _ in range(6) if (trial := at_once.next())]
+    order = []
+    while (trial := in_turn.next()) is not None:
+        order.append(trial.number)
+        if trial.report(plan.first_rung, float(trial.number)):
+            trial.prune(steps=plan.first_rung)
+        else:
+            trial.finish(float(trial.number), steps=90)
+    assert order.index(0, 1) < order.index(5)  # the first one goes on before the last is drawn
+    assert [row.parameters for row in in_turn.rows()] == drawn
+
+
 def test_a_loss_that_is_no_number_goes_on_nowhere_and_is_not_waited_for() -> None:
     plan = plan_of("train.seed=1,2,3", method="asha", rungs=1, reduction=2)
     study = Study(plan, MEMORY)
