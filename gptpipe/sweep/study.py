@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from gptpipe.config import digest
@@ -280,9 +281,10 @@ def _begun(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 def _numbers(trials: Sequence[FrozenTrial]) -> list[int]:
     """For each trial the number of its training, which it shares with all that it is in place of."""
     numbers: list[int] = []
+    new = count()
     for trial in trials:
         replaced = trial.user_attrs.get(_REPLACES)
-        numbers.append(len(set(numbers)) if replaced is None else numbers[replaced])
+        numbers.append(next(new) if replaced is None else numbers[replaced])
     return numbers
 
 
