@@ -12,14 +12,14 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from prefect.client.schemas.objects import FlowRun
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
-from prefect.utilities.processutils import setup_signal_handlers_worker
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _FAREWELL_SECONDS = 3.0
 
 
@@ -66,28 +66,41 @@ def main() -> None:
         worker.takes_more = False
 
     signal.signal(signal.SIGUSR1, take_no_more)
-    setup_signal_handlers_worker(os.getpid(), "the worker", print)
-    code = 1
+    asyncio.run(_work(worker, given.with_healthcheck))
+
+
+async def _work(worker: ProcessWorker, with_healthcheck: bool) -> NoReturn:
+    """Run the worker until it is asked to stop, then end the process from here.
+
+    Every signal cancels this task, so that nothing is broken off elsewhere: Prefect's own handlers raise
+    KeyboardInterrupt at whatever line runs. After the loop Python would wait for all threads, and a worker was seen to
+    wait for one of them for ever, while its machine took no run any more.
+    """
+    loop, task, code = asyncio.get_running_loop(), asyncio.current_task(), 1
+    assert task is not None
+    for number in _END_SIGNALS:
+        loop.add_signal_handler(number, task.cancel)
     try:
-        with suppress(asyncio.CancelledError, KeyboardInterrupt):
-            asyncio.run(worker.start(with_healthcheck=given.with_healthcheck))
+        with suppress(asyncio.CancelledError):
+            await worker.start(with_healthcheck=with_healthcheck)
         code = 0
-    except Exception:  # the process ends by itself below, where Python would not come to say it
+    except BaseException:  # Python would not come to say it
         traceback.print_exc()
     finally:
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_IGN)
-            for queue in (APILogWorker, EventsWorker):
-                with suppress(Exception):  # the last lines on the pages of its runs, unless the server is away
-                    queue.drain_all(timeout=_FAREWELL_SECONDS)
-            with suppress(OSError, ValueError):
-                sys.stdout.flush()
-                sys.stderr.flush()
-        finally:
-            # Python's own end waits for all threads, and a signal in the middle of it leaves threads of the event
-            # loop that nobody ends: a worker was seen to wait for one for ever, and its machine took no run any more.
-            os._exit(code)
+        _say_farewell()
+        os._exit(code)
+
+
+def _say_farewell() -> None:
+    """Send the last lines for the pages of the worker's runs, unless the server is away."""
+    for number in _END_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    for queue in (APILogWorker, EventsWorker):
+        with suppress(Exception):
+            queue.drain_all(timeout=_FAREWELL_SECONDS)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
 
 
 if __name__ == "__main__":
