@@ -85,8 +85,7 @@ class PrefectServer:
             stdin=subprocess.DEVNULL,
             stdout=quiet and subprocess.DEVNULL,
             stderr=quiet,
-            env=os.environ
-            | {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+            env=os.environ | _SERVER_VARIABLES,
             start_new_session=True,
         )
 

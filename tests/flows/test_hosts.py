@@ -22,7 +22,8 @@ from tests.fixtures.place import Place, folder_for_all, stack_in, wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-HERE, THERE = "10.231.7.1", "10.231.7.2"
+_NET = f"10.{200 + os.getpid() // 250 % 50}.{os.getpid() % 250}"  # of this run: another one's may still be there
+HERE, THERE = f"{_NET}.1", f"{_NET}.2"
 SPACE, NEAR, FAR = f"gptpipe-{os.getpid()}", f"gpn{os.getpid() % 10**8}", f"gpf{os.getpid() % 10**8}"
 TEXT = "def add(a, b):\n    return a + b\n\n\ndef mean(values):\n    return sum(values) / len(values)\n\n\n" * 60
 MODEL = {"n_layer": 1, "n_embd": 16, "n_head": 2, "context_length": 16}
@@ -48,6 +49,7 @@ def cable() -> Iterator[None]:
     """A namespace joined to this one by a veth pair, as a machine by a cable."""
     if shutil.which("ip") is None:
         pytest.skip("`ip` is absent: Debian's iproute2 brings it")
+    remove_spaces_of_killed_runs()
     made = ip("netns", "add", SPACE)
     if made.returncode:
         pytest.skip(f"no network namespace can be made here: {made.stderr.strip()}")
@@ -66,6 +68,14 @@ def cable() -> Iterator[None]:
     finally:
         ip("link", "delete", NEAR)
         ip("netns", "delete", SPACE)
+
+
+def remove_spaces_of_killed_runs() -> None:
+    """With a namespace goes its end of the cable, and with that the other end."""
+    for line in ip("netns", "list").stdout.splitlines():
+        name = line.split()[0]
+        if name.startswith("gptpipe-") and not psutil.pid_exists(int(name.removeprefix("gptpipe-"))):
+            ip("netns", "delete", name)
 
 
 @pytest.fixture(scope="module")
