@@ -1,4 +1,4 @@
-"""Numbers as a person says them, in log lines and answers."""
+"""Numbers and errors as a person says them, in log lines and answers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from collections.abc import Mapping
 def counted(number: int, noun: str) -> str:
     """1 rank, 2 ranks, 12,000 files."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in its first line: its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptpipe.extras import install_hint
+from gptpipe.wording import first_line
 
 SERVICES = ("master", "filer", "volume", "s3")  # each listens on a port for HTTP and one for gRPC
 _START_SECONDS = 90
@@ -75,7 +76,7 @@ def bucket_ailment(endpoint: str, access_key: str, secret_key: str, bucket: str)
             client.create_bucket(Bucket=bucket)
         client.put_object(Bucket=bucket, Key=".ready", Body=b"ready")  # its port opens before it can write
     except (BotoCoreError, ClientError) as error:
-        return (str(error) or type(error).__name__).splitlines()[0]
+        return first_line(error)
     return ""
 
 

@@ -26,6 +26,7 @@ from gptpipe.services.ports import answers, free_ports, holders
 from gptpipe.services.seaweedfs import bucket_ailment, find_weed, port_names, weed_command
 from gptpipe.services.server_logs import traceback_ends
 from gptpipe.services.supervisor import Program, Supervisor, write_private
+from gptpipe.wording import first_line
 
 POOL = "gptpipe"  # the work pool of the process worker
 BUCKET = "gptpipe"
@@ -337,7 +338,7 @@ class Stack:
                 for name in {"prefect", "mlflow", "sweeps"} - there:
                     connection.execute(f"create database {name}".encode())
         except psycopg.Error as error:
-            return _first_line(error)
+            return first_line(error)
         return ""
 
     def _store_ailment(self, drawn: Secrets) -> str:
@@ -391,7 +392,3 @@ def _database_user() -> str:
         with suppress(KeyError):
             return pwd.getpwnam(name).pw_name
     raise UserError("PostgreSQL does not run as root", where="gptpipe up", hint="run it as an ordinary user")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gptpipe.errors import UserError
 from gptpipe.extras import install_hint
+from gptpipe.wording import first_line
 
 HUB = "hf:"
 
@@ -29,6 +30,5 @@ def from_hub(reference: str, patterns: list[str]) -> str:
     try:
         return str(snapshot_download(reference.removeprefix(HUB).strip("/"), allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
         hint = "see https://huggingface.co for the name, as owner/name"
-        raise UserError(f"cannot be fetched: {reason}", where=reference, hint=hint) from None
+        raise UserError(f"cannot be fetched: {first_line(error)}", where=reference, hint=hint) from None

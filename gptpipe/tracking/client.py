@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from gptpipe import storage
 from gptpipe.config.settings import Settings, make_home
 from gptpipe.errors import UserError
+from gptpipe.wording import first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,8 +75,8 @@ class Tracking:
                 make_home(self.home)
             with storage.explained(self.uri, writing=True):
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            for name in ("alembic", "mlflow.store.db.utils"):  # its database migrations, a line each
-                logging.getLogger(name).setLevel(logging.WARNING)
+            logging.getLogger("alembic").setLevel(logging.WARNING)  # a line for each of its database's migrations
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # the trace of what it raises as well
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     def experiment_id(self, client: MlflowClient) -> str:
@@ -128,7 +129,7 @@ class Tracking:
 
         if not isinstance(error, (MlflowException, SQLAlchemyError, OSError)):
             return error
-        return UserError(f"MLflow refused: {first_line(error)}", where=self.uri, hint=_DOCTOR)
+        return UserError(f"MLflow refused: {reason(error)}", where=self.uri, hint=_DOCTOR)
 
     @contextmanager
     def reached(self) -> Iterator[MlflowClient]:
@@ -144,7 +145,7 @@ class Tracking:
         except Exception as error:
             if not is_away(error):
                 raise self.refusal(error) from error
-            raise UserError(f"MLflow cannot be reached: {first_line(error)}", where=self.uri, hint=_DOCTOR) from error
+            raise UserError(f"MLflow cannot be reached: {reason(error)}", where=self.uri, hint=_DOCTOR) from error
 
 
 def is_away(error: BaseException) -> bool:
@@ -161,8 +162,11 @@ def is_away(error: BaseException) -> bool:
     return isinstance(error, (RequestException, ConnectionError, TimeoutError))
 
 
-def first_line(error: BaseException) -> str:
-    return str(getattr(error, "message", "") or error or type(error).__name__).strip().splitlines()[0][:300]
+def reason(error: BaseException) -> str:
+    """What is wrong, in a line: where a database is behind it, in the database's own words."""
+    for each in (error, error.__cause__):
+        error = getattr(each, "orig", None) or error
+    return first_line(error)[:300]
 
 
 @dataclass(frozen=True)

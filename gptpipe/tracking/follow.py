@@ -31,7 +31,7 @@ from gptpipe.dataset.dataset import Dataset
 from gptpipe.dataset.rows import SPLITS
 from gptpipe.launch.job import METRICS
 from gptpipe.model.gpt import empty_model
-from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, RunLink, Tracking, first_line, is_away
+from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, RunLink, Tracking, is_away, reason
 from gptpipe.version import __version__
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class TrainingTracker:
         except Exception as error:
             if not is_away(error):
                 raise self._tracking.refusal(error) from None
-            log.warning("MLflow did not take the run's end (%s)", first_line(error))
+            log.warning("MLflow did not take the run's end (%s)", reason(error))
         return RunLink(self._tracking, self._run.info.run_id, self._run.info.experiment_id)
 
     def _work(self) -> None:
@@ -146,10 +146,10 @@ class TrainingTracker:
             except Exception as error:
                 if not is_away(error):
                     self._error = self._tracking.refusal(error)
-                    log.warning("the training is not tracked: %s", first_line(self._error))
+                    log.warning("the training is not tracked: %s", reason(self._error))
                     return
                 if not self._warned:  # a server that is away must not end a training
-                    log.warning("MLflow cannot be reached (%s); training goes on", first_line(error))
+                    log.warning("MLflow cannot be reached (%s); training goes on", reason(error))
                     self._warned = True
                 if ending:
                     return
@@ -260,7 +260,7 @@ def _log_inputs(client: MlflowClient, run_id: str, inputs: list[Any]) -> None:
         except MlflowException as error:
             if not left or is_away(error):
                 raise
-            log.debug("the dataset once more: %s", first_line(error))
+            log.debug("the dataset once more: %s", reason(error))
             time.sleep(_AGAIN_SECONDS)
 
 

@@ -23,7 +23,7 @@ from gptpipe.evaluation.once import evaluate_against
 from gptpipe.evaluation.result import Evaluation
 from gptpipe.generation.generate import Samples
 from gptpipe.launch.training import TrainResult
-from gptpipe.tracking.client import DATASET_TAG, RunLink, Tracking, first_line, is_away
+from gptpipe.tracking.client import DATASET_TAG, RunLink, Tracking, is_away, reason
 from gptpipe.tracking.promote import ALREADY, Check, Decision, decide, not_comparable
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def check_tracking(config: PipelineConfig, tracking: Tracking, store: str) -> No
     except Exception as error:
         if not is_away(error):
             raise tracking.refusal(error) from None
-        log.warning("MLflow at %s cannot be reached yet (%s)", tracking.uri, first_line(error))
+        log.warning("MLflow at %s cannot be reached yet (%s)", tracking.uri, reason(error))
 
 
 def _check_registry(config: PipelineConfig, tracking: Tracking, store: str) -> None:

@@ -14,7 +14,7 @@ from gptpipe.config.names import word
 from gptpipe.sweep.plan import Plan
 from gptpipe.sweep.result import SweepResult
 from gptpipe.sweep.study import Row
-from gptpipe.tracking.client import RunLink, Tracking, first_line, is_away
+from gptpipe.tracking.client import RunLink, Tracking, is_away, reason
 from gptpipe.tracking.follow import git_tags
 from gptpipe.tracking.plots import parallel_coordinates
 from gptpipe.tracking.results import DESCRIPTION
@@ -119,7 +119,7 @@ class SweepRun:
         except Exception as error:
             if not is_away(error):
                 raise self.link.tracking.refusal(error) from None
-            log.warning("MLflow did not take %s (%s)", what, first_line(error))
+            log.warning("MLflow did not take %s (%s)", what, reason(error))
 
     def _write(self, client: MlflowClient, result: SweepResult) -> None:
         run_id = self.link.run_id

@@ -1,0 +1,226 @@
+"""The whole pipeline as one command in a folder of its own: started, watched by its log, attacked, started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.chaos.attack import Attack, fill, strike
+
+GPTPIPE = str(Path(sys.executable).with_name("gptpipe"))
+SETTINGS = {
+    "model.n_layer": "1",
+    "model.n_embd": "16",
+    "model.n_head": "2",
+    "model.context_length": "32",
+    "train.steps": "40",
+    "train.batch_size": "4",
+    "train.warmup_steps": "2",
+    "train.validate_every": "10",
+    "train.checkpoint_every": "4",
+    "train.log_every": "1",
+    "train.precision": "float32",
+    "train.threads": "1",
+    "sample.max_new_tokens": "8",
+    "data.shard_megabytes": "1",
+}
+_MARK = re.compile(r"^(plan:|tokenize:|training from|train:|evaluate:|sample:|register:|report:)|/(step-\d+) in ")
+_ROLES = {"server": "gptpipe.services.prefect_server", "torchrun": "torch.distributed.run", "rank": "gptpipe.train"}
+_TRY_SECONDS = 300
+_GRACE_SECONDS = 5.0  # in which what a command started may still end after it
+DISK_MEGABYTES = 256
+
+
+def marks_of(log: str) -> list[str]:
+    """The words that say how far a run is, each once, in their order."""
+    found = (match[1] or match[2] for line in log.splitlines() if (match := _MARK.search(line)))
+    return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class Try:
+    """One time that the command was run.
+
+    Attributes:
+        said: its last words on stderr. error: of its JSON, where it ended with one.
+        left: command lines of processes that outlived it.
+    """
+
+    code: int
+    said: list[str]
+    answer: dict[str, Any]
+    seconds: float
+    left: list[str]
+
+    @property
+    def faults(self) -> list[str]:
+        """What a person should not have seen."""
+        faults = [f"a process outlived it: {command}" for command in self.left]
+        if any("Traceback" in line for line in self.said):
+            faults.append("a trace on stderr")
+        # killed, or interrupted before Python could say anything
+        silent = self.code < 0
+        if self.code and not silent and "message" not in self.answer.get("error", {}):
+            faults.append(f"exit code {self.code} without a line that says why")
+        return faults
+
+
+@dataclass
+class Alone:
+    """`gptpipe run` with a home, a temporary folder and a corpus of its own below `folder`."""
+
+    folder: Path
+    tries: list[Try] = field(default_factory=list)
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    @property
+    def temporary(self) -> Path:
+        return self.folder / "tmp"
+
+    def prepare(self, databases: Path | None = None) -> None:
+        """Write the corpus and an empty home.
+
+        Args:
+            databases: folder with empty ones of Prefect and MLflow, which take seconds to make.
+        """
+        corpus = self.folder / "corpus"
+        corpus.mkdir(parents=True)
+        for i in range(40):
+            (corpus / f"{i:02}.py").write_text(
+                "\n".join(f"def f{i}_{j}(x):\n    return x + {i * j}" for j in range(30))
+            )
+        self.home.mkdir(mode=0o700, exist_ok=True)
+        self.temporary.mkdir(exist_ok=True)
+        if databases:
+            (self.home / "prefect").mkdir(mode=0o700)
+            shutil.copy(databases / "prefect.db", self.home / "prefect" / "prefect.db")
+            shutil.copy(databases / "mlflow.db", self.home / "mlflow.db")
+
+    def round(self, attack: Attack | None) -> None:
+        """Run it with this attack, and once more where it has not ended well."""
+        with self._small_disk(attack):
+            self._try(attack)
+            if self.tries[-1].code:
+                self._try(None)
+            if attack and attack.fault == "full disk" and attack.victim == "home":
+                shutil.copytree(self.home, self.folder / "kept")  # off the disk that is gone in a moment
+
+    def family(self) -> dict[str, list[psutil.Process]]:
+        """What runs for this home, by role."""
+        roles: dict[str, list[psutil.Process]] = {"all": []}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.status() == psutil.STATUS_ZOMBIE or process.environ().get("GPTPIPE_HOME") != str(self.home):
+                    continue
+                command = process.cmdline()
+                role = next((name for name, word in _ROLES.items() if word in command), "helper")
+                if command[1:2] == [GPTPIPE]:
+                    role = "flow"
+                roles.setdefault(role, []).append(process)
+                roles["all"].append(process)
+        return roles
+
+    def end(self) -> None:
+        """Kill whatever runs."""
+        for process in self.family()["all"]:
+            with suppress(psutil.Error):
+                process.kill()
+
+    @contextmanager
+    def _small_disk(self, attack: Attack | None) -> Iterator[None]:
+        """A disk of its own below the place that is to be full."""
+        if attack is None or attack.fault != "full disk":
+            yield
+            return
+        place = self._place(attack)
+        content = self.folder / "content"
+        place.rename(content)
+        place.mkdir(mode=0o700)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m", "tmpfs", str(place)], check=True)
+        try:
+            shutil.copytree(content, place, dirs_exist_ok=True)
+            yield
+        finally:
+            self.end()
+            subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+    def _place(self, attack: Attack) -> Path:
+        return self.home if attack.victim == "home" else self.temporary
+
+    def _try(self, attack: Attack | None) -> None:
+        number = len(self.tries)
+        log_file, answer_file = self.folder / f"log-{number}.txt", self.folder / f"answer-{number}.json"
+        words = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("GPTPIPE_", "PREFECT_"))
+        }
+        environment |= {"GPTPIPE_HOME": str(self.home), "TMPDIR": str(self.temporary), "NO_COLOR": "1"}
+        began = time.monotonic()
+        with log_file.open("wb") as log, answer_file.open("wb") as answer:
+            process = subprocess.Popen(
+                [GPTPIPE, "run", "--json", "--corpus", "corpus", *words],
+                cwd=self.folder,
+                env=environment,
+                stdout=answer,
+                stderr=log,
+                start_new_session=True,
+            )
+        filler = self._attack(attack, process, log_file) if attack else None
+        try:
+            code = process.wait(timeout=_TRY_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+            log_file.write_text(f"{log_file.read_text()}\nTraceback: it did not end within {_TRY_SECONDS} s\n")
+        seconds = time.monotonic() - began
+        left = self._outlived()
+        if filler:
+            filler.unlink()
+        said = log_file.read_text(errors="replace").splitlines()
+        parsed: dict[str, Any] = {}
+        with suppress(ValueError):
+            parsed = json.loads(answer_file.read_text())
+        self.tries.append(Try(code, said, parsed, seconds, left))
+
+    def _attack(self, attack: Attack, process: subprocess.Popen[bytes], log: Path) -> Path | None:
+        """Wait for the moment and do it; the file that fills the disk. Nothing happens where the run ends before."""
+        while attack.mark and attack.mark not in marks_of(log.read_text(errors="replace")):
+            if process.poll() is not None:
+                return None
+            time.sleep(0.02)
+        time.sleep(attack.delay)
+        if attack.fault == "full disk":
+            return fill(self._place(attack))
+        while process.poll() is None:
+            if victims := self.family().get(attack.victim):
+                strike(victims[:1] if attack.victim == "helper" else victims, attack.fault)
+                break
+            time.sleep(0.02)
+        return None
+
+    def _outlived(self) -> list[str]:
+        until = time.monotonic() + _GRACE_SECONDS
+        while (left := self.family()["all"]) and time.monotonic() < until:
+            time.sleep(0.1)
+        commands = []
+        for process in left:
+            with suppress(psutil.Error):
+                commands.append(" ".join(process.cmdline())[:200])
+                process.send_signal(signal.SIGKILL)
+        return commands
