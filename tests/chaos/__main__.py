@@ -16,16 +16,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.chaos.alone import Alone, marks_of
+from tests.chaos.alone import PREFECT, Alone, marks_of
 from tests.chaos.attack import Attack
 from tests.chaos.outcome import differences, outcome, unended_flow_runs
 
 
 def reference(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """What an undisturbed run leaves behind, and the marks of its log. Its empty databases are kept beside it."""
+    """What an undisturbed run leaves behind, and the marks of its log."""
     run = Alone(folder / "reference")
     run.prepare()
-    run.round(None)
+    run.run()
     assert run.tries[-1].code == 0, run.tries[-1].said
     return outcome(run), ["", *marks_of("\n".join(run.tries[-1].said))]
 
@@ -34,14 +34,17 @@ def one_round(seed: int, folder: Path, marks: list[str], undisturbed: dict[str, 
     """Attack a run, and say what came of it."""
     attack = Attack.drawn(seed, marks)
     run = Alone(folder / f"round-{seed}")
-    run.prepare()
+    run.prepare({PREFECT: folder / "reference" / "home" / PREFECT})
     try:
-        run.round(attack)
+        run.run(attack)
         home = run.folder / "kept" if (run.folder / "kept").exists() else run.home
         faults = [fault for each in run.tries for fault in each.faults]
-        if run.tries[-1].code:
+        error = run.tries[-1].answer.get("error", {})
+        named = {str(place) for file in run.flipped for place in (file, file.parent)}
+        is_named = any(place in error.get("where", "") for place in named)
+        if run.tries[-1].code and not is_named:
             faults.append(f"it did not end well: {' / '.join(run.tries[-1].said[-2:])}")
-        else:
+        elif not run.tries[-1].code:
             faults += differences(outcome(run, home), undisturbed)
         unended = unended_flow_runs(home)
     finally:
@@ -51,17 +54,22 @@ def one_round(seed: int, folder: Path, marks: list[str], undisturbed: dict[str, 
     return {
         "seed": seed,
         "attack": asdict(attack),
+        "struck": run.strikes > 0,
         "codes": [each.code for each in run.tries],
         "seconds": [round(each.seconds, 1) for each in run.tries],
         "unended": unended,
+        "flipped": [str(file.relative_to(run.home)) for file in run.flipped],
+        "error": error,
         "faults": faults,
     }
 
 
 def table(rounds: list[dict[str, Any]]) -> str:
-    """Rounds by fault in Markdown."""
+    """Rounds by fault in Markdown, without those whose attack came too late."""
     groups = defaultdict(list)
     for each in rounds:
+        if not each["struck"]:
+            continue
         groups[each["attack"]["fault"], each["attack"]["victim"]].append(each)
     heads = ["fault", "rounds", "the same in the end", "at once", "after a retry", "seconds, median"]
     lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
@@ -95,8 +103,9 @@ def main() -> int:
             done = future.result()
             rounds.append(done)
             attack = Attack(**done["attack"])
-            verdict = "; ".join(done["faults"]) or "the same"
-            print(f"{done['seed']}: {attack}: exit {done['codes']}, {done['seconds']} s: {verdict}", flush=True)
+            verdict = "; ".join(done["faults"]) or ("the same" if done["struck"] else "came too late")
+            attack_on = f"{attack} {' '.join(done['flipped'])}".strip()
+            print(f"{done['seed']}: {attack_on}: exit {done['codes']}, {done['seconds']} s: {verdict}", flush=True)
             if given.record:
                 with given.record.open("a") as record:
                     record.write(f"{json.dumps(done)}\n")

@@ -7,18 +7,19 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from tests.chaos.attack import Attack, fill, strike
+from tests.chaos.attack import Attack, fill, flip, strike
 
 GPTPIPE = str(Path(sys.executable).with_name("gptpipe"))
 SETTINGS = {
@@ -40,8 +41,10 @@ SETTINGS = {
 _MARK = re.compile(r"^(plan:|tokenize:|training from|train:|evaluate:|sample:|register:|report:)|/(step-\d+) in ")
 _ROLES = {"server": "gptpipe.services.prefect_server", "torchrun": "torch.distributed.run", "rank": "gptpipe.train"}
 _TRY_SECONDS = 300
+_VICTIM_SECONDS = 10  # in which a victim that is not there yet may come
 _GRACE_SECONDS = 5.0  # in which what a command started may still end after it
 DISK_MEGABYTES = 256
+PREFECT = "prefect/prefect.db"  # below the home
 
 
 def marks_of(log: str) -> list[str]:
@@ -80,10 +83,16 @@ class Try:
 
 @dataclass
 class Alone:
-    """`gptpipe run` with a home, a temporary folder and a corpus of its own below `folder`."""
+    """`gptpipe run` with a home, a temporary folder and a corpus of its own below `folder`.
+
+    Attributes:
+        strikes: how many attacks met their victim: some come after it has ended. flipped: files of which a byte was.
+    """
 
     folder: Path
     tries: list[Try] = field(default_factory=list)
+    strikes: int = 0
+    flipped: list[Path] = field(default_factory=list)
 
     @property
     def home(self) -> Path:
@@ -93,11 +102,11 @@ class Alone:
     def temporary(self) -> Path:
         return self.folder / "tmp"
 
-    def prepare(self, databases: Path | None = None) -> None:
-        """Write the corpus and an empty home.
+    def prepare(self, databases: Mapping[str, Path] | None = None) -> None:
+        """Write the corpus and a home.
 
         Args:
-            databases: folder with empty ones of Prefect and MLflow, which take seconds to make.
+            databases: what is copied into the home, by its path there: they take seconds to make.
         """
         corpus = self.folder / "corpus"
         corpus.mkdir(parents=True)
@@ -107,18 +116,20 @@ class Alone:
             )
         self.home.mkdir(mode=0o700, exist_ok=True)
         self.temporary.mkdir(exist_ok=True)
-        if databases:
-            (self.home / "prefect").mkdir(mode=0o700)
-            shutil.copy(databases / "prefect.db", self.home / "prefect" / "prefect.db")
-            shutil.copy(databases / "mlflow.db", self.home / "mlflow.db")
+        for name, database in (databases or {}).items():
+            place = self.home / name
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(place)) as target:
+                source.backup(target)
 
-    def round(self, attack: Attack | None) -> None:
-        """Run it with this attack, and once more where it has not ended well."""
-        with self._small_disk(attack):
-            self._try(attack)
-            if self.tries[-1].code:
+    def run(self, *attacks: Attack) -> None:
+        """Run it, once with each attack, and once more where the last of them has not ended well."""
+        with self._small_disk(attacks):
+            for attack in attacks:
+                self._try(attack)
+            if not self.tries or self.tries[-1].code:
                 self._try(None)
-            if attack and attack.fault == "full disk" and attack.victim == "home":
+            if any(attack.fault == "full disk" and attack.victim == "home" for attack in attacks):
                 shutil.copytree(self.home, self.folder / "kept")  # off the disk that is gone in a moment
 
     def family(self) -> dict[str, list[psutil.Process]]:
@@ -143,12 +154,13 @@ class Alone:
                 process.kill()
 
     @contextmanager
-    def _small_disk(self, attack: Attack | None) -> Iterator[None]:
+    def _small_disk(self, attacks: Sequence[Attack]) -> Iterator[None]:
         """A disk of its own below the place that is to be full."""
-        if attack is None or attack.fault != "full disk":
+        places = {self._place(attack) for attack in attacks if attack.fault == "full disk"}
+        if not places:
             yield
             return
-        place = self._place(attack)
+        (place,) = places
         content = self.folder / "content"
         place.rename(content)
         place.mkdir(mode=0o700)
@@ -205,13 +217,25 @@ class Alone:
                 return None
             time.sleep(0.02)
         time.sleep(attack.delay)
+        if process.poll() is not None:
+            return None
         if attack.fault == "full disk":
+            self.strikes += 1
             return fill(self._place(attack))
-        while process.poll() is None:
+        if attack.fault == "flip":
+            strike(self.family()["all"], "kill")
+            process.wait()
+            if file := flip(self.home, attack.chance):
+                self.flipped.append(file)
+                self.strikes += 1
+            return None
+        until = time.monotonic() + _VICTIM_SECONDS
+        while process.poll() is None and time.monotonic() < until:
             if victims := self.family().get(attack.victim):
+                self.strikes += 1
                 strike(victims[:1] if attack.victim == "helper" else victims, attack.fault)
                 break
-            time.sleep(0.02)
+            time.sleep(0.05)
         return None
 
     def _outlived(self) -> list[str]:

@@ -24,6 +24,7 @@ _FAULTS = [
     ("interrupt", "flow"),
     ("full disk", "home"),
     ("full disk", "temporary folder"),
+    *[("flip", "file")] * 5,  # one of many
 ]
 _IN_TRAINING = ("torchrun", "rank")  # victims that are there in no other stage
 
@@ -34,13 +35,14 @@ class Attack:
 
     Attributes:
         victim: a role of `Alone`, or a place whose disk is full. mark: the words of the log after which it happens.
-        delay: seconds from there.
+        delay: seconds from there. chance: below 1; chooses among what there is then.
     """
 
     fault: str
     victim: str
     mark: str
     delay: float
+    chance: float = 0.0
 
     @classmethod
     def drawn(cls, seed: int, marks: Sequence[str]) -> Attack:
@@ -55,7 +57,7 @@ class Attack:
         stages = ["training from", "step-"] if victim in _IN_TRAINING else [*(set(marks) - set(steps)), "step-"]
         mark = draw.choice(sorted(stages))
         mark = draw.choice(steps) if mark == "step-" else mark
-        return cls(fault, victim, mark, round(draw.uniform(0, 1.5 if mark else 12), 2))
+        return cls(fault, victim, mark, round(draw.uniform(0, 1.5 if mark else 12), 2), draw.random())
 
     def __str__(self) -> str:
         when = f"after {self.mark!r}" if self.mark else "after the start"
@@ -72,6 +74,27 @@ def strike(processes: Sequence[psutil.Process], fault: str) -> None:
         for process in processes:
             with suppress(psutil.Error):
                 process.send_signal(signal.SIGCONT)
+
+
+def flip(home: Path, chance: float) -> Path | None:
+    """Change a byte of a file that is no database's, and no lock; the file, or None where there is none yet."""
+    files = sorted(file for file in home.rglob("*") if file.is_file() and file.stat().st_size and _is_ours(file, home))
+    if not files:
+        return None
+    draw = random.Random(chance)
+    file = draw.choice(files)
+    content = bytearray(file.read_bytes())
+    # every file has a beginning and an end of its own kind
+    place = draw.choice([draw.randrange(min(16, len(content))), -1 - draw.randrange(min(64, len(content)))])
+    place = draw.choice([place, draw.randrange(len(content))])
+    content[place] ^= 1 << draw.randrange(8)
+    file.write_bytes(content)
+    return file
+
+
+def _is_ours(file: Path, home: Path) -> bool:
+    is_database = file.relative_to(home).parts[0] == "prefect" or file.name.startswith("mlflow.db")
+    return not is_database and file.suffix not in (".lock", ".pid")
 
 
 def fill(folder: Path) -> Path:
