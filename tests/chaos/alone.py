@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from tests.chaos.attack import Attack, fill, flip, strike
+from tests.chaos.outcome import Traces, unended_flow_runs
 
 GPTPIPE = str(Path(sys.executable).with_name("gptpipe"))
 SETTINGS = {
@@ -45,6 +46,14 @@ _VICTIM_SECONDS = 10  # in which a victim that is not there yet may come
 _GRACE_SECONDS = 5.0  # in which what a command started may still end after it
 DISK_MEGABYTES = 256
 PREFECT = "prefect/prefect.db"  # below the home
+
+
+def write_corpus(folder: Path) -> None:
+    """Forty short files."""
+    folder.mkdir(parents=True)
+    for i in range(40):
+        lines = [f"def f{i}_{j}(x):\n    return x + {i * j}" for j in range(30)]
+        (folder / f"{i:02}.py").write_text("\n".join(lines))
 
 
 def marks_of(log: str) -> list[str]:
@@ -108,12 +117,7 @@ class Alone:
         Args:
             databases: what is copied into the home, by its path there: they take seconds to make.
         """
-        corpus = self.folder / "corpus"
-        corpus.mkdir(parents=True)
-        for i in range(40):
-            (corpus / f"{i:02}.py").write_text(
-                "\n".join(f"def f{i}_{j}(x):\n    return x + {i * j}" for j in range(30))
-            )
+        write_corpus(self.folder / "corpus")
         self.home.mkdir(mode=0o700, exist_ok=True)
         self.temporary.mkdir(exist_ok=True)
         for name, database in (databases or {}).items():
@@ -146,6 +150,26 @@ class Alone:
                 roles.setdefault(role, []).append(process)
                 roles["all"].append(process)
         return roles
+
+    def outcome(self) -> dict[str, Any]:
+        """What it has left behind."""
+        home = self.folder / "kept" if (self.folder / "kept").exists() else self.home
+        database, name = f"sqlite:///{home / 'mlflow.db'}", "gptpipe"
+        traces = Traces(str(home / "storage"), database, name, name, int(SETTINGS["train.steps"]))
+        left = sorted(file.name for file in self.temporary.iterdir())
+        return {**traces.outcome(), "temporary folder": left}
+
+    @property
+    def unended(self) -> int:
+        """How many flow runs Prefect takes for running."""
+        home = self.folder / "kept" if (self.folder / "kept").exists() else self.home
+        return unended_flow_runs(home / PREFECT)
+
+    @property
+    def names_what_was_flipped(self) -> bool:
+        """Whether the last try ended with a line about the file of which a byte was flipped, or its folder."""
+        where = self.tries[-1].answer.get("error", {}).get("where", "")
+        return any(str(place) in where for file in self.flipped for place in (file, file.parent))
 
     def end(self) -> None:
         """Kill whatever runs."""

@@ -17,7 +17,8 @@ _PAUSE_SECONDS = 10
 _BLOCK = b"\0" * (1 << 20)
 SIGNALS = {"kill": signal.SIGKILL, "pause": signal.SIGSTOP, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
 
-_FAULTS = [
+_SERVERS = ("prefect", "mlflow", "s3", "postgres")
+ALONE = [
     *(("kill", victim) for victim in ("flow", "server", "torchrun", "rank", "helper", "all")),
     *(("pause", victim) for victim in ("flow", "server", "torchrun", "rank", "all")),
     ("terminate", "flow"),
@@ -26,6 +27,7 @@ _FAULTS = [
     ("full disk", "temporary folder"),
     *[("flip", "file")] * 5,  # one of many
 ]
+STACKED = [(fault, victim) for fault in ("kill", "pause") for victim in (*_SERVERS, "worker", "flow", "rank", "all")]
 _IN_TRAINING = ("torchrun", "rank")  # victims that are there in no other stage
 
 
@@ -45,14 +47,14 @@ class Attack:
     chance: float = 0.0
 
     @classmethod
-    def drawn(cls, seed: int, marks: Sequence[str]) -> Attack:
+    def drawn(cls, seed: int, marks: Sequence[str], faults: Sequence[tuple[str, str]]) -> Attack:
         """The attack of a seed.
 
         Args:
-            marks: of an undisturbed run, in their order.
+            marks: of an undisturbed run, in their order. faults: with their victims.
         """
         draw = random.Random(seed)
-        fault, victim = draw.choice(_FAULTS)
+        fault, victim = draw.choice(faults)
         steps = [mark for mark in marks if mark.startswith("step-")]
         stages = ["training from", "step-"] if victim in _IN_TRAINING else [*(set(marks) - set(steps)), "step-"]
         mark = draw.choice(sorted(stages))

@@ -8,41 +8,66 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 
-from tests.chaos.alone import SETTINGS, Alone
+from gptpipe import storage
 
-# the rest is of the machine and the hour
+# the rest of what is logged is of the machine and the hour
 _CURVES = ("train/loss", "train/grad_norm", "train/learning_rate", "validation/loss", "validation/perplexity")
+_PARTS = (".partial", ".part", ".tmp", ".temp", ".incomplete")
 _UNENDED = ("RUNNING", "PENDING", "CANCELLING")
 
 
-def outcome(run: Alone, home: Path | None = None) -> dict[str, Any]:
-    """All that must be the same whatever happened on the way, by name.
+@dataclass(frozen=True)
+class Traces:
+    """Where a run has left what it made.
 
-    Args:
-        home: where its home is now.
+    Attributes:
+        store: folder or URL. tracking: URI of MLflow. experiment, model: names there, of this run alone.
+        steps: of its training.
     """
-    home = home or run.home
-    answer = run.tries[-1].answer
-    store = home / "storage"
-    last = next(store.glob(f"trainings/*/step-{int(SETTINGS['train.steps']):08d}"), store)
-    steps = store.glob("trainings/*/step-*")
-    scores, samples = answer.get("evaluation", {}), answer.get("samples", {}).get("samples", [])
-    found: dict[str, Any] = {
-        "datasets": dict(_contents(store / "datasets", ".parquet")),
-        "weights and moments": dict(_contents(last, ".safetensors")),
-        "checkpoints without a manifest": sorted(step.name for step in steps if not (step / "manifest.json").exists()),
-        "parts of files": sorted(str(file.relative_to(home)) for file in home.rglob("*") if _is_part(file)),
-        "temporary folder": sorted(file.name for file in run.temporary.iterdir()),
-        "evaluation": {name: scores.get(name) for name in ("cross_entropy", "perplexity", "tokens")},
-        "samples": [sample["text"] for sample in samples],
-        "model": {name: answer.get("model", {}).get(name) for name in ("version", "champion", "decision")},
-    }
-    return found | dict(_tracked(home / "mlflow.db"))
+
+    store: str
+    tracking: str
+    experiment: str
+    model: str
+    steps: int
+
+    def outcome(self) -> dict[str, Any]:
+        """All that must be the same whatever happened on the way, by name."""
+        files = {entry.path: entry.url for entry in storage.list_files(self.store)}
+        names = {path for path in files if not path.startswith("mlflow/")}
+        steps = {path.rpartition("/")[0] for path in names if "/step-" in path}
+        last = f"/step-{self.steps:08d}/"
+        scores = [json.loads(storage.read_bytes(files[path])) for path in sorted(names) if _is_in(path, "evaluations")]
+        samples = [json.loads(storage.read_bytes(files[path])) for path in sorted(names) if _is_in(path, "samples")]
+        return {
+            "dataset": {path: _hash(files[path]) for path in sorted(names) if _is_shard(path)},
+            "weights and moments": {path: _hash(files[path]) for path in sorted(names) if _is_tensor(path, last)},
+            "checkpoints without a manifest": sorted(step for step in steps if f"{step}/manifest.json" not in names),
+            "parts of files": sorted(path for path in files if any(word in path for word in _PARTS)),
+            "evaluations": [(score["cross_entropy"], score["tokens"], score["bytes"]) for score in scores],
+            "samples": sorted(json.dumps([each["tokens"] for each in sample["samples"]]) for sample in samples),
+            **dict(self._tracked()),
+        }
+
+    def _tracked(self) -> Iterator[tuple[str, Any]]:
+        """The training's runs in MLflow, their curves, and what is registered."""
+        client = MlflowClient(tracking_uri=self.tracking)
+        experiment = client.get_experiment_by_name(self.experiment)
+        runs = client.search_runs([experiment.experiment_id]) if experiment else []
+        yield "runs", sorted(run.info.status for run in runs)
+        for name in _CURVES:
+            history = client.get_metric_history(runs[0].info.run_id, name) if runs else []
+            yield f"curve of {name}", [(point.step, point.value) for point in history]
+        versions = client.search_model_versions(f"name='{self.model}'")
+        yield "versions", sorted(int(version.version) for version in versions)
+        yield "decisions", sorted(version.tags.get("gptpipe.decision", "none") for version in versions)
+        yield "aliases", dict(client.get_registered_model(self.model).aliases) if versions else {}
 
 
 def differences(mine: dict[str, Any], reference: dict[str, Any]) -> list[str]:
@@ -54,37 +79,29 @@ def differences(mine: dict[str, Any], reference: dict[str, Any]) -> list[str]:
     ]
 
 
-def unended_flow_runs(home: Path) -> int:
-    """How many flow runs Prefect still takes for running."""
-    with closing(sqlite3.connect(home / "prefect" / "prefect.db")) as database:
-        states = Counter(state for (state,) in database.execute("select state_type from flow_run"))
+def unended_flow_runs(database: Path) -> int:
+    """How many flow runs Prefect's SQLite database takes for running."""
+    with closing(sqlite3.connect(database)) as connection:
+        states = Counter(state for (state,) in connection.execute("select state_type from flow_run"))
     return sum(states[name] for name in _UNENDED)
+
+
+def _hash(url: str) -> str:
+    return hashlib.sha256(storage.read_bytes(url)).hexdigest()
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return path.startswith(f"{folder}/") and path.endswith(".json")
+
+
+def _is_shard(path: str) -> bool:
+    return path.startswith("datasets/") and path.endswith(".parquet") and "/." not in path
+
+
+def _is_tensor(path: str, step: str) -> bool:
+    return step in path and path.endswith(".safetensors")
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) < 300 else f"{text[:300]}…"
-
-
-def _contents(folder: Path, ending: str) -> Iterator[tuple[str, str]]:
-    """Files below a folder and the hashes of their bytes."""
-    for file in sorted(folder.rglob(f"*{ending}")):
-        if file.is_file() and not file.name.startswith("."):
-            yield str(file.relative_to(folder)), hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _is_part(file: Path) -> bool:
-    return file.is_file() and any(word in file.name for word in (".partial", ".part", ".tmp", ".temp", ".incomplete"))
-
-
-def _tracked(database: Path) -> Iterator[tuple[str, Any]]:
-    """The training's runs in MLflow, their curves, and what is registered."""
-    client = MlflowClient(tracking_uri=f"sqlite:///{database}")
-    runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
-    yield "runs", sorted(run.info.status for run in runs)
-    for name in _CURVES:
-        history = client.get_metric_history(runs[0].info.run_id, name) if runs else []
-        yield f"curve {name}", [(point.step, point.value) for point in history]
-    models = client.search_registered_models()
-    yield "aliases", [dict(model.aliases) for model in models]
-    yield "versions", sorted(version.version for version in client.search_model_versions())

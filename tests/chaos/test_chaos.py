@@ -8,7 +8,7 @@ import pytest
 
 from tests.chaos.alone import PREFECT, Alone
 from tests.chaos.attack import Attack
-from tests.chaos.outcome import differences, outcome
+from tests.chaos.outcome import differences
 
 
 @pytest.mark.timeout(600)
@@ -21,4 +21,4 @@ def test_what_was_killed_and_lost_its_server_is_what_was_left_alone(tmp_path: Pa
     assert [each.code for each in attacked.tries[-2:]] == [-9, 0]
     assert [fault for each in attacked.tries for fault in each.faults] == []
     assert "Prefect's server went away" in "\n".join(attacked.tries[-1].said)
-    assert differences(outcome(attacked), outcome(undisturbed)) == []
+    assert differences(attacked.outcome(), undisturbed.outcome()) == []

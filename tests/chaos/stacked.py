@@ -1,0 +1,166 @@
+"""A retraining that a worker does, with all the servers of `gptpipe up`: each round in a store and an experiment of
+its own, on servers that go on from round to round."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import psutil
+
+from gptpipe.config.settings import prepare_environment, reload_settings
+from tests.chaos.alone import SETTINGS, marks_of, write_corpus
+from tests.chaos.attack import Attack, strike
+from tests.chaos.outcome import Traces
+from tests.fixtures.place import Place
+
+SERVERS = {"prefect": "PREFECT", "mlflow": "MLFLOW", "s3": "S3", "postgres": "POSTGRES"}
+VICTIMS = (*SERVERS, "worker", "flow", "torchrun", "rank", "supervisor", "all")
+_FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+_WORDS = {
+    "worker": "flows.machines.worker",
+    "flow": "prefect.engine",
+    "torchrun": "torch.distributed.run",
+    "rank": "gptpipe.train",
+    "supervisor": "supervisor.supervisord",
+}
+_RUN_SECONDS = 480  # a machine that is gone is known to be after 90 s, and its run goes on after that
+
+
+@dataclass
+class Stacked:
+    """One round.
+
+    Attributes:
+        name: of its store, experiment, model and worker. states: in which its flow runs ended: a second is a retry.
+        strikes: how many attacks met their victim.
+    """
+
+    place: Place
+    name: str
+    states: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    strikes: int = 0
+
+    def run(self, attack: Attack | None) -> None:
+        """Press the button, attack, and press it once more where the run has not ended well."""
+        corpus = self.place.folder / "corpus"
+        if not corpus.exists():
+            write_corpus(corpus)
+        self.place.since = datetime.now(UTC)
+        self._start_worker()
+        try:
+            self._press(attack)
+            if self.states[-1] != "COMPLETED":
+                self._press(None)
+        finally:
+            for worker in self.place.workers:
+                with suppress(ProcessLookupError):
+                    os.killpg(worker.pid, signal.SIGTERM)
+                worker.wait(timeout=60)
+            self.place.workers.clear()
+
+    def outcome(self) -> dict[str, Any]:
+        """What it has left behind."""
+        os.environ.update(self.place.stack_environment())
+        reload_settings()
+        prepare_environment()
+        mlflow = f"http://{self.place.host}:{self.place.ports['MLFLOW']}"
+        traces = Traces(self._store, mlflow, self.name, self.name, int(SETTINGS["train.steps"]))
+        return {**traces.outcome(), "left uploads": self._uploads(), "taken slots": self._slots()}
+
+    @property
+    def _store(self) -> str:
+        return f"s3://gptpipe/{self.name}"
+
+    def _start_worker(self) -> None:
+        self.place.start_worker(self.name, GPTPIPE_STORAGE=self._store, GPTPIPE_EXPERIMENT=self.name)
+
+    def _press(self, attack: Attack | None) -> None:
+        began = time.monotonic()
+        sections: dict[str, Any] = {}
+        for key, value in SETTINGS.items():
+            section, name = key.split(".")
+            sections.setdefault(section, {})[name] = value
+        sections["data"]["corpus"] = [{"url": str(self.place.folder / "corpus")}]
+        sections["promote"] = {"model_name": self.name}
+        run = self.place.press_run("retrain/on-demand", **sections)
+        if attack:
+            self._attack(attack, run)
+        until = time.monotonic() + _RUN_SECONDS
+        state: Mapping[str, Any] = {"type": "UNKNOWN", "message": f"not ended within {_RUN_SECONDS} s"}
+        while time.monotonic() < until:
+            with suppress(OSError):  # Prefect's server may be the one that is away
+                now = self.place.state(run)
+                if now["type"] in _FINAL and not self._goes_on(run, now):
+                    state = now
+                    break
+            time.sleep(0.5)
+        self.states.append(state["type"])
+        self.messages.append(str(state.get("message") or ""))
+        self.seconds.append(time.monotonic() - began)
+
+    def _goes_on(self, run: str, state: Mapping[str, Any]) -> bool:
+        """Whether a crashed run is taken up again a moment later, as the server's automation does."""
+        if state["type"] != "CRASHED":
+            return False
+        time.sleep(15)
+        return bool(self.place.state(run)["type"] not in _FINAL)
+
+    def _attack(self, attack: Attack, run: str) -> None:
+        until = time.monotonic() + _RUN_SECONDS
+        while attack.mark and attack.mark not in marks_of(self.place.said()):
+            if self.place.state(run)["type"] in _FINAL or time.monotonic() > until:
+                return
+            time.sleep(0.2)
+        time.sleep(attack.delay)
+        victims = self._victims(attack.victim)
+        if not victims:
+            return
+        self.strikes += 1
+        strike(victims, attack.fault)
+        if attack.victim in ("all", "supervisor") and attack.fault == "kill":  # the machine has started again
+            psutil.wait_procs(victims, timeout=20)
+            done = self.place.call("up", "--json")
+            assert done.returncode == 0, done.stderr
+        if attack.victim in ("all", "worker") and attack.fault == "kill":
+            for worker in self.place.workers:
+                worker.kill()
+                worker.wait()
+            self.place.workers.clear()
+            self._start_worker()
+
+    def _victims(self, name: str) -> list[psutil.Process]:
+        if name in SERVERS:
+            listener = self.place.listeners().get(SERVERS[name])
+            if listener is None:
+                return []
+            process = psutil.Process(listener[1])
+            return [process, *process.children(recursive=True)] if name == "mlflow" else [process]
+        if name == "all":
+            return list(self.place.processes().values())
+        word = _WORDS[name]
+        return [
+            process
+            for process in self.place.processes(word).values()
+            if name != "rank" or _WORDS["torchrun"] not in process.cmdline()
+        ]
+
+    def _uploads(self) -> int:
+        """Uploads of this round's store that were begun and neither finished nor given up."""
+        from gptpipe.storage.remote import filesystem
+
+        s3, _ = filesystem(self._store)
+        reply = s3.call_s3("list_multipart_uploads", Bucket="gptpipe", Prefix=self.name)
+        return len(reply.get("Uploads", []))
+
+    def _slots(self) -> int:
+        limits = self.place.prefect("v2/concurrency_limits/filter", {})
+        return int(sum(limit["active_slots"] for limit in limits))
