@@ -6,6 +6,7 @@ import atexit
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -41,9 +42,12 @@ def main() -> NoReturn:
     """
     code: Any = EXIT_FAILED
     try:
+        signal.signal(signal.SIGTERM, _interrupt)
         run()
     except SystemExit as ended:
         code = ended.code
+    except KeyboardInterrupt:  # before there was anything to stop
+        code = EXIT_RESUMABLE
     with suppress(KeyboardInterrupt):  # who cannot wait for the farewells need not
         try:
             threading._shutdown()  # type: ignore[attr-defined]
@@ -118,6 +122,11 @@ def run() -> None:
             )
     drop_unwritten()
     sys.exit(code)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """SIGTERM, outside of a training, which saves first: the end that Ctrl-C makes, in place of a silent one."""
+    raise KeyboardInterrupt
 
 
 def _check_folder() -> None:

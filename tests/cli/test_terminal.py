@@ -109,6 +109,16 @@ def test_ctrl_c_in_training_saves_and_ends_with_75_within_seconds(tmp_path: Path
     assert "Error logging" not in made.said
 
 
+def test_sigterm_ends_with_one_line_and_75_too(tmp_path: Path) -> None:
+    with terminal(tmp_path, *run_words()) as made:
+        made.read_until("waiting for Prefect's server")
+        os.kill(made.pid, signal.SIGTERM)
+        code = made.code(seconds=20)
+    assert code == 75
+    assert "stopped — run the same command again" in last_line(made)
+    assert "Traceback" not in made.said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "more"),
