@@ -20,7 +20,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.events import emit_event
 from prefect.exceptions import Abort, TerminationSignal
 from prefect.runtime import deployment, flow_run
-from prefect.states import Cancelled, Scheduled
+from prefect.states import Cancelled, Crashed, Scheduled
 
 from flows.server import report
 from flows.server.automations import CRASHED_ONCE_MORE, TAG
@@ -29,6 +29,7 @@ from gptpipe.errors import Preempted, UserError
 _PAUSE = timedelta(seconds=5)
 _MOST_CRASHES = 3
 _AGAIN_SECONDS = 0.5
+_UNENDED = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING, StateType.PAUSED]
 _TO_BE_DONE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.COMPLETED]
 
 
@@ -98,6 +99,20 @@ def _say_last_word(run: str) -> None:
     resource = {"prefect.resource.id": f"prefect.flow-run.{run}"}
     tag = {"prefect.resource.id": f"prefect.tag.{TAG}", "prefect.resource.role": "tag"}
     emit_event("prefect.flow-run.ended", resource=resource, related=[tag])
+
+
+def end_what_was_killed(before: datetime) -> None:
+    """Say of flow runs whose process is gone that they have crashed: a killed one could not say it itself.
+
+    Args:
+        before: those that were due earlier have no process any more.
+    """
+    due = FlowRunFilterExpectedStartTime(before_=before)
+    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=_UNENDED))
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(expected_start_time=due, state=state)):
+            crashed: State[Any] = Crashed(message="its process was killed; what it had done is not done again")
+            client.set_flow_run_state(run.id, crashed, force=True)
 
 
 def refuse_after_crashes() -> None:

@@ -123,6 +123,7 @@ def in_place(parameters: PipelineConfig, call: Callable[[], Any]) -> Any:
     from prefect.settings.context import temporary_settings
 
     from flows import begin
+    from flows.server.endings import end_what_was_killed
 
     begin()
     show_on_console(settings().log_level)
@@ -132,6 +133,8 @@ def in_place(parameters: PipelineConfig, call: Callable[[], Any]) -> Any:
         changes[PREFECT_API_URL] = server.url
         server.wait()
     with temporary_settings(updates=changes):
+        if server and server.alone_since:
+            end_what_was_killed(server.alone_since)
         try:
             return call()
         except HTTPError as error:

@@ -7,6 +7,7 @@ say how it ended, and where nothing starts it again. This file is also the serve
 from __future__ import annotations
 
 import atexit
+import fcntl
 import logging
 import os
 import socket
@@ -17,6 +18,9 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
 
 from gptpipe.errors import UserError
 from gptpipe.progress import NowAndThen
@@ -34,9 +38,16 @@ class PrefectServer:
     """A server on a free port of this machine, with its database in PREFECT_HOME, for this process and its children.
 
     It is in a session of its own: the signals of a terminal do not reach it. It ends when this process does.
+
+    Attributes:
+        starts: how often it was started.
+        alone_since: when no other command had a server on this database: flow runs that its database takes for running
+            since before that have no process any more. None where another one had.
     """
 
     def __init__(self) -> None:
+        self._users = _users_of(Path(os.environ["PREFECT_HOME"]))
+        self.alone_since = datetime.now(UTC) if _is_only_user(self._users) else None
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
@@ -97,6 +108,23 @@ class PrefectServer:
             log.warning("Prefect's server went away (%s); starting it again", self._process.returncode)
             if not self._ending.wait(min(self.starts - 1, _LONGEST_PAUSE)):
                 self._process = self._start()
+
+
+def _users_of(folder: Path) -> IO[bytes]:
+    """A file that each command holds while it has a server on the database in this folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return (folder / "commands.lock").open("ab")
+
+
+def _is_only_user(users: IO[bytes]) -> bool:
+    """Whether no other command holds it, and hold it: until the end of this process, however that comes."""
+    alone = True
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        alone = False
+    fcntl.flock(users, fcntl.LOCK_SH)
+    return alone
 
 
 def main(port: int, launcher: int) -> None:

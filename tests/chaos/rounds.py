@@ -74,8 +74,8 @@ def _alone(seed: int, folder: Path, marks: list[str], undisturbed: dict[str, Any
         elif not run.names_what_was_flipped:
             faults.append(f"it did not end well: {' / '.join(last.said[-2:])}")
         notes = [f"flipped {file.relative_to(run.home)}" for file in run.flipped]
-        notes += [last.answer["error"]["message"]] if last.code and "error" in last.answer else []
-        notes += [f"{run.unended} flow runs never end"] if run.unended else []
+        notes += [" — ".join(last.answer["error"].values())] if last.code and "error" in last.answer else []
+        faults += [f"{run.unended} flow runs never end"] if run.unended and not last.code else []
     finally:
         run.end()
     if not faults and not keep:

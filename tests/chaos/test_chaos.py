@@ -21,4 +21,5 @@ def test_what_was_killed_and_lost_its_server_is_what_was_left_alone(tmp_path: Pa
     assert [each.code for each in attacked.tries[-2:]] == [-9, 0]
     assert [fault for each in attacked.tries for fault in each.faults] == []
     assert "Prefect's server went away" in "\n".join(attacked.tries[-1].said)
+    assert attacked.unended == 0
     assert differences(attacked.outcome(), undisturbed.outcome()) == []

@@ -48,10 +48,8 @@ def killed_and_resumed(training: Training, kills: int, seed: int) -> None:
     training.finish()
 
 
-@pytest.mark.parametrize(
-    ("nproc", "kills"),
-    [pytest.param(1, 1, marks=pytest.mark.slow), (2, 1), pytest.param(3, 1, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow  # the ordinary run has one in tests/chaos
+@pytest.mark.parametrize(("nproc", "kills"), [(1, 1), (2, 1), (3, 1)])
 def test_killed_runs_end_with_the_same_bits(new_training: NewTraining, nproc: int, kills: int) -> None:
     settings = {"nproc": nproc, "steps": 16}
     undisturbed = new_training("undisturbed", train=settings)
