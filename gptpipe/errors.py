@@ -26,7 +26,7 @@ class UserError(Exception):
         self.hint = " ".join(hint.split())
 
     def __reduce__(self) -> tuple[Any, ...]:  # it crosses process borders
-        return _rebuild_user_error, (self.message, self.where, self.hint)
+        return _rebuilt, (type(self), self.message, self.where, self.hint)
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
@@ -36,8 +36,12 @@ class UserError(Exception):
         return {"message": self.message, "where": self.where, "hint": self.hint}
 
 
-def _rebuild_user_error(message: str, where: str, hint: str) -> UserError:
-    return UserError(message, where=where, hint=hint)
+def _rebuilt(kind: type[UserError], message: str, where: str, hint: str) -> UserError:
+    return kind(message, where=where, hint=hint)
+
+
+class Damaged(UserError):
+    """A file that gptpipe wrote is not as it was written: whoever has what it was made of may make it again."""
 
 
 class Preempted(Exception):

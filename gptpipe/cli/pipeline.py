@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import shutil
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,12 +28,17 @@ from gptpipe.cli.options import (
 )
 from gptpipe.config import PipelineConfig
 from gptpipe.config.settings import make_home, reload_settings, settings
-from gptpipe.errors import Preempted
+from gptpipe.errors import Preempted, UserError
 from gptpipe.progress import show_on_console
+from gptpipe.wording import first_line
 
 if TYPE_CHECKING:
     from gptpipe.evaluation.result import Against
     from gptpipe.pipeline.result import PipelineResult, Skipped
+    from gptpipe.services.prefect_server import PrefectServer
+
+
+_LEAST_FREE = 1_000_000  # bytes on the disk of the home, below which its databases cannot be written
 
 
 def use_storage(url: str | None) -> None:
@@ -127,6 +133,7 @@ def in_place(parameters: PipelineConfig, call: Callable[[], Any]) -> Any:
 
     begin()
     show_on_console(settings().log_level)
+    logging.raiseExceptions = settings().log_level == "DEBUG"  # lines for a page that cannot be sent
     # each flow waits up to a second for its heartbeat's thread to end; nobody watches this process for zombies
     changes: dict[Any, Any] = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
     if server:
@@ -138,10 +145,26 @@ def in_place(parameters: PipelineConfig, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except HTTPError as error:
-            if server is None or server.starts == 1:
-                raise
             log.debug("the flow could not reach its server", exc_info=error)
-            raise Preempted("Prefect's server in this command went away; what is done is not done again") from None
+            raise _without_server(error, server) from None
+
+
+def _without_server(error: Exception, server: PrefectServer | None) -> Exception:
+    """Why a flow ended that could not tell Prefect's server how it is.
+
+    Args:
+        server: this command's own; None where PREFECT_API_URL names one.
+    """
+    if server is None:
+        hint = "see `gptpipe doctor`, then run it again: what is done is not done again"
+        return UserError(
+            f"Prefect's server failed: {first_line(error)}", where=os.environ["PREFECT_API_URL"], hint=hint
+        )
+    if shutil.disk_usage(settings().home_path).free < _LEAST_FREE:
+        hint = "free some space and run it again: what is done is not done again"
+        return UserError("no space left on the device", where=str(settings().home_path), hint=hint)
+    how = "went away" if server.starts > 1 else f"failed ({first_line(error)})"
+    return Preempted(f"Prefect's server in this command {how}; what is done is not done again")
 
 
 def _summary(parameters: PipelineConfig, result: PipelineResult) -> str:

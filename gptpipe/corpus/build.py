@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 from gptpipe import storage
 from gptpipe.config import DataConfig, digest
 from gptpipe.corpus.cuts import safe_places
+from gptpipe.corpus.damage import shard_states, whole_dataset
 from gptpipe.corpus.duplicates import DigestTask, Duplicates, find_duplicates, write_digests
 from gptpipe.corpus.engine import Engine, Processes
-from gptpipe.corpus.fingerprints import Fingerprints, State, hash_file
+from gptpipe.corpus.fingerprints import Fingerprints
 from gptpipe.corpus.options import ReadOptions
 from gptpipe.corpus.plan import DatasetPlan, ShardPlan, finish_plan, identify, plan_buckets
 from gptpipe.corpus.readers import remove_copies
@@ -129,11 +130,9 @@ def _make(
     began: float,
 ) -> TokenizeResult:
     storage.sweep_temporaries(planned.url)
-    if storage.exists(storage.join(planned.url, MANIFEST)):
-        dataset = open_dataset(planned.url)
-        if not _remove_damaged(dataset, known):
-            _remember(dataset, config, out)
-            return _result(dataset, [], None)
+    if (dataset := whole_dataset(planned.url, known)) is not None:
+        _remember(dataset, config, out)
+        return _result(dataset, [], None)
     own = _write_tokenizer(planned, config)
     try:
         plans = _plan_shards(planned, config, earlier, engine)
@@ -148,7 +147,7 @@ def _make(
         remove_copies()
         if set(storage.list_names(planned.url)) <= own:
             storage.remove_tree(planned.url)
-    known.remember(_states(dataset).values())
+    known.remember(shard_states(dataset).values())
     _remember(dataset, config, out)
     size = sum(source.size for source in planned.sources)
     speed = size / 1e6 / max(time.perf_counter() - began, 1e-9)
@@ -215,29 +214,6 @@ def shard_tasks(
             taken = {"earlier": earlier.url, "files": used, "unchanged": frozenset(known)}
         look = any(shard_path(split, plan.hash) in there for split in SPLITS)
         yield ShardTask(plan, planned.url, planned.tokenizer_reference, options, look, **taken)
-
-
-def _states(dataset: Dataset) -> dict[str, tuple[State, str]]:
-    """By path, what the storage says of each shard file that is there, and the SHA-256 its index gives it."""
-    listed = {entry.path: entry for entry in storage.list_files(dataset.url)}
-    index = dataset.index()
-    return {
-        path: ((entry.url, entry.size, entry.version), sha256)
-        for path, size, sha256 in zip(index.paths(), index.sizes, index.digests(), strict=True)
-        if (entry := listed.get(path)) is not None and entry.size == size
-    }
-
-
-def _remove_damaged(dataset: Dataset, known: Fingerprints) -> int:
-    """Name and remove the shard files that are not what the index says; those that did not change are not read."""
-    states = _states(dataset)
-    hashed = dict(zip(states, known.of([state for state, _ in states.values()], hash_file), strict=True))
-    damaged = [path for path in dataset.index().paths() if path not in states or hashed[path] != states[path][1]]
-    for path in damaged:
-        url = storage.join(dataset.url, path)
-        log.warning("%s: %s, made again", url, "damaged" if path in states else "gone or cut off")
-        storage.remove(url)
-    return len(damaged)
 
 
 def commit(planned: DatasetPlan, plans: list[ShardPlan], config: DataConfig, reports: list[ShardReport]) -> Dataset:
@@ -357,9 +333,11 @@ def _earlier(config: DataConfig, out: str) -> Dataset | None:
     if not identity:
         return None
     try:
-        return open_dataset(storage.join(storage.normalize(out), str(identity)))
+        dataset = open_dataset(storage.join(storage.normalize(out), str(identity)))
+        dataset.sources(), dataset.index()
     except UserError:
         return None  # damaged or removed: everything is made again
+    return dataset
 
 
 def _known_split(earlier: Dataset | None, source: Source, *, config: DataConfig) -> str:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from gptpipe import storage
 from gptpipe.dataset.index import ShardIndex
-from gptpipe.errors import UserError
+from gptpipe.errors import Damaged, UserError
 from gptpipe.tokenizer import Tokenizer, get_tokenizer, reference_to
 
 FORMAT_VERSION = 1
@@ -20,6 +20,8 @@ MANIFEST = "manifest.json"
 INDEX = "shards.parquet"
 SOURCES = "sources.parquet"
 LATEST = "latest.json"
+_KEYS = {"format", "id", "tokenizer", "options", "corpora", "index_sha256", "sources_sha256"}
+_AGAIN = "tokenize again: it is made again"
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,9 @@ class Dataset:
         try:
             content = storage.read_bytes(url)
         except FileNotFoundError:
-            raise UserError("missing from the dataset", where=url, hint="tokenize again") from None
+            raise Damaged("missing from the dataset", where=url, hint=_AGAIN) from None
         if hashlib.sha256(content).hexdigest() != self.manifest[digest_key]:
-            raise UserError(
-                "its SHA-256 is not the one in the manifest",
-                where=url,
-                hint="the file is damaged: remove the dataset's folder and tokenize again",
-            )
+            raise Damaged("damaged: its SHA-256 is not the one in the manifest", where=url, hint=_AGAIN)
         return content
 
     def load_tokenizer(self) -> Tokenizer:
@@ -135,6 +133,6 @@ def _read_manifest(url: str) -> dict[str, Any] | None:
         manifest = storage.read_json(storage.join(url, MANIFEST))
     except FileNotFoundError:
         return None
-    if not isinstance(manifest, dict) or "tokenizer" not in manifest:
-        raise UserError("not a dataset's manifest", where=storage.join(url, MANIFEST), hint="give a dataset's folder")
+    if not manifest.keys() >= _KEYS:
+        raise Damaged("not a dataset's manifest", where=storage.join(url, MANIFEST), hint="give a dataset's folder")
     return manifest

@@ -15,7 +15,7 @@ from typing import IO, Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from gptpipe.errors import UserError
+from gptpipe.errors import Damaged, UserError
 from gptpipe.storage.faults import explained
 from gptpipe.storage.listing import Entry
 from gptpipe.storage.local import Local
@@ -89,14 +89,14 @@ def read_bytes(url: str, *, small: bool = False) -> bytes:
 
 
 def read_json(url: str) -> dict[str, Any]:
-    """A file of one JSON object; a UserError when it holds anything else."""
+    """A file of one JSON object; `Damaged` when it holds anything else."""
     hint = "the file is damaged; make it again"
     try:
         values = json.loads(read_bytes(url, small=True))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"not JSON ({error})", where=url, hint=hint) from None
+        raise Damaged(f"not JSON ({error})", where=url, hint=hint) from None
     if not isinstance(values, dict):
-        raise UserError("not a JSON object", where=url, hint=hint)
+        raise Damaged("not a JSON object", where=url, hint=hint)
     return values
 
 

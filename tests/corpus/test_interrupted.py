@@ -262,6 +262,29 @@ def test_a_damaged_shard_is_named_and_made_again(
         assert build(tmp_path / "out", tmp_path / "corpus", **wanted).already_done
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "shards.parquet", "sources.parquet"])
+@pytest.mark.parametrize("damage", ["flipped", "cut off", "removed"])
+def test_damaged_records_of_a_dataset_are_named_and_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str
+) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for i in range(10):
+        (corpus / f"{i}.txt").write_text(some_text(i))
+    made = build(tmp_path / "out", corpus, validation=0)
+    expected = contents(made.dataset)
+    file = Path(made.dataset, name)
+    if damage == "removed":
+        file.unlink()
+    else:
+        file.write_bytes(b"\xff" + expected[name][1:] if damage == "flipped" else expected[name][:40])
+    with caplog.at_level(logging.WARNING, "gptpipe"):
+        again = build(tmp_path / "out", corpus, validation=0)
+    assert contents(again.dataset) == expected
+    assert not again.already_done
+    assert (str(file) in caplog.text) or (name, damage) == ("manifest.json", "removed")  # then there was no dataset
+
+
 @pytest.mark.stack
 def test_a_damaged_shard_in_an_object_store_is_named_and_made_again(
     tmp_path: Path, s3_storage: str, caplog: pytest.LogCaptureFixture
