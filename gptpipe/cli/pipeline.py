@@ -156,10 +156,8 @@ def _without_server(error: Exception, server: PrefectServer | None) -> Exception
         server: this command's own; None where PREFECT_API_URL names one.
     """
     if server is None:
-        hint = "see `gptpipe doctor`, then run it again: what is done is not done again"
-        return UserError(
-            f"Prefect's server failed: {first_line(error)}", where=os.environ["PREFECT_API_URL"], hint=hint
-        )
+        hint, name = "see `gptpipe doctor`, then run it again: what is done is not done again", "PREFECT_API_URL"
+        return UserError(f"Prefect's server failed: {first_line(error)}", where=os.environ[name], hint=hint)
     if shutil.disk_usage(settings().home_path).free < _LEAST_FREE:
         hint = "free some space and run it again: what is done is not done again"
         return UserError("no space left on the device", where=str(settings().home_path), hint=hint)

@@ -334,7 +334,7 @@ def _earlier(config: DataConfig, out: str) -> Dataset | None:
         return None
     try:
         dataset = open_dataset(storage.join(storage.normalize(out), str(identity)))
-        dataset.sources(), dataset.index()
+        dataset.check_records()
     except UserError:
         return None  # damaged or removed: everything is made again
     return dataset

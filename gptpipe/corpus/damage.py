@@ -23,7 +23,7 @@ def whole_dataset(url: str, known: Fingerprints) -> Dataset | None:
         return None
     try:
         dataset = open_dataset(url)
-        dataset.sources()
+        dataset.check_records()
         return None if _remove_damaged(dataset, known) else dataset
     except Damaged as error:  # its own records
         log.warning("%s: %s, made again", error.where, error.message)

@@ -75,6 +75,15 @@ class Dataset:
         rows = pq.read_table(pa.BufferReader(content)).to_pylist()
         return {(row["corpus"], row["path"], row["sha256"], row["errors"]): row["hash"] for row in rows}
 
+    def check_records(self) -> None:
+        """Hold the index and the list of sources against the manifest.
+
+        Raises:
+            Damaged: one of them is not what was written.
+        """
+        self._read_verified(INDEX, "index_sha256")
+        self._read_verified(SOURCES, "sources_sha256")
+
     def _read_verified(self, name: str, digest_key: str) -> bytes:
         url = storage.join(self.url, name)
         try:
