@@ -33,7 +33,7 @@ from gptpipe.pipeline.news import Since, check_nature, since
 from gptpipe.pipeline.overlap import check_overlap
 from gptpipe.pipeline.plan import plan
 from gptpipe.pipeline.result import PipelineResult, Skipped
-from gptpipe.tracking.aliases import ChampionChanged, answer
+from gptpipe.tracking.aliases import ChampionChanged, answer, settled
 from gptpipe.tracking.announcement import announce
 from gptpipe.tracking.client import RunLink, Tracking
 from gptpipe.tracking.promote import ALREADY
@@ -117,15 +117,11 @@ def run_pipeline(config: PipelineConfig) -> PipelineResult | Skipped:
     if run:
         picture = log_results(run, training, evaluation, samples)
         registered = register_and_compare(config, run, result, news) if config.promote.register_model else None
-        is_news = bool(registered and registered.waits)  # somebody is asked
-        while registered and registered.waits and (given := ask_a_person(config, registered)):
-            try:
-                registered = answer(config.promote, tracking, registered.version, agreed=given.agree, note=given.note)
-            except ChampionChanged as changed:
-                log.warning("approval: %s", changed)
-                registered = register_and_compare(config, run, result, news)
         result = replace(result, model=registered)
-        result = replace(result, is_news=publish(config, run, result, news, picture) or is_news)
+        result = replace(result, is_news=publish(config, run, result, news, picture))
+        if registered and registered.waits:
+            result = replace(result, model=settle(config, run, result, news, registered), is_news=True)
+            publish(config, run, result, news, picture)
     if config.export:
         result = replace(result, is_news=result.is_news or not storage.list_files(config.export))
         place = export_hf(training.best_checkpoint, config.export, replace=True, scores=evaluation)
@@ -200,13 +196,29 @@ def register_and_compare(
     )
 
 
+def settle(
+    config: PipelineConfig, run: RunLink, result: PipelineResult, news: Since | None, registered: Registered
+) -> Registered:
+    """Ask a person about a version that waits: settled as is answered here or elsewhere, or as it was."""
+    while registered.waits:
+        given = ask_a_person(config, registered)
+        registered = settled(config.promote, registered)
+        if given is None or not registered.waits:
+            break
+        try:
+            number = registered.version
+            registered = answer(config.promote, run.tracking, number, agreed=given.agree, note=given.note)
+        except ChampionChanged as changed:
+            log.warning("approval: %s", changed)
+            registered = register_and_compare(config, run, result, news)
+    return registered
+
+
 def ask_a_person(config: PipelineConfig, registered: Registered) -> Approval | None:
     """The answer of a person; None where nobody answers in time, or no server has a page to answer on."""
-    alias = config.promote.alias
-    announce(registered, alias, partial(report.emit, registered.name), settings().webhook_url)
     if settings().prefect_host:
-        return ask(registered, alias, config.promote.approval_hours)
-    log.warning("approval: `gptpipe approve %s` makes %s the %s", registered.version, registered.uri, alias)
+        return ask(registered, config.promote)
+    log.warning("approval: `gptpipe approve %s` makes %s champion", registered.version, registered.uri)
     return None
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,8 +20,12 @@ from gptpipe.cli.options import (
     token_cache,
     tracking,
 )
-from gptpipe.config import load_config
+from gptpipe.config import PromoteConfig, load_config
+from gptpipe.config.settings import settings
 from gptpipe.errors import UserError
+
+if TYPE_CHECKING:
+    from gptpipe.tracking.registry import Registered
 
 _WIDTH = 28  # characters of a value in a terminal
 
@@ -38,7 +43,6 @@ def compare(
 ) -> None:
     """Runs side by side, by default the last five: what differs, which is better and how surely, at what cost."""
     from gptpipe import storage
-    from gptpipe.config.settings import settings
     from gptpipe.tracking.comparison import curves, score_again, side_by_side
     from gptpipe.tracking.comparison_page import comparison_page
 
@@ -131,8 +135,9 @@ def rollback(
 
     promote = load_config(file=config, overrides=overrides).promote
     before, now = move_back(promote, tracking(), to)
-    text = f"{promote.model_name}: version {now} is {promote.alias}, version {before} was"
-    print_answer({"model": promote.model_name, "champion": now, "previous": before}, as_json, text)
+    _announce(now, promote)
+    text = f"{promote.model_name}: version {now.version} is {promote.alias}, version {before} was"
+    print_answer({"model": promote.model_name, "champion": now.version, "previous": before}, as_json, text)
 
 
 def approve(
@@ -148,7 +153,21 @@ def approve(
 
     promote = load_config(file=config, overrides=overrides).promote
     registered = answer(promote, tracking(), version, agreed=not refuse, note=note)
+    _announce(registered, promote)
     verdict = f"is {promote.alias} now" if registered.decision.promote else "is refused"
     text = f"{promote.model_name}: version {registered.version} {verdict}: {registered.decision.reason}"
     values = {"model": promote.model_name, "version": registered.version, "champion": registered.decision.promote}
     print_answer({**values, "decision": registered.decision.reason}, as_json, text)
+
+
+def _announce(registered: Registered, promote: PromoteConfig) -> None:
+    """Tell what a person has decided: to the webhook, and to Prefect where there is a server that lasts."""
+    from gptpipe.tracking.announcement import announce
+
+    def emit(event: str, payload: dict[str, Any]) -> None:
+        if os.environ.get("PREFECT_API_URL"):
+            from flows.server.report import emit as to_prefect
+
+            to_prefect(registered.name, event, payload)
+
+    announce(registered, promote.alias, emit, settings().webhook_url)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 from gptpipe.config import PromoteConfig
 from gptpipe.errors import UserError
+from gptpipe.tracking.announcement import ANNOUNCED_TAG
 from gptpipe.tracking.client import Tracking
+from gptpipe.tracking.promote import Decision
 from gptpipe.tracking.registry import (
     DECISION_TAG,
     NOBODY,
@@ -19,6 +24,8 @@ from gptpipe.tracking.registry import (
     make_champion,
     version_called,
 )
+
+_ANSWER = re.compile(r"^(approved|refused) by a person( \(.*?\))?: ")
 
 
 class ChampionChanged(UserError):
@@ -59,7 +66,7 @@ def answer(promote: PromoteConfig, tracking: Tracking, number: str, *, agreed: b
                 hint="start the same retraining again: only the comparison is made anew",
             )
         decision = decision_of(version)
-        reason = decision.reason.removeprefix(WAITS)
+        reason = _ANSWER.sub("", decision.reason.removeprefix(WAITS))
         said = f"{'approved' if agreed else 'refused'} by a person{f' ({note})' if note else ''}: "
         if agreed:
             make_champion(client, promote, str(version.version), now)
@@ -73,8 +80,22 @@ def answer(promote: PromoteConfig, tracking: Tracking, number: str, *, agreed: b
         return Registered(tracking, name, str(version.version), decision.settled(agreed, f"{said}{reason}"))
 
 
-def rollback(promote: PromoteConfig, tracking: Tracking, to: str = "") -> tuple[str, str]:
-    """Make an earlier version champion again; the versions that was champion, and that is.
+def settled(promote: PromoteConfig, registered: Registered) -> Registered:
+    """A version that waited, after the question: as a person has settled it meanwhile, wherever that was done.
+
+    It is unchanged where nobody has.
+    """
+    with registered.tracking.reached() as client:
+        version = client.get_model_version(registered.name, registered.version)
+        is_champion = champion_number(client, promote) == registered.version
+    if WAITS_TAG in version.tags and not is_champion:
+        return registered
+    reason = decision_of(version).reason.removeprefix(WAITS)
+    return replace(registered, decision=registered.decision.settled(is_champion, reason), waits=False)
+
+
+def rollback(promote: PromoteConfig, tracking: Tracking, to: str = "") -> tuple[str, Registered]:
+    """Make an earlier version champion again; the number of the version that was it, and the version that is.
 
     The version that goes does not become champion again by itself, however often its training is asked for.
 
@@ -99,11 +120,11 @@ def rollback(promote: PromoteConfig, tracking: Tracking, to: str = "") -> tuple[
             raise UserError(f"no version was {promote.alias} before", where=name, hint="name the version: --to VERSION")
         if version.version == champion.version:
             raise UserError(f"version {version.version} is {promote.alias} already", where=name, hint="nothing to do")
-        client.set_registered_model_alias(name, promote.alias, version.version)
-        client.set_registered_model_alias(name, PREVIOUS, champion.version)
+        make_champion(client, promote, str(version.version), str(champion.version))
         reason = f"{promote.alias} again by a rollback from version {champion.version}"
         client.set_model_version_tag(name, version.version, DECISION_TAG, reason)
         client.set_model_version_tag(name, champion.version, ROLLED_BACK_TAG, f"to version {version.version}")
-        if ROLLED_BACK_TAG in version.tags:
-            client.delete_model_version_tag(name, version.version, ROLLED_BACK_TAG)
-    return str(champion.version), str(version.version)
+        for tag in (ROLLED_BACK_TAG, ANNOUNCED_TAG):  # it is told once more that it is champion
+            if tag in version.tags:
+                client.delete_model_version_tag(name, version.version, tag)
+    return str(champion.version), Registered(tracking, name, str(version.version), Decision(True, reason))

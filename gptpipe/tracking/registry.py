@@ -179,7 +179,7 @@ def _move(client: MlflowClient, promote: PromoteConfig, version: str, champion: 
 
 
 def make_champion(client: MlflowClient, promote: PromoteConfig, version: str, before: str) -> None:
-    """Move the alias to a version.
+    """Move the alias to a version, which is no challenger any more.
 
     Args:
         before: number of the version that has it now; empty where none has.
@@ -187,6 +187,8 @@ def make_champion(client: MlflowClient, promote: PromoteConfig, version: str, be
     if before:
         client.set_registered_model_alias(promote.model_name, PREVIOUS, before)
     client.set_registered_model_alias(promote.model_name, promote.alias, version)
+    if _number(version_called(client, promote.model_name, CHALLENGER)) == version:
+        client.delete_registered_model_alias(promote.model_name, CHALLENGER)
 
 
 def champion_number(client: MlflowClient, promote: PromoteConfig) -> str:

@@ -95,3 +95,30 @@ def test_nobody_answers_and_the_champion_stays_until_somebody_does(
     done = subprocess.run([GPTPIPE, "approve", "1"], capture_output=True, text=True, check=False, cwd=corpus)
     assert done.returncode == 0, done.stderr
     assert champion() == "1"
+
+
+def test_an_answer_in_a_terminal_ends_the_wait(
+    tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    add(corpus, range(60))
+    process = start(corpus, "promote.approval_hours=1")
+    paused(prefect_api)
+    done = subprocess.run(
+        [GPTPIPE, "approve", "1", "--note", "by hand"], capture_output=True, text=True, check=False, cwd=corpus
+    )
+    assert done.returncode == 0, done.stderr
+    out, log = process.communicate(timeout=60)
+    assert process.returncode == 0, log
+    assert "`gptpipe approve 1`" in log
+    model: dict[str, Any] = json.loads(out)["model"]
+    assert model["decision"] == "approved by a person (by hand): there was no champion"
+    assert (model["champion"], champion()) == (True, "1")
+    client = Tracking.of(settings()).connect()
+    run = client.get_run(client.get_model_version("gptpipe", "1").run_id or "")
+    assert "approved by a person (by hand)" in run.data.tags["decision"]
+    heard = ask(prefect_api, "/events/filter", filter={"event": {"prefix": ["gptpipe.model."]}})["events"]
+    ours = [each["event"] for each in heard if each["payload"].get("reason", "").endswith("there was no champion")]
+    assert sorted(set(ours)) == ["gptpipe.model.promoted", "gptpipe.model.waits"]

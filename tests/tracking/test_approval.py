@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,17 @@ from typer.testing import CliRunner
 
 from gptpipe.cli.app import app
 from gptpipe.config import EvaluateConfig, load_config
+from gptpipe.config.settings import reload_settings
 from gptpipe.dataset.dataset import Dataset
 from gptpipe.errors import UserError
 from gptpipe.evaluation.once import evaluate_once
-from gptpipe.tracking.aliases import ChampionChanged, answer
+from gptpipe.tracking.aliases import ChampionChanged, answer, settled
 from gptpipe.tracking.announcement import KEPT, PROMOTED, WAITING, announce
 from gptpipe.tracking.client import RunLink
 from gptpipe.tracking.history import history
 from gptpipe.tracking.registry import Registered, champion_number, register
 from gptpipe.tracking.results import log_results
+from tests.fixtures.datasets import serving
 from tests.fixtures.tracked import follow, result_of, tracking, write_model
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -106,3 +109,49 @@ def test_the_history_says_that_it_waits_and_bad_numbers_are_one_line(many_docume
         result = CliRunner().invoke(app, ["approve", number])
         assert isinstance(result.exception, UserError)
         assert f"gptpipe version {number}" in str(result.exception)
+
+
+def test_an_approved_version_is_no_challenger_and_who_waits_for_the_answer_learns_of_it(
+    many_documents: Dataset, tmp_path: Path
+) -> None:
+    link = trained(many_documents, tmp_path / "first", "uniform")
+    first = registered(many_documents, tmp_path / "first", link)
+    model = tracking().connect().get_registered_model
+    assert model("gptpipe").aliases == {"challenger": 1}
+    assert settled(ASKED.promote, first) is first
+    printed = CliRunner().invoke(app, ["approve", "1", "--set", "promote.approval_hours=1"])
+    assert printed.exit_code == 0, printed.output
+    assert model("gptpipe").aliases == {"champion": 1}
+    then = settled(ASKED.promote, first)
+    assert (then.waits, then.decision.promote) == (False, True)
+    assert then.decision.reason == "approved by a person: there was no champion"
+    assert then.decision.checks == first.decision.checks
+
+
+def test_what_a_person_decides_is_told_once_each_time(
+    many_documents: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, kind in (("first", "uniform"), ("second", "better")):
+        registered(many_documents, tmp_path / name, trained(many_documents, tmp_path / name, kind))
+    heard: list[dict[str, str]] = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+    with serving(Listener) as address:
+        monkeypatch.setenv("GPTPIPE_WEBHOOK", address)
+        reload_settings()
+        for words in (["approve", "2", "--refuse"], ["approve", "1"], ["rollback", "--to", "2"]):
+            printed = CliRunner().invoke(app, words)
+            assert printed.exit_code == 0, printed.output
+    assert [(each["event"], each["version"]) for each in heard] == [(KEPT, "2"), (PROMOTED, "1"), (PROMOTED, "2")]
+
+
+def test_only_the_last_answer_of_a_person_is_told(many_documents: Dataset, tmp_path: Path) -> None:
+    registered(many_documents, tmp_path / "first", trained(many_documents, tmp_path / "first", "uniform"))
+    answer(ASKED.promote, tracking(), "1", agreed=False, note="too early")
+    agreed = answer(ASKED.promote, tracking(), "1", agreed=True)
+    assert agreed.decision.reason == "approved by a person: there was no champion"

@@ -291,7 +291,8 @@ def test_a_rollback_brings_the_one_before_back_and_the_one_that_went_stays_away(
     with pytest.raises(UserError, match=r"no version was champion before .* --to VERSION"):
         rollback(PromoteConfig(), tracking())
     assert better().decision.promote
-    assert rollback(PromoteConfig(), tracking()) == ("2", "1")
+    before, now = rollback(PromoteConfig(), tracking())
+    assert (before, now.version) == ("2", "1")
     assert aliases() == {"champion": "1", "previous": "2"}
     again = better()
     assert not again.decision.promote
