@@ -10,7 +10,7 @@ from uuid import UUID
 
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterTags,
@@ -237,7 +237,17 @@ def _apply(each: Planned, pool: str, *, paused: bool) -> UUID:
     )
     made.entrypoint = f"flows.deployed.{each.flow.fn.__name__}"
     made.model_fields_set.discard("schedules")  # an empty list would remove those that are there
-    return cast(UUID, made.apply())
+    identity = cast(UUID, made.apply())
+    _refuse_other_parameters(identity)
+    return identity
+
+
+def _refuse_other_parameters(deployment: UUID) -> None:
+    """Have the server refuse what stands beside the form's values: the run's process could not even begin with it."""
+    with get_client(sync_client=True) as client:
+        schema = client.read_deployment(deployment).parameter_openapi_schema
+        closed = DeploymentUpdate(parameter_openapi_schema={**(schema or {}), "additionalProperties": False})
+        client.update_deployment(deployment, closed)
 
 
 def _settle_schedules(client: SyncPrefectClient, each: Planned, identity: UUID, cron: CronSchedule | None) -> list[str]:

@@ -67,7 +67,6 @@ def config_of(parameters: RetrainParameters) -> PipelineConfig:
 def retrain(parameters: RetrainParameters) -> Any:
     """Real text in, a trained, evaluated, registered GPT out. A stage done before is not done again."""
     try:
-        endings.refuse_after_crashes()
         if reason := endings.missed():
             return Completed(message=reason, name="Missed")
         result = run_pipeline(config_of(parameters))

@@ -11,16 +11,21 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
+from prefect.states import Failed
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
+
+from flows.server.automations import CRASHED_ONCE_MORE
 
 _END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _FAREWELL_SECONDS = 3.0
+_MOST_CRASHES = 3
 
 
 class SavingWorker(ProcessWorker):
@@ -41,8 +46,26 @@ class SavingWorker(ProcessWorker):
         result = await super().run(flow_run, configuration, task_status)
         return result.model_copy(update={"status_code": 0})
 
+    async def _propose_pending_state(self, flow_run: FlowRun) -> bool:
+        """Give up a run that takes its machine down every time, or does not even begin: it would do so for ever."""
+        states = await self.client.read_flow_run_states(flow_run.id)
+        if sum(state.name == CRASHED_ONCE_MORE for state in states) >= _MOST_CRASHES:
+            await self.client.set_flow_run_state(flow_run.id, Failed(message=_given_up(states)), force=True)
+            return False
+        return await super()._propose_pending_state(flow_run)
+
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         return await super().get_and_submit_flow_runs() if self.takes_more else []
+
+
+def _given_up(states: Sequence[State[Any]]) -> str:
+    """What stands on the page of a run that has crashed too often."""
+    last = next((state.message for state in reversed(states) if state.is_crashed() and state.message), "")
+    return (
+        f"crashed {_MOST_CRASHES} times: its process was killed, could not start, or its machine went away"
+        f"{f' (last: {last})' if last else ''} — the worker's log says more; if memory ran out, lower "
+        "train.micro_batch or data.workers; then start it again"
+    )
 
 
 def command(pool: str, name: str, limit: int | None, with_healthcheck: bool) -> list[str]:

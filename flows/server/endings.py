@@ -23,11 +23,10 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Crashed, Scheduled
 
 from flows.server import report
-from flows.server.automations import CRASHED_ONCE_MORE, TAG
-from gptpipe.errors import Preempted, UserError
+from flows.server.automations import TAG
+from gptpipe.errors import Preempted
 
 _PAUSE = timedelta(seconds=5)
-_MOST_CRASHES = 3
 _AGAIN_SECONDS = 0.5
 _UNENDED = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING, StateType.PAUSED]
 _TO_BE_DONE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.COMPLETED]
@@ -113,21 +112,3 @@ def end_what_was_killed(before: datetime) -> None:
         for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(expected_start_time=due, state=state)):
             crashed: State[Any] = Crashed(message="its process was killed; what it had done is not done again")
             client.set_flow_run_state(run.id, crashed, force=True)
-
-
-def refuse_after_crashes() -> None:
-    """A run that takes its machine down every time would do so for ever.
-
-    Raises:
-        UserError: it has crashed three times.
-    """
-    if not deployment.id or not flow_run.id:
-        return
-    with get_client(sync_client=True) as client:
-        crashes = [s for s in client.read_flow_run_states(UUID(str(flow_run.id))) if s.name == CRASHED_ONCE_MORE]
-    if len(crashes) >= _MOST_CRASHES:
-        raise UserError(
-            f"crashed {len(crashes)} times: its process was killed, or its machine went away",
-            where=str(flow_run.name),
-            hint="if memory ran out, lower train.micro_batch or data.workers; then start it again",
-        )

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import time
+import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -254,6 +255,18 @@ def test_a_run_that_has_crashed_three_times_is_given_up(place: Place) -> None:
     state = place.wait_for(run, "FAILED", 90)
     assert "crashed 3 times" in state["message"]
     assert "train: 5 steps" not in place.said()
+
+
+def test_a_run_that_cannot_begin_is_given_up_and_says_why(place: Place) -> None:
+    made = place.deployments()["retrain/on-demand"]
+    body = {"parameters": {"steps": 3}, "state": {"type": "SCHEDULED"}}
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        place.prefect(f"deployments/{made['id']}/create_flow_run", body)
+    assert b"steps" in refused.value.read()
+    # another client does not look
+    run = place.prefect(f"deployments/{made['id']}/create_flow_run", {**body, "enforce_parameter_schema": False})["id"]
+    wait_until(lambda: place.state(run)["type"] == "FAILED", 240, "its end")
+    assert "crashed 3 times" in place.state(run)["message"]
 
 
 def test_a_training_goes_on_while_the_prefect_server_is_away_and_can_be_cancelled_afterwards(place: Place) -> None:
