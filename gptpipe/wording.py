@@ -46,10 +46,13 @@ def side_by_side(columns: Mapping[str, Mapping[str, object]]) -> str:
 
 
 def cell(text: str) -> str:
-    """Text in a cell of a Markdown table: nothing of it is taken for Markdown or HTML."""
-    for character in "\\`*_[]<|":
-        text = text.replace(character, f"&#{ord(character)};")
-    return " ".join(text.split())
+    """Text in a cell of a Markdown table: nothing of it is taken for Markdown or HTML.
+
+    By backslashes: one of Prefect's two user interfaces shows entities as they are written, but for this one.
+    """
+    for character in "\\`*_[]|":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.replace("<", "&lt;").split())
 
 
 def is_unicode(text: str) -> bool:

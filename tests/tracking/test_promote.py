@@ -102,7 +102,7 @@ def test_training_text_given_back_word_for_word_keeps_the_champion() -> None:
     kept = decide(BETTER, PromoteConfig(max_copied=60), samples=[FINE], copies=[COPY])
     assert not kept.promote
     assert "61 tokens of books:verdict|1.txt come back word for word: “I had always thought | Jack" in kept.reason
-    assert "books:verdict&#124;1.txt" in kept.table
+    assert r"books:verdict\|1.txt" in kept.table
     assert kept.checks[-1].otherwise == "with promote.max_copied of 61 or more"
     assert decide(BETTER, PromoteConfig(max_copied=61), samples=[FINE], copies=[COPY]).promote
     assert len(decide(BETTER, PromoteConfig(max_copied=0), samples=[FINE]).checks) == 2

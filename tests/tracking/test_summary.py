@@ -70,5 +70,5 @@ def test_the_table_answers_how_good_against_what_on_what_and_at_what_cost(datase
 def test_no_name_or_text_breaks_the_table(dataset: Dataset) -> None:
     found = summary(dataset, None, text="```\n<b>|\n")
     assert found["against the champion"] == "no model is registered"
-    assert found["checkpoint"] == "t/&#96;step&#96;&#124;1"
+    assert found["checkpoint"] == r"t/\`step\`\|1"
     assert "    ```\n    <b>|" in found["whole"]
