@@ -64,8 +64,8 @@ class Comparison:
         if self.interval is None:
             return f"{text}; too few for an interval"
         low, high = self.interval.low, self.interval.high
-        sure = "" if low > 0 or high < 0 else ", which may be chance"
-        return f"{text}; difference {self.difference:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}{sure}"
+        sure = ", surely worse" if low > 0 else "" if high < 0 else ", which may be chance"
+        return f"{text}; 95 % interval {low:+.4f} to {high:+.4f}{sure}"
 
 
 def mean_interval(nats: np.ndarray, tokens: np.ndarray, certainty: float = 0.95) -> Interval | None:
