@@ -23,7 +23,7 @@ def lineage(
         str,
         typer.Argument(
             metavar="MODEL|DATASET|CHECKPOINT|FILE",
-            help="champion, models:/…, a registered model; id or URL of a run, checkpoint or dataset; a file of text.",
+            help="Alias, models:/…, a registered model; id or URL of a run, checkpoint or dataset; a file of text.",
         ),
     ],
     picture: PictureOption = None,

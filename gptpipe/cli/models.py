@@ -33,7 +33,7 @@ _WIDTH = 28  # characters of a value in a terminal
 def compare(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN", help="Id or its beginning, name, champion, models:/NAME@ALIAS."),
+        typer.Argument(metavar="RUN", help="Id or its beginning, name, alias, models:/NAME@ALIAS."),
     ] = None,
     html: HtmlOption = None,
     score: Annotated[
@@ -72,7 +72,7 @@ def _table(rows: dict[str, list[str]], names: list[str]) -> list[str]:
 
 
 def reproduce(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Id or its beginning, name, champion, models:/NAME@ALIAS.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Id or its beginning, name, alias, models:/NAME@ALIAS.")],
     out: Annotated[
         str | None, typer.Option(callback=named, help="Folder or URL for the training; by default one in GPTPIPE_HOME.")
     ] = None,

@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gptpipe import storage
-from gptpipe.config import EvaluateConfig
+from gptpipe.config import EvaluateConfig, PipelineConfig
 from gptpipe.config.names import OPERATIONAL
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.errors import UserError
 from gptpipe.evaluation.confidence import Comparison, compare
 from gptpipe.evaluation.once import evaluate_against
 from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, RunLink, Tracking
-from gptpipe.tracking.registry import MODELS, find_version
+from gptpipe.tracking.names import named_version
 from gptpipe.tracking.results import CHECKPOINT_TAG, DECIDING, EVALUATION_TAG
 from gptpipe.wording import duration
 
@@ -78,6 +78,8 @@ class SideBySide:
     @property
     def sentence(self) -> str:
         """Which is best, by how much and how surely."""
+        if len(self.columns) == 1:
+            return f"{self.columns[0].name}: one run has nothing to compare with; name another one too"
         scored = [column for column in self.columns if column.against is not None]
         if not scored:
             return "scored on different text, or not scored, so their losses do not compare; --score scores them"
@@ -96,7 +98,7 @@ def side_by_side(tracking: Tracking, names: Sequence[str], score: Score | None =
     """Runs of the experiment beside one another.
 
     Args:
-        names: ids, beginnings of ids or of trainings' ids, names of runs, champion, or models:/…; without any, the last
+        names: ids, beginnings of ids or of trainings' ids, names of runs, aliases, or models:/…; without any, the last
             five trainings that ended.
         score: what scores a run on the text of the first where it was scored on another; without it they do not
             compare.
@@ -146,16 +148,20 @@ def last_run(tracking: Tracking) -> str:
         return str(_last(client, tracking)[0].info.run_id)
 
 
-def find_run(client: MlflowClient, tracking: Tracking, name: str) -> Run:
-    """The run that is meant by an id, the beginning of one or of its training's, a name, champion, or models:/….
+def find_run(client: MlflowClient, tracking: Tracking, name: str, config: PipelineConfig | None = None) -> Run:
+    """The run that is meant by an id, the beginning of one or of its training's, a name, an alias, or models:/….
+
+    Args:
+        config: whose model's aliases are meant; by default the usual one's.
 
     Raises:
         UserError: there is none, or several.
     """
     from mlflow.exceptions import MlflowException
 
-    if name == "champion" or name.startswith(MODELS):
-        return client.get_run(str(find_version(name, tracking).run_id))
+    version = named_version(name, tracking, config)
+    if version is not None:
+        return client.get_run(str(version.run_id))
     try:
         return client.get_run(name)
     except MlflowException as error:
@@ -171,9 +177,8 @@ def find_run(client: MlflowClient, tracking: Tracking, name: str) -> Run:
     if len(runs) == 1:
         return runs[0]
     if not runs:
-        raise UserError(
-            "no run has that name or id", where=name, hint=f"see the runs of the experiment {tracking.experiment}"
-        )
+        hint = f"see the runs of the experiment {tracking.experiment}"
+        raise UserError("no run has that name or id, and no version that alias", where=name, hint=hint)
     ids = ", ".join(run.info.run_id[:8] for run in runs[:4])
     raise UserError(f"{len(runs)} runs are called that", where=name, hint=f"give one's id: {ids}")
 

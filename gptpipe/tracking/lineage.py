@@ -52,7 +52,7 @@ def lineage(name: str, store: str, tracking: Tracking) -> Lineage:
     """The lineage of a registered version, a run, a checkpoint, a dataset, or a file of text.
 
     Args:
-        name: `champion`, `models:/…` or the name of a registered model (its newest version); a URL, an id or the
+        name: an alias, `models:/…` or the name of a registered model (its newest version); a URL, an id or the
             beginning of one; the name of a run; a file, which is known by its content, or the path of one in a dataset.
         store: folder or URL of everything that is made.
 

@@ -70,7 +70,8 @@ def loss_curve(
 
 
 def loss_curves(runs: Mapping[str, Mapping[str, list[tuple[int, float]]]]) -> bytes:
-    """A PNG of the losses (nats per token) of several runs over tokens: training thin, validation with points.
+    """A PNG of the losses (nats per token) of several runs over tokens: training thin, validation with points, as its
+    legend says.
 
     Args:
         runs: by name, `train/loss` and `validation/loss` as (tokens, loss).
@@ -88,6 +89,8 @@ def loss_curves(runs: Mapping[str, Mapping[str, list[tuple[int, float]]]]) -> by
         label = f"{short} ({points[-1][1]:.3f})" if points else short
         xs, ys = zip(*points, strict=True) if points else ((), ())
         axes.plot(xs, ys, color=color, marker="o", markersize=4, label=label)
+    axes.plot([], [], color=BASELINE, linewidth=0.8, alpha=0.6, label="thin: training")
+    axes.plot([], [], color=BASELINE, marker="o", markersize=4, label="with points: validation")
     _finish(axes, "")
     return png_of(figure)
 

@@ -15,8 +15,9 @@ from gptpipe.dataset.dataset import MANIFEST, Dataset, open_dataset
 from gptpipe.errors import UserError
 from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, RunLink, Tracking
 from gptpipe.tracking.follow import INIT_TAG, SINCE_TAG
+from gptpipe.tracking.names import named_version
 from gptpipe.tracking.references import all_runs, all_versions, folder_name
-from gptpipe.tracking.registry import DECISION_TAG, MODELS, checkpoint_of, find_version
+from gptpipe.tracking.registry import DECISION_TAG, MODELS, checkpoint_of
 from gptpipe.tracking.results import CHECKPOINT_TAG, DECIDING
 from gptpipe.weights.checkpoint import STATE, list_checkpoints, open_checkpoint
 
@@ -88,8 +89,9 @@ class Provenance:
         Raises:
             UserError: nothing is called that, or several things are.
         """
-        if name == "champion" or name.startswith(MODELS):
-            return [self._version(find_version(name, self._tracking))]
+        version = named_version(name, self._tracking)
+        if version is not None:
+            return [self._version(version)]
         if name in self._named:
             return [self._version(max(self._named[name], key=lambda version: int(version.version)))]
         url = storage.normalize(name)
@@ -106,6 +108,8 @@ class Provenance:
             raise UserError(f"{len(runs)} runs are called that", where=name, hint=f"give one's id: {ids}")
         if keys := [*map(self._run, runs), *self._files(name, url)]:
             return keys
+        if storage.is_local_folder(url):
+            raise UserError("a folder, and no checkpoint or dataset", where=name, hint="give a file of text in it")
         raise UserError("nothing is known of it here", where=name, hint=f"give {_NAMES}")
 
     def _by_id(self, name: str) -> list[str]:
@@ -303,11 +307,13 @@ def _training_of(short: str) -> str:
 
 def _digest(url: str) -> str:
     """SHA-256 of a file; empty where there is none."""
+    if storage.is_local_folder(url):
+        return ""
     state = hashlib.sha256()
     try:
         with storage.open_read(url) as file:
             while block := file.read(_BLOCK):
                 state.update(block)
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
         return ""
     return state.hexdigest()

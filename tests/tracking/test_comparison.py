@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 from typer.testing import CliRunner
 
 from gptpipe.cli.app import app
@@ -17,6 +18,7 @@ from gptpipe.evaluation.evaluate import evaluate
 from gptpipe.evaluation.once import evaluate_once
 from gptpipe.tracking.comparison import curves, score_again, side_by_side
 from gptpipe.tracking.comparison_page import comparison_page
+from gptpipe.tracking.plots import loss_curves
 from gptpipe.tracking.registry import register
 from gptpipe.tracking.results import log_results
 from tests.fixtures.tracked import follow, result_of, tracking, write_model
@@ -72,12 +74,16 @@ def test_the_table_says_what_differs_and_which_is_better(
     assert "on the same documents" in compared.sentence
     assert side_by_side(tracking(), runs[::-1]).sentence.endswith("is best: none is better on the same documents")
     assert list(rows)[:2] == ["run", "train.learning_rate"]
+    alone = side_by_side(tracking(), runs[:1])
+    assert alone.sentence == f"{alone.columns[0].name}: one run has nothing to compare with; name another one too"
+    assert alone.rows["tokens/s"] == ["200"]
 
 
 def test_a_run_is_found_by_id_beginning_name_training_and_alias(runs: list[str]) -> None:
     first, second = runs
     name = tracking().connect().get_run(second).info.run_name
-    for each in (second, second[:9], name, "champion", "models:/gptpipe/1", "models:/gptpipe@champion"):
+    tracking().connect().set_registered_model_alias("gptpipe", "previous", "1")
+    for each in (second, second[:9], name, "champion", "previous", "models:/gptpipe/1", "models:/gptpipe@champion"):
         assert [column.run_id for column in side_by_side(tracking(), [first, each]).columns] == [first, second], each
     assert side_by_side(tracking(), ["secon"]).columns[0].run_id == second  # the beginning of its folder's name
     assert {column.run_id for column in side_by_side(tracking(), []).columns} == set(runs)
@@ -106,6 +112,13 @@ def test_losses_on_other_text_are_not_compared(many_documents: Dataset, runs: li
     for file in (tmp_path / "second" / "scores").glob("*.parquet"):
         file.unlink()
     assert side_by_side(tracking(), runs).columns[1].against is None
+
+
+def test_the_legend_says_which_line_is_training_and_which_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels: list[str] = []
+    monkeypatch.setattr(Axes, "legend", lambda axes, **_: labels.extend(axes.get_legend_handles_labels()[1]))
+    loss_curves({"a run": {"train/loss": [(600, 5.0), (1200, 4.0)], "validation/loss": [(1200, 4.5)]}})
+    assert labels == ["a run (4.500)", "thin: training", "with points: validation"]
 
 
 def test_the_page_and_the_command(runs: list[str], tmp_path: Path) -> None:

@@ -89,6 +89,16 @@ def test_a_version_leads_to_every_text_and_to_the_model_that_it_went_on_from(sto
     assert names(traced, "version") == {"models:/gptpipe/2"}
 
 
+def test_an_alias_of_the_model_leads_to_its_version(store: Path) -> None:
+    for alias, number in (("champion", "1"), ("challenger", "2")):
+        assert lineage(alias, str(store), tracking()).subjects == [f"version:gptpipe/{number}"]
+
+
+def test_of_a_folder_of_texts_it_says_that_a_file_is_wanted(store: Path) -> None:
+    with pytest.raises(UserError, match="a folder, and no checkpoint or dataset — give a file of text in it"):
+        lineage(str(store.parent / "texts"), str(store), tracking())
+
+
 def test_the_first_version_leads_on_to_the_second(store: Path) -> None:
     traced = lineage("models:/gptpipe/1", str(store), tracking())
     assert names(traced, "version") == {"models:/gptpipe/1", "models:/gptpipe/2"}
