@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import httpx
 from prefect.client.orchestration import get_client
+from prefect.client.schemas import State
 from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
@@ -48,7 +49,7 @@ def nights_without_training(since: float, pages: str) -> list[Entry]:
                     name=str(run.name),
                     url=f"{pages}/runs/flow-run/{run.id}",
                     verdict=str(run.state.name).lower() if run.state else "unknown",
-                    reason=_reason((run.state.message if run.state else "") or ""),
+                    reason=reason_of(run.state) if run.state else "",
                     flow_run=str(run.id),
                 )
                 for run in page
@@ -59,9 +60,12 @@ def nights_without_training(since: float, pages: str) -> list[Entry]:
     return [entry for entry in entries if entry.verdict not in tracked]
 
 
-def _reason(message: str) -> str:
-    """What a state says, without the words that Prefect puts before an error."""
-    return message.removeprefix("Flow run encountered an exception: ").removeprefix(f"{UserError.__name__}: ")
+def reason_of(state: State) -> str:
+    """What a state says, without its name, and without the words that Prefect puts before an error."""
+    message = state.message or ""
+    for before in ("Flow run encountered an exception: ", f"{UserError.__name__}: ", f"{str(state.name).lower()}: "):
+        message = message.removeprefix(before)
+    return message
 
 
 AWAY = (httpx.HTTPError, PrefectHTTPStatusError)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from gptpipe.cli.options import ConfigFile, HtmlOption, Json, Overrides, print_answer, tracking
-from gptpipe.config import load_config
+from gptpipe.config import PipelineConfig, PromoteConfig, load_config
 from gptpipe.config.settings import settings
 from gptpipe.errors import UserError
 
@@ -23,7 +23,7 @@ _UNITS = {"h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 def report(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="RUN", help="Id or its beginning, name, champion, models:/…; by default the last."),
+        typer.Argument(metavar="RUN", help="Id or its beginning, name, alias, models:/…; by default the last."),
     ] = None,
     since: Annotated[
         str | None, typer.Option(metavar="30d", help="The nights since then: 12h, 30d, 4w, or a date, 2026-11-01.")
@@ -38,8 +38,8 @@ def report(
         raise UserError("a run or a period, not both", where=f"{run} --since {since}", hint="leave one of them out")
     from gptpipe import storage
 
-    model = load_config(file=config, overrides=overrides).promote.model_name
-    answer, text, page = _period(since, model) if since else _one(run)
+    loaded = load_config(file=config, overrides=overrides)
+    answer, text, page = _period(since, loaded.promote) if since else _one(run, loaded)
     if html:
         place = storage.normalize(html)
         storage.write_bytes(place, page.encode())
@@ -48,23 +48,23 @@ def report(
     print_answer(answer, as_json, text)
 
 
-def _one(run: str | None) -> tuple[dict[str, Any], str, str]:
+def _one(run: str | None, config: PipelineConfig) -> tuple[dict[str, Any], str, str]:
     """A retraining as JSON, text and page."""
     from gptpipe.tracking.comparison import last_run
     from gptpipe.tracking.report import report_of
     from gptpipe.tracking.report_page import report_page, report_text
 
-    told = report_of(tracking(), run or last_run(tracking()))
+    told = report_of(tracking(), run or last_run(tracking()), config)
     return told.as_dict(), report_text(told), report_page(told)
 
 
-def _period(since: str, model: str) -> tuple[dict[str, Any], str, str]:
+def _period(since: str, promote: PromoteConfig) -> tuple[dict[str, Any], str, str]:
     """The nights of a period as JSON, text and page."""
     from gptpipe.tracking.history import history
     from gptpipe.tracking.history_page import history_lines, history_page
 
     begin = moment(since, time.time())
-    told = history(tracking(), model, begin, _untracked(begin))
+    told = history(tracking(), promote.model_name, begin, _untracked(begin), promote.alias)
     return told.as_dict(), "\n".join(history_lines(told)), history_page(told)
 
 

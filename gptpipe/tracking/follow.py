@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 PARAMETERS_TAG = "parameters"
 CHANGED_TAG = "changed"  # what differs from the preset
+END_TAG = "gptpipe.end"  # why its training ended before its last step
 INIT_TAG, SINCE_TAG = "gptpipe.init", "gptpipe.since"  # of a run: what its training started from
 # its artifacts: what `gptpipe reproduce` needs
 CONFIG_FILE, ENVIRONMENT_FILE = "reproduce/config.yaml", "reproduce/environment.txt"
@@ -111,8 +112,11 @@ class TrainingTracker:
             self._lines += lines
         self._wake.set()
 
-    def finish(self, status: str) -> RunLink | None:
+    def finish(self, status: str, why: str = "") -> RunLink | None:
         """Log what is left and set the run's status. None when the server could not be reached within the time.
+
+        Args:
+            why: the reason for a status other than FINISHED, kept with the run.
 
         Raises:
             UserError: MLflow refused something. Another exception is a fault of ours.
@@ -127,6 +131,8 @@ class TrainingTracker:
             return None
         try:
             if not self._is_whole():
+                if why:
+                    self._client.set_tag(self._run.info.run_id, END_TAG, why[:_LONGEST_TAG])
                 self._client.set_terminated(self._run.info.run_id, status=status)
         except Exception as error:
             if not is_away(error):

@@ -1,7 +1,8 @@
-"""The nights of a period: which versions were made, which of them became champion, and by how much."""
+"""The nights of a period: which versions were made, which of them became champion, and by how much; and its sweeps."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -10,22 +11,30 @@ from typing import TYPE_CHECKING, Any
 from gptpipe.evaluation.confidence import Comparison
 from gptpipe.tracking.announcement import ANNOUNCED_TAG, PROMOTED
 from gptpipe.tracking.client import TRAINING_TAG, RunLink, Tracking
+from gptpipe.tracking.follow import END_TAG
 from gptpipe.tracking.references import runs_of
-from gptpipe.tracking.registry import DECISION_TAG, ROLLED_BACK_TAG, WAITS_TAG, comparison_of
+from gptpipe.tracking.registry import DECISION_TAG, ROLLED_BACK_TAG, WAITS_TAG, comparison_of, version_called
 from gptpipe.tracking.results import DECIDING
+from gptpipe.tracking.sweeps import PARENT_TAG, SWEEP_TAG
 from gptpipe.wording import counted, duration
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+_CHAMPION, _FORMER, _ROLLED_BACK, _SWEEP = "champion", "former champion", "rolled back", "sweep"
+# how decisions begin, or go on, that a person made after the announcement
+_APPROVED, _AGAIN = "approved by a person", " again by a rollback from version "
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One retraining of a period, or one that ended without a training.
+    """One retraining of a period, or one that ended without a training, or a sweep.
 
     Attributes:
-        began: seconds since 1970. name: of its run. url: its page. verdict: champion, kept, rolled back, skipped,
-            failed, … reason: in a sentence.
+        began: seconds since 1970. name: of its run, or of the sweep. url: its page.
+        verdict: champion (it serves), former champion, rolled back, kept, waits, not registered, skipped, failed,
+            sweep, …
+        reason: in a sentence.
         version: number of the registered version; empty where there is none.
         loss: nats per token on the text of its own night; None where it was not scored.
         comparison: with the champion of that night, on the same documents; None where there was none.
@@ -45,6 +54,15 @@ class Entry:
     flow_run: str = ""
 
     @property
+    def became_champion(self) -> bool:
+        """Whether it served once, or does."""
+        return self.verdict in (_CHAMPION, _FORMER, _ROLLED_BACK)
+
+    @property
+    def is_sweep(self) -> bool:
+        return self.verdict == _SWEEP
+
+    @property
     def date(self) -> str:
         return datetime.fromtimestamp(self.began, UTC).strftime("%Y-%m-%d %H:%M")
 
@@ -61,7 +79,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class History:
-    """The nights of a period of one registered model, oldest first."""
+    """The nights of a period of one registered model, and the experiment's sweeps, oldest first."""
 
     model: str
     since: float
@@ -69,28 +87,31 @@ class History:
 
     @property
     def sentence(self) -> str:
-        """How many nights there were, what became of them, and what they cost."""
+        """How many nights and sweeps there were, what became of the nights, and what all of them cost."""
         begin = datetime.fromtimestamp(self.since, UTC).strftime("%Y-%m-%d")
-        counts: dict[str, int] = {}
-        for entry in self.entries:
-            counts[entry.verdict] = counts.get(entry.verdict, 0) + 1
-        told = ", ".join(f"{number} {verdict}" for verdict, number in counts.items())
+        nights = [entry.verdict for entry in self.entries if not entry.is_sweep]
+        sweeps = len(self.entries) - len(nights)
+        told = ", ".join(f"{number} {verdict}" for verdict, number in Counter(nights).items())
         hours = sum(entry.device_hours for entry in self.entries)
         seconds = sum(entry.seconds for entry in self.entries)
         cost = f"; {hours:.3g} device hours, {duration(seconds)} of training" if hours else ""
-        nights = counted(len(self.entries), "retraining")
-        return f"{self.model} since {begin}: {nights}" + (f" ({told}){cost}" if told else "")
+        retrained = counted(len(nights), "retraining") + (f" ({told})" if told else "")
+        more = f", {counted(sweeps, 'sweep')}" if sweeps else ""
+        return f"{self.model} since {begin}: {retrained}{more}{cost}"
 
     def as_dict(self) -> dict[str, Any]:
         return {"sentence": self.sentence, **asdict(self)}
 
 
-def history(tracking: Tracking, model: str, since: float, others: Sequence[Entry] = ()) -> History:
-    """The retrainings of a period.
+def history(
+    tracking: Tracking, model: str, since: float, others: Sequence[Entry] = (), alias: str = "champion"
+) -> History:
+    """The retrainings of a period, and its sweeps: the trainings of one are told as one.
 
     Args:
         model: name of the registered model. since: seconds since 1970.
         others: nights that did not end well, or without a training, as Prefect knows them.
+        alias: of the version that serves.
 
     Raises:
         UserError: MLflow does not answer.
@@ -98,7 +119,8 @@ def history(tracking: Tracking, model: str, since: float, others: Sequence[Entry
     with tracking.reached() as client:
         experiment = tracking.experiment_id(client)
         began = f"attributes.start_time >= {int(since * 1000)}"
-        runs = [run for run in runs_of(client, [experiment], began) if TRAINING_TAG in run.data.tags]
+        runs = runs_of(client, [experiment], began)
+        champion = version_called(client, model, alias)
         # a filter knows no quotation mark within quotation marks
         like = model.replace("'", "_")
         versions = {
@@ -107,30 +129,27 @@ def history(tracking: Tracking, model: str, since: float, others: Sequence[Entry
             if version.name == model
         }
     reasons = {entry.flow_run: entry.reason for entry in others}
-    trained = [_entry(tracking, run, versions.get(run.info.run_id), reasons) for run in runs]
+    serves = str(champion.version) if champion is not None else ""
+    trained = [_entry(tracking, run, versions.get(run.info.run_id), serves, reasons) for run in runs if _is_night(run)]
     known = {entry.flow_run for entry in trained}
-    entries = [*trained, *(entry for entry in others if entry.flow_run not in known)]
+    sweeps = [_sweep(tracking, run, runs) for run in runs if SWEEP_TAG in run.data.tags]
+    entries = [*trained, *sweeps, *(entry for entry in others if entry.flow_run not in known)]
     return History(model, since, tuple(sorted(entries, key=lambda entry: entry.began)))
 
 
-def _entry(tracking: Tracking, run: Run, version: Any, reasons: Mapping[str, str]) -> Entry:
+def _is_night(run: Run) -> bool:
+    """Whether it is a training of its own, and not one of a sweep."""
+    return TRAINING_TAG in run.data.tags and PARENT_TAG not in run.data.tags
+
+
+def _entry(tracking: Tracking, run: Run, version: Any, serves: str, reasons: Mapping[str, str]) -> Entry:
     """A run's night.
 
     Args:
-        reasons: why flow runs did not end well, by their ids.
+        serves: number of the version that serves. reasons: why flow runs did not end well, by their ids.
     """
-    metrics, tags = run.data.metrics, run.data.tags
-    status = str(run.info.status).lower()
-    verdict, reason = status, ""
-    if version is not None:
-        reason = version.tags.get(DECISION_TAG, "")
-        verdict = "champion" if version.tags.get(ANNOUNCED_TAG) == PROMOTED else "kept"
-        verdict = "waits" if WAITS_TAG in version.tags else verdict
-        if ROLLED_BACK_TAG in version.tags:
-            verdict, reason = "rolled back", f"rolled back {version.tags[ROLLED_BACK_TAG]}"
-    else:
-        flow_run = tags.get("prefect.flow_run_id", "")
-        verdict, reason = "not registered" if status == "finished" else status, reasons.get(flow_run, "")
+    flow_run = run.data.tags.get("prefect.flow_run_id", "")
+    verdict, reason = _unregistered(run, reasons.get(flow_run, "")) if version is None else _became(version, serves)
     return Entry(
         began=run.info.start_time / 1000,
         name=str(run.info.run_name),
@@ -138,9 +157,56 @@ def _entry(tracking: Tracking, run: Run, version: Any, reasons: Mapping[str, str
         verdict=verdict,
         reason=reason,
         version=str(version.version) if version is not None else "",
-        loss=metrics.get(DECIDING),
+        loss=run.data.metrics.get(DECIDING),
         comparison=comparison_of(version) if version is not None else None,
-        device_hours=metrics.get("train/device_hours", 0.0),
-        seconds=metrics.get("train/active_seconds", 0.0),
-        flow_run=tags.get("prefect.flow_run_id", ""),
+        device_hours=run.data.metrics.get("train/device_hours", 0.0),
+        seconds=run.data.metrics.get("train/active_seconds", 0.0),
+        flow_run=flow_run,
+    )
+
+
+def _unregistered(run: Run, reason: str) -> tuple[str, str]:
+    """What a training without a version came to, and why.
+
+    Args:
+        reason: of its flow run, where that is known.
+    """
+    status = str(run.info.status).lower()
+    if status in ("failed", "killed"):
+        return status, reason or run.data.tags.get(END_TAG, "")
+    return "not registered" if status == "finished" else status, reason
+
+
+def _became(version: Any, serves: str) -> tuple[str, str]:
+    """What became of a version up to now, and why."""
+    tags = version.tags
+    reason = tags.get(DECISION_TAG, "")
+    if str(version.version) == serves:
+        return _CHAMPION, reason
+    if ROLLED_BACK_TAG in tags:
+        return _ROLLED_BACK, f"rolled back {tags[ROLLED_BACK_TAG]}"
+    if WAITS_TAG in tags:
+        return "waits", reason
+    by_a_person = reason.startswith(_APPROVED) or _AGAIN in reason
+    return _FORMER if by_a_person or tags.get(ANNOUNCED_TAG) == PROMOTED else "kept", reason
+
+
+def _sweep(tracking: Tracking, run: Run, runs: Sequence[Run]) -> Entry:
+    """A sweep, and what its trainings cost together.
+
+    Args:
+        runs: of the period.
+    """
+    trials = [each.data.metrics for each in runs if each.data.tags.get(PARENT_TAG) == run.info.run_id]
+    best, status = run.data.metrics.get("sweep/best_loss"), str(run.info.status).lower()
+    told = [counted(len(trials), "training")]
+    told += [f"best loss {best:.4f} nats per token"] if best is not None else []
+    return Entry(
+        began=run.info.start_time / 1000,
+        name=run.data.tags[SWEEP_TAG],
+        url=RunLink(tracking, run.info.run_id, run.info.experiment_id).url,
+        verdict=_SWEEP,
+        reason=", ".join([*told, *([status] if status != "finished" else [])]),
+        device_hours=sum(each.get("train/device_hours", 0.0) for each in trials),
+        seconds=sum(each.get("train/active_seconds", 0.0) for each in trials),
     )

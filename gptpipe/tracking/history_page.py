@@ -22,11 +22,11 @@ def history_page(told: History) -> str:
         )
     rows = (
         [
-            escape(entry.date),
+            f'<span class="date">{escape(entry.date)}</span>',
             escape(entry.verdict),
             f"{entry.loss:.4f}" if entry.loss is not None else "",
             escape(entry.difference),
-            escape(entry.reason),
+            f'<div class="why">{escape(entry.reason)}</div>',
             f"{entry.device_hours:.3g}" if entry.device_hours else "",
             link(entry.url, entry.name),
         ]
@@ -37,9 +37,9 @@ def history_page(told: History) -> str:
 
 
 def history_lines(told: History) -> Iterator[str]:
-    """The sentence, and a line per night."""
+    """The sentence, and a line per night or sweep."""
     yield told.sentence
     for entry in told.entries:
         loss = f"{entry.loss:.4f}" if entry.loss is not None else "–"
-        version = f"version {entry.version}" if entry.version else ""
-        yield f"{entry.date}  {entry.verdict:<14}  {version:<12}  {loss:>8}  {entry.reason or entry.name}"
+        subject = f"version {entry.version}" if entry.version else entry.name if entry.is_sweep else ""
+        yield f"{entry.date}  {entry.verdict:<15}  {subject:<12}  {loss:>8}  {entry.reason or entry.name}"

@@ -17,7 +17,7 @@ def history_picture(told: History) -> bytes:
     dates = [datetime.fromtimestamp(entry.began, UTC) for entry in nights]
     figure = Figure(figsize=(9, 5.5), dpi=100, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
-    serves = [entry.verdict == "champion" for entry in nights]
+    serves = [entry.became_champion for entry in nights]
     losses = [(date, entry.loss) for date, entry in zip(dates, nights, strict=True)]
     for is_champion, label, face in ((True, "became champion", TRAIN), (False, "did not", "#ffffff")):
         points = [point for point, is_it in zip(losses, serves, strict=True) if is_it == is_champion]

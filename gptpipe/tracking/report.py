@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from gptpipe import storage
+from gptpipe.config import PipelineConfig
 from gptpipe.dataset.drift import Measure
 from gptpipe.launch.training import TrainResult
 from gptpipe.tracking.client import RunLink, Tracking
 from gptpipe.tracking.comparison import facts_of, find_run, losses_of
-from gptpipe.tracking.follow import CHANGED_TAG
+from gptpipe.tracking.follow import CHANGED_TAG, END_TAG
 from gptpipe.tracking.promote import Decision
 from gptpipe.tracking.registry import COMPARED_TAG, DECISION_TAG, MODELS, decision_of
 
@@ -119,17 +120,18 @@ def stored_bytes(result: TrainResult) -> int:
     return sum(entry.size for entry in storage.list_files(result.training))
 
 
-def report_of(tracking: Tracking, name: str) -> Report:
+def report_of(tracking: Tracking, name: str, config: PipelineConfig | None = None) -> Report:
     """The report of a run.
 
     Args:
-        name: id of a run, its beginning, its name, champion, or models:/….
+        name: id of a run, its beginning, its name, an alias, or models:/….
+        config: whose model's aliases are meant; by default the usual one's.
 
     Raises:
         UserError: no run is called that, or several are.
     """
     with tracking.reached() as client:
-        run = find_run(client, tracking, name)
+        run = find_run(client, tracking, name, config)
         versions = client.search_model_versions(f"run_id = '{run.info.run_id}'")
         version = max(versions, key=lambda each: int(each.version), default=None)
         if version is not None:  # a search tells no aliases
@@ -157,7 +159,9 @@ def report_of(tracking: Tracking, name: str) -> Report:
 def _sentence(version: Any, run: Run) -> str:
     if version is None:
         status = str(run.info.status).lower()
-        return "no model is registered" if status == "finished" else f"the training is {status}"
+        why = run.data.tags.get(END_TAG, "") if status in ("failed", "killed") else ""
+        told = f"the training is {status}" + (f": {why}" if why else "")
+        return "no model is registered" if status == "finished" else told
     reason = version.tags.get(DECISION_TAG, "nothing was decided yet")
     alias = f" ({', '.join(version.aliases)} now)" if version.aliases else ""
     return f"{MODELS}{version.name}/{version.version}{alias}: {reason}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from html import escape
 
 from gptpipe.evaluation.html import document, grid, link, picture
-from gptpipe.tracking.plots import loss_curves
+from gptpipe.tracking.plots import loss_curve
 from gptpipe.tracking.report import Report
 
 _COST = (
@@ -44,7 +44,7 @@ def _sections(report: Report) -> Iterator[tuple[str, str]]:
         )
         yield f"The decision, {against}", grid(["needed", "holds", "measured", "it would be otherwise"], rows)
     if losses := {name: points for name, points in report.losses.items() if points}:
-        yield "Loss", _pairs(facts, _LOSS) + picture(loss_curves({report.name: losses}), "Losses by tokens")
+        yield "Loss", _pairs(facts, _LOSS) + picture(_curve(losses, facts), "Losses by tokens")
     if report.samples:
         rows = (_samples(pair.prompt, pair.before, pair.now) for pair in report.samples)
         before = f"version {report.champion} continues" if report.champion else ""
@@ -58,6 +58,12 @@ def _sections(report: Report) -> Iterator[tuple[str, str]]:
     rest = {name: value for name, value in facts.items() if name not in (*_COST, *_LOSS, "data", "decision")}
     rest["differs from the preset"] = report.changed or "nothing"
     yield "The run", _pairs(rest, tuple(rest))
+
+
+def _curve(losses: Mapping[str, list[tuple[int, float]]], facts: Mapping[str, str]) -> bytes:
+    """The picture of training and validation, as Prefect shows it."""
+    lines = [{"tokens": tokens, key: loss} for key, points in losses.items() for tokens, loss in points]
+    return loss_curve(lines, ended=facts.get("status") != "running")
 
 
 def _text(report: Report, facts: Mapping[str, str]) -> str:

@@ -19,6 +19,7 @@ from gptpipe.progress import Progress
 from gptpipe.tracking.client import RunLink, Tracking
 from gptpipe.tracking.follow import INIT_TAG, SINCE_TAG, TrainingTracker
 from gptpipe.tracking.results import read_metrics
+from gptpipe.wording import first_line
 
 
 def train_and_track(
@@ -80,7 +81,8 @@ def train_and_track(
     except BaseException as stopped:
         if tracker.started:
             with suppress(Exception):  # the first reason is the one to tell
-                tracker.finish("KILLED" if isinstance(stopped, (Preempted, Cancelled)) else "FAILED")
+                status = "KILLED" if isinstance(stopped, (Preempted, Cancelled)) else "FAILED"
+                tracker.finish(status, first_line(stopped))
         raise
     if result.already_done:
         tracker.start(result.training, is_done=True)

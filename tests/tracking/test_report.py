@@ -1,4 +1,4 @@
-"""The report of a retraining and of a period: what it says, read back from MLflow alone."""
+"""The report of a retraining, and of the nights of a period: what it says, read back from MLflow alone."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from gptpipe.config import EvaluateConfig, PipelineConfig, load_config
 from gptpipe.dataset.dataset import Dataset
 from gptpipe.dataset.drift import Measure
 from gptpipe.errors import UserError
+from gptpipe.evaluation.html import picture
 from gptpipe.evaluation.once import evaluate_once
 from gptpipe.generation.generate import Sample, Samples
-from gptpipe.tracking.aliases import rollback
+from gptpipe.tracking.aliases import answer, rollback
 from gptpipe.tracking.announcement import announce
 from gptpipe.tracking.client import RunLink
 from gptpipe.tracking.history import Entry, history
+from gptpipe.tracking.plots import loss_curve
 from gptpipe.tracking.registry import register
 from gptpipe.tracking.report import Night, has_report, log_night, log_report, report_of
 from gptpipe.tracking.report_page import report_page, report_text
@@ -33,19 +35,19 @@ pytestmark = pytest.mark.usefixtures("database")
 CONFIG = load_config(overrides=["promote.max_copied=0", "train.learning_rate=3e-4"])
 
 
-def night(dataset: Dataset, folder: Path, kind: str, says: str) -> RunLink:
+def night(dataset: Dataset, folder: Path, kind: str, says: str, config: PipelineConfig = CONFIG) -> RunLink:
     """A retraining that ended: tracked, scored, registered, decided, announced."""
     folder.mkdir()
     write_model(folder / "step-00000012", dataset, kind)
     lines = [{"step": 6, "tokens": 600, "train/loss": 5.0}, {"step": 12, "tokens": 1200, "train/loss": 4.0}]
     lines[1] |= {"validation/loss": 4.5, "train/device_hours": 0.5, "train/active_seconds": 90.0}
-    link = follow(dataset, str(folder), lines, config=CONFIG)
+    link = follow(dataset, str(folder), lines, config=config)
     result, _, _ = result_of(dataset, str(folder), 4.0)
     samples = [Samples([Sample("Every", f"Every{says}", [1])], None, result.best_checkpoint, 12)]
     out = str(folder.parent / "scores")
     evaluation = evaluate_once(result.best_checkpoint, data=dataset.url, config=EvaluateConfig(), out=out)
     log_results(link, result, evaluation, samples)
-    registered = register(CONFIG, link, result, evaluation, samples[0], out=out)
+    registered = register(config, link, result, evaluation, samples[0], out=out)
     announce(registered, "champion", lambda *_: None)
     return link
 
@@ -96,7 +98,7 @@ def test_a_period_tells_which_became_champion_by_how_much_and_at_what_cost(night
     skipped = Entry(now - 60, "retrain", "", "skipped", "nothing is new", flow_run="7")
     told = history(tracking(), "gptpipe", now - 3600, [skipped, replace(skipped, flow_run="42")])
     verdicts = [entry.verdict for entry in told.entries]
-    assert sorted(verdicts) == ["champion", "champion", "skipped"]  # 42 is the flow run of the trainings
+    assert sorted(verdicts) == ["champion", "former champion", "skipped"]  # 42 is the flow run of the trainings
     assert [entry.reason for entry in told.entries if entry.verdict == "skipped"] == ["nothing is new"]
     assert told.entries[-1].comparison is not None
     assert told.entries[-1].comparison.difference < 0
@@ -106,6 +108,35 @@ def test_a_period_tells_which_became_champion_by_how_much_and_at_what_cost(night
     rollback(PipelineConfig().promote, tracking())
     again = history(tracking(), "gptpipe", now - 3600)
     assert [entry.verdict for entry in again.entries] == ["champion", "rolled back"]
+    assert all(entry.became_champion for entry in again.entries)
+
+
+def test_a_version_that_a_person_approved_became_champion(many_documents: Dataset, tmp_path: Path) -> None:
+    night(many_documents, tmp_path / "first", "uniform", "")
+    asked = load_config(overrides=["promote.max_copied=0", "promote.approval_hours=1"])
+    night(many_documents, tmp_path / "second", "better", "", asked)
+    assert verdicts() == ["champion", "waits"]
+    answer(asked.promote, tracking(), "2", agreed=True)
+    assert verdicts() == ["former champion", "champion"]
+    tracking().connect().set_registered_model_alias("gptpipe", "champion", "1")  # as any later version would take it
+    assert verdicts() == ["champion", "former champion"]
+
+
+def verdicts() -> list[str]:
+    return [entry.verdict for entry in history(tracking(), "gptpipe", 0.0).entries]
+
+
+def test_a_report_is_found_by_any_alias_of_the_configurations_model(nights: list[RunLink]) -> None:
+    assert report_of(tracking(), "previous").name == report_of(tracking(), nights[0].run_id).name
+    assert CliRunner().invoke(app, ["report", "previous"]).stdout.startswith("models:/gptpipe/1 (previous now)")
+    other = CliRunner().invoke(app, ["report", "previous", "--set", "promote.model_name=another"])
+    assert "no run has that name or id, and no version that alias" in str(other.exception)
+
+
+def test_the_report_draws_training_and_validation_apart(nights: list[RunLink]) -> None:
+    report = report_of(tracking(), nights[0].run_id)
+    lines = [{"tokens": tokens, key: loss} for key, points in report.losses.items() for tokens, loss in points]
+    assert picture(loss_curve(lines), "Losses by tokens") in report_page(report)  # with Prefect's legend
 
 
 def test_the_command(nights: list[RunLink], tmp_path: Path) -> None:
@@ -119,8 +150,8 @@ def test_the_command(nights: list[RunLink], tmp_path: Path) -> None:
     page = (tmp_path / "all.html").read_text()
     assert "data:image/png;base64," in page
     assert page.count("<tr>") == 3
-    answer = json.loads(CliRunner().invoke(app, ["report", nights[0].run_id, "--json"]).stdout)
-    assert answer["decision"]["reason"] == "there was no champion"
+    told = json.loads(CliRunner().invoke(app, ["report", nights[0].run_id, "--json"]).stdout)
+    assert told["decision"]["reason"] == "there was no champion"
 
 
 @pytest.mark.parametrize(
