@@ -64,7 +64,7 @@ class Comparison:
         if self.interval is None:
             return f"{text}; too few for an interval"
         low, high = self.interval.low, self.interval.high
-        sure = ", surely worse" if low > 0 else "" if high < 0 else ", which may be chance"
+        sure = "" if low > 0 or high < 0 else ", which may be chance"
         return f"{text}; 95 % interval {low:+.4f} to {high:+.4f}{sure}"
 
 

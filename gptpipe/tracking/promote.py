@@ -98,6 +98,8 @@ def decide(
     if comparison.interval is None:
         few = f"{comparison.documents} of at least {FEWEST} documents"
         return Decision(False, f"too few documents to be sure ({few}): {comparison.sentence}", checks, comparison)
+    if comparison.interval.low > 0:
+        return Decision(False, f"surely worse: {comparison.sentence}", checks, comparison)
     if not checks[0].passed:
         least = f" by {rules.min_improvement:g} nats per token" if rules.min_improvement else ""
         return Decision(False, f"not surely better{least}: {comparison.sentence}", checks, comparison)

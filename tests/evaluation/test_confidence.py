@@ -89,8 +89,6 @@ def test_a_small_difference_shows_on_the_same_documents() -> None:
     assert "nats per token better on the same documents" in found.sentence
     assert "chance" not in found.sentence
     assert found.sentence.count(f"{abs(found.difference):.4f}") == 1  # one number is told once
-    assert "surely worse" not in found.sentence
-    assert found.reversed.sentence.endswith(", surely worse")
     same = compare(nats, nats, tokens)
     assert (same.difference, same.won) == (0, 0.5)
     assert same.sentence == "the same loss on the same documents"

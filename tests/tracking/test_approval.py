@@ -97,7 +97,7 @@ def test_a_champion_that_came_meanwhile_is_compared_with_before_the_answer_count
     assert champion() == "2"
     again = registered(many_documents, tmp_path / "waiting", waiting)
     assert (again.waits, again.decision.promote, champion()) == (False, False, "2")
-    assert "not surely better" in again.decision.reason
+    assert "surely worse" in again.decision.reason
     with pytest.raises(UserError, match="waits for nobody's approval"):  # it is not better any more
         answer(ASKED.promote, tracking(), "1", agreed=True)
 

@@ -22,7 +22,7 @@ BETTER = Comparison(-0.1, Interval(0.01, -0.12, -0.08), 0.9, 40)
     [
         (BETTER, True, "better: 0.1000 nats per token better"),
         (Comparison(-0.01, Interval(0.01, -0.03, 0.01), 0.6, 40), False, "not surely better: 0.0100 nats"),
-        (Comparison(0.1, Interval(0.01, 0.08, 0.12), 0.1, 40), False, "not surely better: 0.1000 nats per token worse"),
+        (Comparison(0.1, Interval(0.01, 0.08, 0.12), 0.1, 40), False, "surely worse: 0.1000 nats per token worse"),
         (Comparison(0.0, Interval(0.0, 0.0, 0.0), 0.5, 40), False, "the same loss"),
         (Comparison(-0.5, None, 1.0, 3), False, "too few documents to be sure (3 of at least 10 documents)"),
         (Comparison(float("nan"), Interval(*[float("nan")] * 3), 0.5, 40), False, "not surely better"),
