@@ -8,8 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from gptpipe.cli.model_options import NOTHING, model_options
-from gptpipe.cli.options import ConfigFile, Corpora, Json, Overrides, corpus_value, named, print_answer
-from gptpipe.config import DataConfig, load_config
+from gptpipe.cli.options import (
+    ConfigFile,
+    Corpora,
+    Json,
+    Overrides,
+    corpora_options,
+    corpora_values,
+    named,
+    named_options,
+    print_answer,
+)
+from gptpipe.config import DataConfig, deep_merge, load_config
 from gptpipe.errors import UserError
 from gptpipe.wording import counted
 
@@ -26,8 +36,9 @@ def tokenize(
     """Corpora to Parquet token shards."""
     if not corpus and config is None and not any((o or "").startswith("data.corpus") for o in overrides or []):
         raise UserError("no corpus", where="--corpus", hint="give a file, folder, glob, s3:// URL, or stdlib:")
-    texts = {"corpus": [corpus_value(text) for text in corpus]} if corpus else {}
-    options = load_config(file=config, overrides=overrides, data={**chosen, **texts}).data
+    values = deep_merge({"data": dict(chosen)}, corpora_values(corpus))
+    given = {**named_options({"data": chosen}), **corpora_options(corpus)}
+    options = load_config(file=config, overrides=overrides, options=given, **values).data
     from gptpipe.corpus.build import tokenize as make_dataset
 
     result = make_dataset(options, out)

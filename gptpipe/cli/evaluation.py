@@ -15,6 +15,7 @@ from gptpipe.cli.options import (
     Overrides,
     WeightsOption,
     named,
+    named_options,
     print_answer,
     read_text,
     token_cache,
@@ -48,8 +49,8 @@ def evaluate(
     """Cross-entropy, perplexity and bits per byte over a dataset's split or a text."""
     values = {**chosen, **({"documents": "apart"} if apart else {})}
     tasks = values.pop("tasks", [])
-    given = [f"evaluate.{key}={value}" for key, value in values.items()]
-    options = load_config(file=config, overrides=[*(overrides or []), *given]).evaluate
+    given = named_options({"evaluate": values}, context_length="--context")
+    options = load_config(file=config, overrides=overrides, options=given, evaluate=values).evaluate
     if config is None and not any("evaluate.max_tokens" in o for o in overrides or []):
         options = options.model_copy(update={"max_tokens": 0})
     options = options.model_copy(update={"tasks": [*options.tasks, *tasks]})

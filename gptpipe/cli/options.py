@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,12 +111,35 @@ def configure(
     corpora: list[str] | None = None,
     **given: Any,
 ) -> PipelineConfig:
-    return load_config(preset=preset, file=config, overrides=overrides, **corpora_values(corpora), **given)
+    values = {**corpora_values(corpora), **given}
+    options = {**named_options(given), **corpora_options(corpora)}
+    return load_config(preset=preset, file=config, overrides=overrides, options=options, **values)
+
+
+def named_options(values: Mapping[str, Any], above: str = "", **flags: str) -> dict[str, str]:
+    """The options that gave values of the configuration, by dotted key, as the command line has them.
+
+    Args:
+        flags: of options that are not called like the last part of their key, by that part.
+    """
+    options: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            options |= named_options(value, f"{above}{name}.", **flags)
+        elif value is not None:
+            flag = flags.get(name, f"--{name.replace('_', '-')}")
+            options[above + name] = " ".join(f"{flag} {one}" for one in (value if isinstance(value, list) else [value]))
+    return options
 
 
 def corpora_values(corpora: list[str] | None) -> dict[str, Any]:
     """What `--corpus` gives a configuration."""
     return {"data": {"corpus": [corpus_value(text) for text in corpora]}} if corpora else {}
+
+
+def corpora_options(corpora: list[str] | None) -> dict[str, str]:
+    """The options that `corpora_values` are from, by dotted key."""
+    return {f"data.corpus.{number}": f"--corpus {text}" for number, text in enumerate(corpora or [])}
 
 
 def corpus_value(text: str) -> dict[str, str]:

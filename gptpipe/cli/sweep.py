@@ -17,8 +17,10 @@ from gptpipe.cli.options import (
     Overrides,
     Preset,
     StoreOption,
+    corpora_options,
     corpora_values,
     located,
+    named_options,
     print_answer,
 )
 from gptpipe.cli.pipeline import in_place, use_storage
@@ -52,7 +54,13 @@ def sweep(
     use_storage(storage)
     values = deep_merge(dict(chosen), {"search": search} if search else {})
     base, options = load_sweep(
-        preset=preset, file=config, overrides=overrides, init=init, sweep=values, **corpora_values(corpus)
+        preset=preset,
+        file=config,
+        overrides=overrides,
+        options={**named_options({"init": init, "sweep": values}), **corpora_options(corpus)},
+        init=init,
+        sweep=values,
+        **corpora_values(corpus),
     )
     from gptpipe.sweep.plan import Plan
 

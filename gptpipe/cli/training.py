@@ -40,8 +40,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train on a dataset, followed into MLflow."""
-    given = [f"train.{name}={value}" for name, value in chosen.items()]
-    options = configure(config, [*(overrides or []), *given], preset)
+    options = configure(config, overrides, preset, train=dict(chosen))
     if force:
         options = options.model_copy(update={"force": True})
     from gptpipe import storage

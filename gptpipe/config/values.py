@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,8 +84,12 @@ def nearest(name: str, known: Sequence[str]) -> str:
     sections = sorted({key.rpartition(".")[0] for key in known if "." in key})
     if 1 <= len(leaves.get(leaf, [])) <= 3:
         return f"did you mean {' or '.join(leaves[leaf])}?"
+    if whole := _unabbreviated(leaf, here):
+        return f"did you mean {section}.{whole}?" if section else f"did you mean {whole}?"
     if near := difflib.get_close_matches(leaf, here if section else [*here, *sections], n=1):
         return f"did you mean {section}.{near[0]}?" if section else f"did you mean {near[0]}?"
+    if (whole := _unabbreviated(leaf, list(leaves))) and len(leaves[whole]) <= 3:
+        return f"did you mean {' or '.join(leaves[whole])}?"
     if near := difflib.get_close_matches(name, known, n=1, cutoff=0.5):
         return f"did you mean {near[0]}?"
     if near := difflib.get_close_matches(leaf, list(leaves), n=1):
@@ -93,3 +98,14 @@ def nearest(name: str, known: Sequence[str]) -> str:
     if len(known) > most:
         return f"known sections: {', '.join(sections)}; gptpipe/config/README.md has them"
     return f"known: {', '.join(known)}"
+
+
+def _unabbreviated(short: str, names: Sequence[str]) -> str:
+    """The name of which this is short: the initials of its words, or its first letter and more of it in order."""
+    if len(short) < 2:
+        return ""
+    for name in names:
+        if short == "".join(word[:1] for word in name.split("_")):
+            return name
+    letters = re.compile(".*".join(map(re.escape, short)))
+    return min(filter(letters.match, names), key=len, default="")

@@ -66,7 +66,15 @@ BAD = {
     "tokenizer": (["tokenize", "--corpus", "{tmp}/two", "--out", "{tmp}/out", "--tokenizer", "gpt-2"], "known:"),
     "preset": (["run", "--preset", "gpt2-124"], "did you mean gpt2-124m?"),
     "key": (["run", "--set", "train.lerning_rate=1"], "did you mean train.learning_rate?"),
-    "value": (["run", "--set", "train.steps=-1"], "train.steps"),
+    "value": (["run", "--set", "train.steps=-1"], "--set train.steps=-1: input"),
+    "a value of a sweep": (["sweep", "--trials", "-1"], "--trials -1: input"),
+    "a value of a tokenization": (
+        ["tokenize", "--corpus", "{tmp}/two", "--out", "{tmp}/x", "--validation", "7"],
+        "--validation 7.0: input",
+    ),
+    "a value of a training": (["train", "--data", "x", "--out", "y", "--nproc", "0"], "--nproc 0: input"),
+    "a value of an evaluation": (["evaluate", "--weights", "{weights}", "--context", "-1"], "--context -1: input"),
+    "a preset": (["run", "--preset", "none"], "--preset none: no preset"),
     "a number outside JSON's": (["run", "--set", f"train.validate_tokens={10**30}"], "train.validate_tokens"),
     "a number that is none": (["run", "--set", "train.grad_clip=.inf"], "train.grad_clip"),
     "config file": (["run", "--config", "{tmp}/none.yaml"], "none.yaml"),
@@ -184,7 +192,7 @@ def test_errors_as_json() -> None:
     done = gptpipe("run", "--set", "train.stepz=3", "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout) == {
-        "error": {"message": "unknown key", "where": "train.stepz", "hint": "did you mean train.steps?"}
+        "error": {"message": "unknown key", "where": "--set train.stepz=3", "hint": "did you mean train.steps?"}
     }
 
 

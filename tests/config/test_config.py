@@ -146,6 +146,11 @@ def test_where_and_how_fast_is_operational(name: str) -> None:
         ({"presett": "nano"}, "preset"),
         ({"train": {"learning_rat": 1}}, "train.learning_rate"),
         ({"train": {"lerning_rate": 1}}, "train.learning_rate"),
+        ({"train": {"lr": 1}}, "train.learning_rate"),
+        ({"train": {"wd": 1}}, "train.weight_decay"),
+        ({"train": {"warmup": 1}}, "train.warmup_steps"),
+        ({"lr": 1}, "train.learning_rate"),
+        ({"ctx": 1}, "model.context_length or evaluate.context_length"),
         ({"data": {"validaton": 0.1}}, "data.validation"),
         ({"sample": {"max_tokens_new": 3}}, "sample.max_new_tokens"),
         ({"steps": 3}, "train.steps"),  # in no section
@@ -310,26 +315,64 @@ def test_an_override_can_name_the_corpora() -> None:
         ("train.steps", "--set"),
         ("=3", "--set"),
         ("", "--set"),
-        ("train.steps=many", "train.steps"),
-        ("train.steps=[1", "train.steps"),
-        ("train.steps=", "train.steps"),
-        ("train.steps=1.5", "train.steps"),
-        ("train.learning_rate=nan", "train.learning_rate"),
-        ("train.learning_rate=1e999", "train.learning_rate"),
-        ("train.learning_rate=-1", "train.learning_rate"),
-        ("train=3", "train"),
-        ("train.steps.more=3", "train.steps"),
-        ("data.corpus=[]", "data.corpus"),
-        ("data.corpus=[{url: a, name: 'not a name'}]", "data.corpus.0.name"),
-        ("preset=[nano]", "preset"),
+        ("train.steps=many", "--set train.steps=many"),
+        ("train.steps=[1", "--set train.steps=[1"),
+        ("train.steps=", "--set train.steps="),
+        ("train.steps=1.5", "--set train.steps=1.5"),
+        ("train.learning_rate=nan", "--set train.learning_rate=nan"),
+        ("train.learning_rate=1e999", "--set train.learning_rate=1e999"),
+        ("train.learning_rate=-1", "--set train.learning_rate=-1"),
+        ("train=3", "--set train=3"),
+        ("train.steps.more=3", "--set train.steps.more=3: train.steps"),
+        ("data.corpus=[]", "--set data.corpus=[]"),
+        ("data.corpus=[{url: a, name: 'not a name'}]", "--set data.corpus=[{url: a, name: 'not a name'}]: "),
+        ("preset=[nano]", "--set preset=[nano]"),
+        ("train.grad_clip=a\nb", "--set train.grad_clip=a b"),
+        (f"train.grad_clip={'a' * 200}", f"--set train.grad_clip={'a' * 58}…"),
     ],
 )
-def test_a_bad_override_is_refused_by_name_in_one_line(override: str, where: str) -> None:
+def test_a_bad_override_is_refused_by_the_option_in_one_line(override: str, where: str) -> None:
     with pytest.raises(UserError) as caught:
         load_config(overrides=[override])
-    assert caught.value.where == where
+    assert caught.value.where.startswith(where)
     assert caught.value.hint
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "where"),
+    [
+        (["train.stepps=3"], "--set train.stepps=3"),
+        (["train.seed=-1", "train.batch_size=2"], "--set train.seed=-1"),
+        (["train.seed=x", "train.seed=y"], "--set train.seed=y"),
+        (["train.batch_size=2", "train.learning_rate=1"], "{file}: train.steps"),
+        (["train.warmup_steps=9", "train.steps=4"], "--set train.warmup_steps=9, --set train.steps=4: train"),
+        (["train.warmup_steps=9", "train.seed=1"], "{file}, --set train.warmup_steps=9: train"),
+        (["train.seed=3", "modle.n_layer=1"], "--set modle.n_layer=1: modle"),
+        (["preset=none"], "--set preset=none"),
+    ],
+)
+def test_what_is_refused_is_named_by_the_file_or_the_option_that_holds_it(
+    overrides: list[str], where: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.yaml"
+    steps = 0 if where.endswith("train.steps") else 5
+    file.write_text(f"train: {{steps: {steps}, batch_size: 1}}\n")
+    with pytest.raises(UserError) as caught:
+        load_config(file=file, overrides=overrides)
+    assert caught.value.where == where.format(file=file)
+
+
+def test_a_corpus_of_the_file_is_the_file_s_and_one_of_an_option_the_option_s(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("data: {corpus: [{url: a, name: 'not a name'}]}\n")
+    with pytest.raises(UserError) as caught:
+        load_config(file=file)
+    assert caught.value.where == f"{file}: data.corpus.0.name"
+    options, data = {"data.corpus.0": "--corpus =b"}, {"corpus": [{"url": "b", "name": ""}]}
+    with pytest.raises(UserError) as caught:
+        load_config(file=file, options=options, data=data)
+    assert caught.value.where == "--corpus =b: data.corpus.0.name"
 
 
 def test_later_sources_win_over_earlier_ones(tmp_path: Path) -> None:
