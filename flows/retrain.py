@@ -112,7 +112,8 @@ def run_pipeline(config: PipelineConfig) -> PipelineResult | Skipped:
         )
     )
     samples = sample(SampleParameters(weights=training.best_checkpoint, config=config.sample, every=True))
-    result = PipelineResult(dataset, training, run, evaluation, samples)
+    waits = run is None and config.promote.register_model
+    result = PipelineResult(dataset, training, run, evaluation, samples, waits_for_mlflow=waits)
     if run:
         picture = log_results(run, training, evaluation, samples)
         registered = register_and_compare(config, run, result, news) if config.promote.register_model else None

@@ -71,7 +71,7 @@ def run(
     from gptpipe.pipeline.result import Skipped
 
     result: PipelineResult | Skipped = in_place(parameters, partial(_retrain, parameters))
-    text = f"\n{result.sentence}" if isinstance(result, Skipped) else _summary(parameters, result)
+    text = f"\n{result.sentence}" if isinstance(result, Skipped) else summary(parameters, result)
     print_answer(result.as_dict(), as_json, text)
 
 
@@ -165,8 +165,10 @@ def _without_server(error: Exception, server: PrefectServer | None) -> Exception
     return Preempted(f"Prefect's server in this command {how}; what is done is not done again")
 
 
-def _summary(parameters: PipelineConfig, result: PipelineResult) -> str:
+def summary(parameters: PipelineConfig, result: PipelineResult) -> str:
     """What was made, how good it is, where it is, and how to look at it: a few lines."""
+    from gptpipe.pipeline.result import NOT_REGISTERED
+
     training, evaluation, samples, model = result.training, result.evaluation, result.best_samples, result.model
     speed = f", {training.tokens_per_second:,.0f} tokens/s" if training.tokens_per_second else ""
     is_python = any(c.url.startswith("stdlib:") for c in parameters.data.corpus)
@@ -196,6 +198,8 @@ def _summary(parameters: PipelineConfig, result: PipelineResult) -> str:
             f"compare   {result.run.compare_url}",
             f"report    {command_name('gptpipe')} report {result.run.run_id[:8]} --html report.html",
         ]
+    if result.waits_for_mlflow:
+        lines.append(f"is        {NOT_REGISTERED}")
     if result.export:
         lines.append(f"exported  {result.export}, a folder that transformers reads")
     lines.append(

@@ -12,6 +12,8 @@ from gptpipe.launch.training import TrainResult
 from gptpipe.tracking.client import RunLink
 from gptpipe.tracking.registry import Registered
 
+NOT_REGISTERED = "not registered: MLflow was away; run the same again once it is back"
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -44,6 +46,7 @@ class PipelineResult:
         samples: of every checkpoint of the training, by step.
         model: the registered version; None where nothing was registered.
         export: folder or URL of the model as transformers reads it; empty where none was asked for.
+        waits_for_mlflow: whether the model was to be registered, and MLflow did not answer.
         is_news: whether something came of it now and not at an earlier time: what became of the model was told, a
             person asked, the model exported.
     """
@@ -56,12 +59,13 @@ class PipelineResult:
     model: Registered | None = None
     export: str = ""
     is_news: bool = False
+    waits_for_mlflow: bool = False
 
     @property
     def is_skipped(self) -> bool:
         """Whether all of it was there: the same texts, settings and decision as of a pipeline that has ended."""
         stages = (self.dataset, self.training, self.evaluation, self.best_samples)
-        return all(stage.already_done for stage in stages) and not self.is_news
+        return all(stage.already_done for stage in stages) and not self.is_news and not self.waits_for_mlflow
 
     @property
     def best_samples(self) -> Samples:
@@ -75,7 +79,7 @@ class PipelineResult:
         if self.dataset.already_done and self.training.already_done:
             done = "nothing is new: the texts and the settings are those of a training that is done"
             done = f"skipped: {done}" if self.is_skipped else done
-        verdict = ""
+        verdict = f"; {NOT_REGISTERED}" if self.waits_for_mlflow else ""
         if self.model:
             outcome = "promoted: " if self.model.decision.promote else "not promoted: "
             told = ("" if self.model.waits else outcome) + self.model.decision.reason

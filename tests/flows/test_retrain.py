@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel, GPT2Tokenizer, pipeline
 
 from gptpipe import load
 from gptpipe.dataset.dataset import open_dataset
+from gptpipe.services.ports import free_ports
 from gptpipe.tokenizer import get_tokenizer
 from tests.tokenizer.test_huggingface import german
 from tests.weights.test_weights import reference
@@ -207,3 +208,19 @@ def test_a_preempted_run_goes_on_where_it_was(corpus: Path) -> None:
     assert "run again to go on" in json.loads(out)["error"]["message"]
     (folder,) = (home / "storage" / "trainings").glob("*/step-*")
     assert (folder / "manifest.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.stack
+def test_a_model_that_mlflow_was_away_for_is_said_to_be_not_registered(
+    corpus: Path, s3_storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTPIPE_MLFLOW_URI", f"http://127.0.0.1:{free_ports(1)[0]}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    words = [word for text in TINY for word in ("--set", text)]
+    command = [GPTPIPE, "run", "--corpus", str(corpus), "--storage", s3_storage, *words]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=corpus, timeout=280)
+    assert ended.returncode == 0, ended.stderr
+    assert "is        not registered: MLflow was away; run the same again once it is back" in ended.stdout
+    assert "cannot be reached yet (connection refused)" in ended.stderr
+    assert "HTTPConnection" not in ended.stderr
