@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from gptpipe import storage
@@ -28,6 +29,7 @@ DATASET_TAG = "gptpipe.dataset_url"
 _VIEW = "workflowType=machine_learning"
 _DOCTOR = "`gptpipe doctor` tries the server; what is trained is found again"
 _MLFLOW_UI = "http://127.0.0.1:5000"  # where `mlflow ui` shows its pages
+_LONGEST = 300  # characters of a reason
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 
 
@@ -77,6 +79,8 @@ class Tracking:
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             logging.getLogger("alembic").setLevel(logging.WARNING)  # a line for each of its database's migrations
             logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # the trace of what it raises as well
+        # a line for each version that it waits for
+        logging.getLogger("mlflow.store.model_registry.abstract_store").setLevel(logging.WARNING)
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     def experiment_id(self, client: MlflowClient) -> str:
@@ -163,10 +167,27 @@ def is_away(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """What is wrong, in a line: where a database is behind it, in the database's own words."""
+    """What is wrong, in a line: in the words of the database, or of the network, that is behind it."""
     for each in (error, error.__cause__):
         error = getattr(each, "orig", None) or error
-    return first_line(error)[:300]
+    if (broken := _broken_connection(error)) is not None:
+        text = getattr(broken, "strerror", None) or first_line(broken)
+        return f"{text[:1].lower()}{text[1:]}"
+    return shorten(first_line(error), _LONGEST, placeholder=" …")
+
+
+def _broken_connection(error: BaseException) -> BaseException | None:
+    """The innermost cause of a request that came to no answer; the outer ones repeat it with their classes' names."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from urllib3.exceptions import HTTPError
+
+    inner = error.__cause__ or error.__context__ if isinstance(error, MlflowException) else error
+    if not isinstance(inner, RequestException):
+        return None
+    while isinstance(cause := inner.__cause__ or inner.__context__, (HTTPError, OSError)):
+        inner = cause
+    return inner
 
 
 @dataclass(frozen=True)
