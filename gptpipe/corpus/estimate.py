@@ -14,12 +14,14 @@ from gptpipe import storage
 from gptpipe.config import DataConfig
 from gptpipe.corpus.build import known_dataset
 from gptpipe.corpus.sources import Source, list_sources
+from gptpipe.corpus.text import decode
 from gptpipe.dataset.dataset import Dataset
 from gptpipe.errors import UserError
 from gptpipe.tokenizer import Tokenizer, get_tokenizer
 
 _SAMPLED = 48  # files
 _BYTES = 1 << 16  # of each
+_PIECE = 1 << 12  # bytes, unpacked: what is lost of the last one
 _ROWS = 100
 
 
@@ -53,7 +55,7 @@ def amount_of(config: DataConfig, out: str) -> Amount:
         out: folder of the datasets.
 
     Raises:
-        UserError: sources that cannot be used.
+        UserError: sources that cannot be used, or text that is not UTF-8 where that is not allowed.
     """
     listed = list_sources(config, quiet=True)
     sources = [source for source in listed if source.size]
@@ -88,18 +90,44 @@ def _estimate(sources: list[Source], tokenizer: Tokenizer, field: str) -> tuple[
 
 
 def _beginning(source: Source, field: str) -> tuple[list[str], int]:
-    """Texts at a file's beginning, and the bytes of the file that hold them; none where it cannot be read."""
+    """Texts at a file's beginning, and the bytes of the file that hold them; none where it cannot be read.
+
+    Raises:
+        UserError: a text file that is not UTF-8, as whoever tokenizes it would say.
+    """
+    if source.kind == "text":
+        return _text(source)
     with suppress(OSError, pa.ArrowException, KeyError, ValueError, UserError):
         if source.kind == "parquet":
             return _rows(source, field)
-        with storage.open_read(source.url) as raw:
-            taken = raw.read(_BYTES)
-        data = _unpacked(taken, source.packing) if source.packing else taken
-        if source.kind == "text":
-            return [data.decode("utf-8", "ignore")], len(taken)
+        taken, data = _bytes(source)
         whole = data if len(taken) == source.size else data[: data.rfind(b"\n") + 1]
         return list(_lines(whole, field)), round(len(taken) * len(whole) / max(1, len(data)))
     return [], 0
+
+
+def _text(source: Source) -> tuple[list[str], int]:
+    try:
+        taken, data = _bytes(source)
+    except (OSError, pa.ArrowException, ValueError, UserError):
+        return [], 0
+    is_whole = len(taken) == source.size and not source.packing
+    text = decode(data if is_whole else _without_last_character(data), source, 0)
+    return [] if text is None else [text], len(taken)
+
+
+def _bytes(source: Source) -> tuple[bytes, bytes]:
+    """A file's beginning as it lies there, and unpacked."""
+    with storage.open_read(source.url) as raw:
+        taken = raw.read(_BYTES)
+    return taken, _unpacked(taken, source.packing) if source.packing else taken
+
+
+def _without_last_character(data: bytes) -> bytes:
+    """Text in UTF-8 that was cut anywhere, without the character in which it may be cut."""
+    tail = data[-4:]
+    begin = next((back for back in range(1, len(tail) + 1) if tail[-back] >= 0xC0), 0)
+    return data[: len(data) - begin]
 
 
 def _unpacked(beginning: bytes, packing: str) -> bytes:
@@ -107,7 +135,7 @@ def _unpacked(beginning: bytes, packing: str) -> bytes:
     pieces = []
     stream = pa.input_stream(pa.BufferReader(beginning), compression=packing)
     with suppress(OSError, pa.ArrowException):
-        while piece := stream.read(_BYTES):
+        while piece := stream.read(_PIECE):
             pieces.append(bytes(piece))
     return b"".join(pieces)
 

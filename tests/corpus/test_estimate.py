@@ -14,6 +14,7 @@ import pytest
 from gptpipe.config import DataConfig
 from gptpipe.corpus.build import tokenize
 from gptpipe.corpus.estimate import amount_of
+from gptpipe.errors import UserError
 
 WORDS = [
     "the",
@@ -93,3 +94,25 @@ def test_files_that_cannot_be_read_are_passed_over(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "texts" / "empty.parquet")
     pq.write_table(pa.table({"other": [1, 2]}), tmp_path / "texts" / "other.parquet")
     assert amount_of(DataConfig(corpus=[str(tmp_path / "texts")]), str(tmp_path / "out")).tokens > 0
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_text_that_is_not_utf_8_is_refused_as_by_whoever_tokenizes_it(tmp_path: Path, packed: bool) -> None:
+    content = random.Random(1).randbytes(200_000)
+    name = "a.txt.gz" if packed else "a.txt"
+    (tmp_path / name).write_bytes(gzip.compress(content) if packed else content)
+    config, out = DataConfig(corpus=[str(tmp_path / name)]), str(tmp_path / "out")
+    said = []
+    for ask in (amount_of, tokenize):
+        with pytest.raises(UserError, match=r"a\.txt.*is not UTF-8") as caught:
+            ask(config, out)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    for errors in ("replace", "skip"):
+        amount_of(config.model_copy(update={"errors": errors}), out)
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_a_sample_that_ends_within_a_character_is_no_fault(tmp_path: Path, shift: int) -> None:
+    (tmp_path / "a.txt").write_text("x" * shift + "\N{EARTH GLOBE EUROPE-AFRICA}" * 20_000)
+    assert amount_of(DataConfig(corpus=[str(tmp_path / "a.txt")]), str(tmp_path / "out")).tokens > 0
