@@ -49,12 +49,13 @@ def _balance(parameters: int, tokens: int) -> str:
     ratio = tokens / max(1, parameters)
     if _TOKENS_PER_PARAMETER / _FAR <= ratio <= _TOKENS_PER_PARAMETER * _FAR:
         return ""
+    per = f"{ratio:.2g} tokens per parameter without embeddings"
     best = f"about {_TOKENS_PER_PARAMETER} spend FLOPs best"
     if ratio < _TOKENS_PER_PARAMETER:
         more = _TOKENS_PER_PARAMETER * parameters
-        return f"{ratio:.2g} tokens per parameter are few, {best}: for this model {_short(more)} tokens"
+        return f"{per} are few, {best}: for this model {_short(more)} tokens"
     larger = math.sqrt(parameters * tokens / _TOKENS_PER_PARAMETER)  # FLOPs are 6 N D
-    return f"{ratio:.2g} tokens per parameter are many, {best}: for these FLOPs {_short(larger)} parameters"
+    return f"{per} are many, {best}: for these FLOPs {_short(larger)} such parameters"
 
 
 def _validation(config: PipelineConfig, amount: Amount, last: Comparison | None) -> str:
