@@ -151,6 +151,8 @@ def sweep(
         study = Study(plan, places.database)
         run = SweepRun.begin(places.tracking, plan, tags or {})
         log.info("sweep: %s, %s; %s", plan.name, counted(plan.trials, "training"), _how(plan))
+        if plan.caution:
+            log.warning("sweep: %s", plan.caution)
         status = "FAILED"
         try:
             _Children(plan, places, study, run, tags or {}, stops or Stops()).work()

@@ -121,6 +121,20 @@ class Plan:
         steps = (self.first_rung * self.sweep.reduction**rung for rung in range(self.sweep.rungs))
         return [step for step in steps if 0 < step < self.base.train.steps]
 
+    @property
+    def caution(self) -> str:
+        """What speaks against this plan, and what to do; empty where nothing does."""
+        warmup: float = self.base.train.warmup_steps
+        for each in self.space:
+            if each.key == "train.warmup_steps":
+                warmup = max(each.values, default=each.high)
+        if not 0 < self.first_rung < warmup:
+            return ""
+        return (
+            f"asha judges first at step {self.first_rung:,}, before the warm-up of {warmup:,.0f} steps ends: "
+            "raise train.steps or lower sweep.rungs"
+        )
+
     def child(self, parameters: Mapping[str, Any]) -> PipelineConfig:
         """The configuration of the training with these values.
 

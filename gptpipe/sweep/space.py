@@ -18,10 +18,12 @@ from gptpipe.dataset.order import epoch_keys, permute
 from gptpipe.errors import UserError
 
 SECTIONS = ("model", "train")  # whose fields change what a training comes to on the same text
+_LATER = ("evaluate", "sample", "promote", "export")  # what comes after a training
 _MIXTURE = "train.mixture."
 _RANGE = re.compile(r"(?P<low>[^:]+?)\.\.(?P<high>[^:]+?)(:(?P<scale>log|linear))?")
 _LOG_FROM = 10  # a range that spans such a factor is searched on a log scale
 _EXAMPLE = "for example train.learning_rate=1e-4..1e-2 or model.n_embd=64,128"
+_SEARCHED = "search keys of model and train; those without * in gptpipe/config/README.md"
 _REFERENCE = "gptpipe/config/README.md has the keys; those without * can be searched"
 
 
@@ -153,14 +155,10 @@ def _field(key: str, base: PipelineConfig) -> TypeAdapter[Any]:
         possible = [name for name, role in roles.items() if role == "result" and name.startswith(SECTIONS)]
         hint = "name one of its keys, as in model.n_embd=64,128" if key in SECTIONS else nearest(key, possible)
         raise UserError("unknown key", where=place, hint=hint)
-    if roles[key] == "operational":
-        raise UserError(
-            "this key is operational: it does not change what a training comes to", where=place, hint=_REFERENCE
-        )
+    if roles[key] == "operational" or section in _LATER:
+        raise UserError("it does not change what a training comes to", where=place, hint=_SEARCHED)
     if section not in SECTIONS or key == "train.device":
-        raise UserError(
-            "not a key that trainings on the same text differ by", where=place, hint="search keys of model and train"
-        )
+        raise UserError("it is the same for all trainings of a sweep", where=place, hint=_SEARCHED)
     if section == "model" and leaf != "dropout" and base.init != "scratch":
         raise UserError(
             f"the model has the shape of the weights it starts from, init={base.init}",

@@ -183,7 +183,7 @@ def test_trainings_side_by_side_and_the_file_of_the_best_one_names_a_training_th
     ("words", "where", "what"),
     [
         (["--search", "train.learning_rat=1,2"], "search train.learning_rat", "unknown key"),
-        (["--search", "train.nproc=1,2"], "search train.nproc", "operational"),
+        (["--search", "train.nproc=1,2"], "search train.nproc", "does not change"),
         (["--search", "train.learning_rate=1e-4..1e-2", "--method", "grid"], "search train.learning_rate", "no end"),
         (["--method", "best", "--search", "train.seed=1,2"], "method", "asha"),
         ([], "sweep.search", "nothing is searched"),

@@ -70,9 +70,11 @@ def test_a_list_has_values_of_the_key_s_kind(line: str, values: tuple[Any, ...])
     [
         ("train.learning_rat=1,2", "unknown key", "did you mean train.learning_rate?"),
         ("model=1,2", "unknown key", "model.n_embd"),
-        ("train.nproc=1,2", "operational", "those without *"),
-        ("data.validation=0.1,0.2", "the same text", "keys of model and train"),
-        ("sample.top_k=1,2", "the same text", "keys of model and train"),
+        ("train.nproc=1,2", "does not change what a training comes to", "those without *"),
+        ("data.validation=0.1,0.2", "the same for all trainings", "keys of model and train"),
+        ("train.device=cpu,cuda", "the same for all trainings", "keys of model and train"),
+        ("sample.top_k=1,2", "does not change what a training comes to", "keys of model and train"),
+        ("evaluate.max_tokens=1,2", "does not change what a training comes to", "keys of model and train"),
         ("train.optimizer=adam", "'adamw' or 'muon'", "README"),
         ("train.batch_size=2.5,3", "valid integer", "README"),
         ("train.learning_rate=1e-3..20", "less than 10", "README"),
@@ -96,7 +98,7 @@ def test_what_cannot_be_searched_is_said_in_a_line(line: str, what: str, what_to
 
 def test_no_operational_key_can_be_searched() -> None:
     for key in sorted(OPERATIONAL):
-        with pytest.raises(UserError, match="operational"):
+        with pytest.raises(UserError, match="does not change what a training comes to"):
             one(f"{key}=1,2")
 
 
@@ -210,3 +212,17 @@ def test_a_file_for_a_sweep_is_a_pipeline_s_with_a_section_more(tmp_path: Path) 
     assert Plan.of(base, sweep).space == Plan.of(base, SweepConfig(search=lines)).space
     with pytest.raises(UserError, match=r"did you mean sweep\.trials"):
         load_sweep(file=file, overrides=["sweep.trial=7"])
+
+
+@pytest.mark.parametrize(
+    ("warmup", "search", "first"),
+    [(4, "train.seed=1,2", True), (2, "train.seed=1,2", False), (2, "train.warmup_steps=1,9", True)],
+)
+def test_a_judgement_before_the_warm_up_ends_is_cautioned_against(warmup: int, search: str, first: bool) -> None:
+    base = PipelineConfig.model_validate({"train": {"steps": 24, "warmup_steps": warmup}})
+    plan = Plan.of(base, SweepConfig(method="asha", search=[search], reduction=3, rungs=2))
+    assert plan.first_rung == 3
+    ends = 9 if "warmup" in search else 4
+    words = f"asha judges first at step 3, before the warm-up of {ends} steps ends: raise train.steps"
+    assert plan.caution.startswith(words) if first else plan.caution == ""
+    assert Plan.of(base, SweepConfig(method="random", search=[search])).caution == ""
