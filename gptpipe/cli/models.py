@@ -114,7 +114,7 @@ def fit_scaling(
         budgets = [10 * max(point.flops for point in fitted.points)]
     advice = [fitted.advice(each) for each in budgets]
     lines = [fitted.sentence, *(f"{name:<12} {each.shown()}" for name, each in fitted.ranges.items())]
-    lines += [each.sentence for each in advice]
+    lines += [text for text in (fitted.caution, *(each.sentence for each in advice)) if text]
     answer = {**fitted.as_dict(), "advice": [{**asdict(each), "sentence": each.sentence} for each in advice]}
     if picture:
         place = storage.normalize(picture)

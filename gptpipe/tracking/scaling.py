@@ -24,7 +24,9 @@ _DELTA = 1e-3  # of Huber's loss
 _STARTS = ((2.0, 8.0), (2.0, 8.0), (-1.0, 0.5), (0.2, 0.6), (0.2, 0.6))
 _BOUNDS = ((-10, -10, -10, 0.01, 0.01), (30, 30, 4, 3, 3))
 _RESAMPLES = 200
-_FAR = 100.0  # times the largest run's FLOPs beyond which a prediction is a guess
+# times the largest run's FLOPs beyond which a prediction is to be doubted, and beyond which it is a guess
+_BEYOND, _FAR = 3.0, 100.0
+_LOOSE = 0.1  # nats per token: a law that is further off on its own runs says little of others
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,9 @@ class Advice:
             f"for {self.flops:.3g} FLOPs: N = {self.parameters.shown()}, {self.tokens.shown()} tokens; "
             f"loss {self.loss.shown('.3f')} nats per token"
         )
-        if self.beyond > _FAR:
-            text += f"; {self.beyond:,.0f} times the largest run: a guess"
+        if self.beyond > _BEYOND:
+            text += f"; {self.beyond:,.0f} times the largest run: "
+            text += "a guess" if self.beyond > _FAR else "no run shows that the law holds there"
         return text
 
 
@@ -140,9 +143,20 @@ class Fit:
             f"from {counted(len(self.points), 'run')}, off by {self.error:.4f} nats per token"
         )
 
+    @property
+    def caution(self) -> str:
+        """Why the law is not to be trusted, and what to do; empty where it fits."""
+        if self.error <= _LOOSE:
+            return ""
+        return (
+            f"the law is off by {self.error:.2f} nats per token on its own runs: train more, and longer ones, before "
+            "you go by it"
+        )
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "sentence": self.sentence,
+            "caution": self.caution,
             "law": asdict(self.law),
             "intervals": {name: asdict(each) for name, each in self.ranges.items()},
             "error": self.error,

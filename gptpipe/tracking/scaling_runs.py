@@ -41,23 +41,25 @@ def scaling_points(tracking: Tracking, names: Sequence[str]) -> list[Point]:
                 runs += page
                 if not (token := page.token):
                     break
-    whole = [run for run in runs if all(run.data.metrics.get(key) for key in _NEEDED) and _is_from_scratch(run)]
+    left = Counter(filter(None, map(_why_not, runs)))
+    whole = [run for run in runs if not _why_not(run)]
     texts = Counter(run.data.tags.get("scored_on", "") for run in whole)
     if not texts:
         raise UserError("no finished, scored training", where=tracking.experiment, hint="run some: gptpipe run")
     text, _ = texts.most_common(1)[0]
     chosen = [run for run in whole if run.data.tags.get("scored_on", "") == text]
-    if left := len(runs) - len(chosen):
-        log.info(
-            "fit-scaling: %s left out: not finished, not from scratch, or not scored on the %s",
-            counted(left, "run"),
-            text,
-        )
+    left[f"not scored on the {text}"] += len(whole) - len(chosen)
+    if total := left.total():
+        reasons = ", ".join(f"{count:,} {why}" for why, count in left.items() if count)
+        log.info("fit-scaling: %s left out: %s", counted(total, "run"), reasons)
     return [_point(run) for run in chosen]
 
 
-def _is_from_scratch(run: Run) -> bool:
-    return run.data.params.get("init", "scratch") == "scratch"
+def _why_not(run: Run) -> str:
+    """Why a run says nothing of the law, whatever it was scored on; empty where it does."""
+    if not all(run.data.metrics.get(key) for key in _NEEDED):
+        return "not finished and scored"
+    return "" if run.data.params.get("init", "scratch") == "scratch" else "not from scratch"
 
 
 def _point(run: Run) -> Point:

@@ -53,6 +53,8 @@ def test_intervals_hold_the_truth_and_say_how_far_it_is_extrapolated() -> None:
     assert (near.loss.high - near.loss.low) < (far.loss.high - far.loss.low)
     assert "a guess" in far.sentence
     assert "a guess" not in near.sentence
+    assert "no run shows" not in near.sentence
+    assert "10 times the largest run: no run shows that the law holds there" in found.advice(1.2e19).sentence
     assert found.flops_per_second == 1e12
 
 
@@ -85,17 +87,24 @@ def logged(point: Point, **tags: str) -> None:
 
 
 @pytest.mark.usefixtures("database")
-def test_the_command_reads_the_runs_and_says_what_to_train(tmp_path: Path) -> None:
+def test_the_command_reads_the_runs_and_says_what_to_train(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     everything = points(noise=0.002)
     for point in everything:
         logged(point)
     logged(Point("other text", 1e7, 1e9, 1.0, 1e12), scored_on="another text")
-    logged(Point("fine-tuned", 1e7, 1e9, 1.0, 1e12), **{"from": "champion"})
+    for name in ("fine-tuned", "fine-tuned too"):
+        logged(Point(name, 1e7, 1e9, 1.0, 1e12), **{"from": "champion"})
+    client = tracking().connect()
+    client.set_terminated(client.create_run(tracking().experiment_id(client)).info.run_id)
+    caplog.set_level("INFO")
     place = tmp_path / "law.png"
     answer = CliRunner().invoke(
         app, ["fit-scaling", "--json", "--flops", "1e19", "--hours", "2", "--picture", str(place)]
     )
     assert answer.exit_code == 0, answer.output
+    assert "4 runs left out: " in caplog.text
+    for reason in ("1 not finished and scored", "2 not from scratch", "1 not scored on the the text"):
+        assert reason in caplog.text
     values = json.loads(answer.stdout)
     assert len(values["runs"]) == len(everything)
     assert values["law"]["alpha"] == pytest.approx(0.34, abs=0.03)
@@ -113,3 +122,8 @@ def test_one_run_that_went_wrong_hardly_moves_it() -> None:
     worst = broken[7]
     broken[7] = Point(worst.name, worst.parameters, worst.tokens, worst.loss * 1.5, 1e12)
     assert fit(broken).law.alpha == pytest.approx(0.34, abs=0.05)
+
+
+def test_a_law_that_does_not_fit_its_own_runs_is_cautioned_against() -> None:
+    assert fit(points()).caution == ""
+    assert "nats per token on its own runs: train more" in fit(points(noise=0.2)).caution
