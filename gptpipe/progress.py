@@ -38,11 +38,15 @@ class Progress:
 
     Args:
         title: what they begin with, where several trainings go on at once.
+
+    Attributes:
+        begin: the step that training goes on from; what was logged up to there is not said again.
     """
 
     def __init__(self, steps: int, tokens_a_step: int, title: str = "") -> None:
         self._steps, self._tokens_a_step, self._title = steps, tokens_a_step, title
         self._validation: float | None = None
+        self.begin = 0
 
     def read(self, records: list[dict[str, Any]]) -> Progress:
         """Remember the newest validation loss."""
@@ -53,7 +57,7 @@ class Progress:
     def __call__(self, records: list[dict[str, Any]]) -> None:
         self.read(records)
         last = next((record for record in reversed(records) if "train/loss" in record), None)
-        if last is not None:
+        if last is not None and last["step"] > self.begin:
             begin = f"{self._title}: " if self._title else ""
             log.info(begin + self.describe(last), extra={"progress": True, "last": last["step"] == self._steps})
 

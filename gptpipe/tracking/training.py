@@ -11,6 +11,7 @@ from gptpipe.config import PipelineConfig
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import open_dataset
 from gptpipe.errors import Preempted
+from gptpipe.launch.attempts import step_of
 from gptpipe.launch.hosts import Hosts
 from gptpipe.launch.job import Job
 from gptpipe.launch.torchrun import Cancelled, Watchers
@@ -54,6 +55,7 @@ def train_and_track(
 
     def started(job: Job) -> None:
         tracker.start(job.training)
+        progress.begin = step_of(job.resume)
         given.on_start(job)
 
     def metrics(lines: list[dict[str, Any]]) -> None:
