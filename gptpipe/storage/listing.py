@@ -40,10 +40,13 @@ class Listing:
         while self._links:  # a folder that is there itself goes before a link to it
             self._links.sort(reverse=True)
             folder, path = self._links.pop()
-            if self._is_new(folder):
-                self._walk(folder, f"{path}/")
-            else:
-                self._pass_over(f"{path}: a link to a folder that is read already")
+            try:
+                if self._is_new(folder):
+                    self._walk(folder, f"{path}/")
+                else:
+                    self._pass_over(f"{path}: a link to a folder that is read already")
+            except OSError as error:  # gone since it was listed
+                self._pass_over(f"{path}: {error.strerror}")
         return sorted(self._entries, key=lambda entry: entry.path)
 
     def _walk(self, top: str, above: str) -> None:

@@ -17,6 +17,7 @@ from gptpipe.corpus.options import ReadOptions
 from gptpipe.corpus.sources import Source, list_sources
 from gptpipe.corpus.text import read_text
 from gptpipe.errors import UserError
+from gptpipe.storage.listing import Listing
 from tests.fixtures.datasets import serving
 
 
@@ -320,6 +321,26 @@ def test_links_to_folders_are_followed_once(tmp_path: Path, caplog: pytest.LogCa
     caplog.clear()
     in_glob = list_sources(DataConfig(corpus=[str(corpus / "**" / "*.txt")]))
     assert [source.path for source in in_glob] == [source.path for source in found]
+
+
+def test_a_link_whose_folder_goes_away_while_it_is_listed_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text("a")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "corpus" / "link").symlink_to(tmp_path / "other")
+    is_new = Listing._is_new
+
+    def removed_first(self: Listing, folder: str) -> bool:
+        if folder.endswith("link"):
+            (tmp_path / "other").rmdir()
+        return is_new(self, folder)
+
+    monkeypatch.setattr(Listing, "_is_new", removed_first)
+    passed_over: list[str] = []
+    assert [entry.path for entry in storage.list_files(str(tmp_path / "corpus"), passed_over)] == ["a.txt"]
+    assert passed_over == ["link: No such file or directory"]
 
 
 def test_a_corpus_that_is_a_link_is_read(tmp_path: Path) -> None:
