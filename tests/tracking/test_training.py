@@ -21,6 +21,7 @@ TINY += ["train.batch_size=2", "train.validate_every=0", "train.log_every=1", "t
 
 
 @pytest.mark.usefixtures("database")
+@pytest.mark.slow
 def test_a_training_that_goes_on_does_not_say_again_where_it_was(dataset: Dataset, tmp_path: Path) -> None:
     config, out = load_config(overrides=TINY), str(tmp_path / "out")
     seen: list[int] = []
