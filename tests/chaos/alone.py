@@ -39,7 +39,9 @@ SETTINGS = {
     "sample.max_new_tokens": "8",
     "data.shard_megabytes": "1",
 }
-_MARK = re.compile(r"^(plan:|tokenize:|training from|train:|evaluate:|sample:|register:|report:)|/(step-\d+) in ")
+_MARK = re.compile(
+    r"(?:^|gptpipe\.\S+ - )(plan:|tokenize:|training from|train:|evaluate:|sample:|register:|report:)|/(step-\d+) in "
+)
 _ROLES = {"server": "gptpipe.services.prefect_server", "torchrun": "torch.distributed.run", "rank": "gptpipe.train"}
 _TRY_SECONDS = 300
 _VICTIM_SECONDS = 10  # in which a victim that is not there yet may come

@@ -3,8 +3,11 @@ its own, on servers that go on from round to round."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,8 +16,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import psutil
+import yaml
 
 from gptpipe.config.settings import prepare_environment, reload_settings
+from gptpipe.services.supervisor import Supervisor
 from tests.chaos.alone import SETTINGS, marks_of, write_corpus
 from tests.chaos.attack import Attack, strike
 from tests.chaos.outcome import Traces
@@ -55,6 +60,7 @@ class Stacked:
         if not corpus.exists():
             write_corpus(corpus)
         self.place.since = datetime.now(UTC)
+        self._stop_other_worker()
         self._start_worker()
         try:
             self._press(attack)
@@ -80,6 +86,23 @@ class Stacked:
     def _store(self) -> str:
         return f"s3://gptpipe/{self.name}"
 
+    @property
+    def said(self) -> str:
+        """What its worker and its runs have logged; the server hears of it later."""
+        return (self.place.folder / self.name / "worker.log").read_text(errors="replace")
+
+    @property
+    def traces(self) -> int:
+        """How many traces the runs' pages show."""
+        return sum(line["level"] >= logging.INFO and "Traceback" in line["message"] for line in self.place.lines())
+
+    def _stop_other_worker(self) -> None:
+        """The stack's own, which would take the run to its own store."""
+        supervisor = Supervisor(self.place.folder / ".gptpipe" / "stack")
+        words = [sys.executable, "-m", "supervisor.supervisorctl", "-s", supervisor.url, "stop", "worker"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        assert supervisor.states()["worker"] != "RUNNING", done.stdout + done.stderr
+
     def _start_worker(self) -> None:
         self.place.start_worker(self.name, GPTPIPE_STORAGE=self._store, GPTPIPE_EXPERIMENT=self.name)
 
@@ -88,7 +111,7 @@ class Stacked:
         sections: dict[str, Any] = {}
         for key, value in SETTINGS.items():
             section, name = key.split(".")
-            sections.setdefault(section, {})[name] = value
+            sections.setdefault(section, {})[name] = yaml.safe_load(value)
         sections["data"]["corpus"] = [{"url": str(self.place.folder / "corpus")}]
         sections["promote"] = {"model_name": self.name}
         run = self.place.press_run("retrain/on-demand", **sections)
@@ -116,7 +139,7 @@ class Stacked:
 
     def _attack(self, attack: Attack, run: str) -> None:
         until = time.monotonic() + _RUN_SECONDS
-        while attack.mark and attack.mark not in marks_of(self.place.said()):
+        while attack.mark and attack.mark not in marks_of(self.said):
             if self.place.state(run)["type"] in _FINAL or time.monotonic() > until:
                 return
             time.sleep(0.2)
@@ -130,6 +153,7 @@ class Stacked:
             psutil.wait_procs(victims, timeout=20)
             done = self.place.call("up", "--json")
             assert done.returncode == 0, done.stderr
+            self._stop_other_worker()
         if attack.victim in ("all", "worker") and attack.fault == "kill":
             for worker in self.place.workers:
                 worker.kill()
