@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -110,14 +111,17 @@ async def _work(worker: ProcessWorker, with_healthcheck: bool) -> NoReturn:
     except BaseException:  # Python would not come to say it
         traceback.print_exc()
     finally:
-        _say_farewell()
+        for number in _END_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        # where a loop runs, Prefect would make a coroutine of it that nobody awaits
+        farewell = threading.Thread(target=_say_farewell, daemon=True)
+        farewell.start()
+        farewell.join(3 * _FAREWELL_SECONDS)
         os._exit(code)
 
 
 def _say_farewell() -> None:
     """Send the last lines for the pages of the worker's runs, unless the server is away."""
-    for number in _END_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
     for queue in (APILogWorker, EventsWorker):
         with suppress(Exception):
             queue.drain_all(timeout=_FAREWELL_SECONDS)

@@ -104,7 +104,7 @@ class Stacked:
         assert supervisor.states()["worker"] != "RUNNING", done.stdout + done.stderr
 
     def _start_worker(self) -> None:
-        self.place.start_worker(self.name, GPTPIPE_STORAGE=self._store, GPTPIPE_EXPERIMENT=self.name)
+        self.place.start_worker(self.name, GPTPIPE_STORAGE=self._store, GPTPIPE_EXPERIMENT=self.name, pool="gptpipe")
 
     def _press(self, attack: Attack | None) -> None:
         began = time.monotonic()

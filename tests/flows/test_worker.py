@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 WORKER = """
 import asyncio, sys, threading
 from flows.machines import worker
+from prefect.logging.handlers import APILogWorker
 
 
 class Ending:
@@ -19,6 +21,7 @@ class Ending:
 
     async def start(self, **given):
         threading.Thread(target=threading.Event().wait).start()
+        APILogWorker.instance().send({"level": 20, "message": "a last line"})
         print("started", flush=True)
         try:
             await asyncio.sleep(60)
@@ -35,7 +38,11 @@ worker.main()
 
 def test_signals_while_it_ends_leave_no_trace() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", WORKER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", WORKER],
+        env=os.environ | {"PREFECT_API_URL": "http://127.0.0.1:9/api"},  # nobody is there
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
 
@@ -56,4 +63,5 @@ def test_signals_while_it_ends_leave_no_trace() -> None:
     finally:
         process.kill()
     assert "Traceback" not in err
+    assert "never awaited" not in err
     assert process.returncode == 0
