@@ -17,7 +17,6 @@ from gptpipe.corpus.options import ReadOptions
 from gptpipe.corpus.sources import Source, list_sources
 from gptpipe.corpus.text import read_text
 from gptpipe.errors import UserError
-from gptpipe.storage.listing import Listing
 from tests.fixtures.datasets import serving
 
 
@@ -330,14 +329,14 @@ def test_a_link_whose_folder_goes_away_while_it_is_listed_is_passed_over(
     (tmp_path / "corpus" / "a.txt").write_text("a")
     (tmp_path / "other").mkdir()
     (tmp_path / "corpus" / "link").symlink_to(tmp_path / "other")
-    is_new = Listing._is_new
+    stat = Path.stat
 
-    def removed_first(self: Listing, folder: str) -> bool:
-        if folder.endswith("link"):
+    def removed_first(path: Path, **more: bool) -> os.stat_result:
+        if path.name == "link":
             (tmp_path / "other").rmdir()
-        return is_new(self, folder)
+        return stat(path, **more)
 
-    monkeypatch.setattr(Listing, "_is_new", removed_first)
+    monkeypatch.setattr(Path, "stat", removed_first)
     passed_over: list[str] = []
     assert [entry.path for entry in storage.list_files(str(tmp_path / "corpus"), passed_over)] == ["a.txt"]
     assert passed_over == ["link: No such file or directory"]
