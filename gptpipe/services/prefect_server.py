@@ -118,13 +118,14 @@ def _users_of(folder: Path) -> IO[bytes]:
 
 def _is_only_user(users: IO[bytes]) -> bool:
     """Whether no other command holds it, and hold it: until the end of this process, however that comes."""
-    alone = True
     try:
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        alone = False
-    fcntl.flock(users, fcntl.LOCK_SH)
-    return alone
+        fcntl.flock(users, fcntl.LOCK_SH)
+    except OSError:  # another command holds it, or this file system knows no locks
+        with suppress(OSError):
+            fcntl.flock(users, fcntl.LOCK_SH)
+        return False
+    return True
 
 
 def main(port: int, launcher: int) -> None:
