@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from httpx import HTTPError
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.events.worker import EventsWorker
+from prefect.exceptions import ObjectNotFound
 from prefect.logging.handlers import APILogWorker
 from prefect.states import Failed
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
@@ -49,10 +51,11 @@ class SavingWorker(ProcessWorker):
 
     async def _propose_pending_state(self, flow_run: FlowRun) -> bool:
         """Give up a run that takes its machine down every time, or does not even begin: it would do so for ever."""
-        states = await self.client.read_flow_run_states(flow_run.id)
-        if sum(state.name == CRASHED_ONCE_MORE for state in states) >= _MOST_CRASHES:
-            await self.client.set_flow_run_state(flow_run.id, Failed(message=_given_up(states)), force=True)
-            return False
+        with suppress(HTTPError, ObjectNotFound):  # raised here, it would end the worker and all that runs on it
+            states = await self.client.read_flow_run_states(flow_run.id)
+            if sum(state.name == CRASHED_ONCE_MORE for state in states) >= _MOST_CRASHES:
+                await self.client.set_flow_run_state(flow_run.id, Failed(message=_given_up(states)), force=True)
+                return False
         return await super()._propose_pending_state(flow_run)
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:

@@ -33,6 +33,8 @@ from gptpipe.progress import show_on_console
 from gptpipe.wording import first_line
 
 if TYPE_CHECKING:
+    from httpx import HTTPError
+
     from gptpipe.evaluation.result import Against
     from gptpipe.pipeline.result import PipelineResult, Skipped
     from gptpipe.services.prefect_server import PrefectServer
@@ -145,8 +147,18 @@ def in_place(parameters: PipelineConfig, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except HTTPError as error:
+            if not _is_from(server.url if server else os.environ["PREFECT_API_URL"], error):
+                raise
             log.debug("the flow could not reach its server", exc_info=error)
             raise _without_server(error, server) from None
+
+
+def _is_from(url: str, error: HTTPError) -> bool:
+    """Whether an error came of a request to this server: others ask theirs by the same library."""
+    try:
+        return str(error.request.url).startswith(url)
+    except RuntimeError:  # it tells of no request
+        return True
 
 
 def _without_server(error: Exception, server: PrefectServer | None) -> Exception:

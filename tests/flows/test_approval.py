@@ -27,6 +27,16 @@ _SWITCH = """() => {
 }"""
 
 
+@pytest.fixture
+def corpus(tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Texts of a first night, on a server that has pages."""
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    add(folder, range(60))
+    return folder
+
+
 def start(corpus: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command(corpus, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=corpus
@@ -50,11 +60,7 @@ def champion() -> str:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the form is filled by a browser")
-def test_a_person_agrees_in_the_ui(tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    add(corpus, range(60))
+def test_a_person_agrees_in_the_ui(corpus: Path, prefect_api: str, tmp_path: Path) -> None:
     process = start(corpus, "promote.approval_hours=1")
     run = paused(prefect_api)
     assert champion() == ""
@@ -76,13 +82,7 @@ def test_a_person_agrees_in_the_ui(tmp_path: Path, prefect_api: str, monkeypatch
     assert (model["champion"], champion()) == (True, "1")
 
 
-def test_nobody_answers_and_the_champion_stays_until_somebody_does(
-    tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    add(corpus, range(60))
+def test_nobody_answers_and_the_champion_stays_until_somebody_does(corpus: Path, prefect_api: str) -> None:
     process = start(corpus, "promote.approval_hours=0.002")  # seven seconds
     out, log = process.communicate(timeout=280)
     assert process.returncode == 0, log
@@ -97,13 +97,7 @@ def test_nobody_answers_and_the_champion_stays_until_somebody_does(
     assert champion() == "1"
 
 
-def test_an_answer_in_a_terminal_ends_the_wait(
-    tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    add(corpus, range(60))
+def test_an_answer_in_a_terminal_ends_the_wait(corpus: Path, prefect_api: str) -> None:
     process = start(corpus, "promote.approval_hours=1")
     paused(prefect_api)
     done = subprocess.run(
