@@ -5,9 +5,16 @@ Who runs one calls `begin` first; `flows.deployed` does so for Prefect's workers
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
+from typing import IO
 
 from gptpipe.config.settings import make_home, prepare_environment, settings
+from gptpipe.services.users import join_users
+
+_held: list[IO[bytes]] = []  # open as long as this process lives
 
 
 @cache
@@ -21,6 +28,8 @@ def begin() -> None:
     """
     prepare_environment()
     make_home(settings().home_path)
+    with suppress(OSError):
+        _held.append(join_users(Path(os.environ.get("PREFECT_HOME", settings().home_path / "prefect"))))
     from flows.server.logs import show_on_pages
 
     show_on_pages(settings().log_level)

@@ -8,6 +8,7 @@ import shlex
 import shutil
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -142,7 +143,8 @@ def in_place(parameters: PipelineConfig, call: Callable[[], Any]) -> Any:
         changes[PREFECT_API_URL] = server.url
         server.wait()
     with temporary_settings(updates=changes):
-        if server and server.alone_since:
+        # a PREFECT_HOME of a person's own holds other runs than ours
+        if server and server.alone_since and Path(os.environ["PREFECT_HOME"]) == settings().home_path / "prefect":
             end_what_was_killed(server.alone_since)
         try:
             return call()

@@ -7,7 +7,6 @@ say how it ended, and where nothing starts it again. This file is also the serve
 from __future__ import annotations
 
 import atexit
-import fcntl
 import logging
 import os
 import socket
@@ -20,10 +19,10 @@ import urllib.request
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
 
 from gptpipe.errors import UserError
 from gptpipe.progress import NowAndThen
+from gptpipe.services.users import join_alone
 
 log = logging.getLogger(__name__)
 _START_SECONDS = 180  # 14 s on two cores that did nothing else, ten times as long on a busy machine
@@ -41,13 +40,13 @@ class PrefectServer:
 
     Attributes:
         starts: how often it was started.
-        alone_since: when no other command had a server on this database: flow runs that its database takes for running
-            since before that have no process any more. None where another one had.
+        alone_since: when no other process ran flows on this database: those that it takes for running since before that
+            have no process any more. None where another one did.
     """
 
     def __init__(self) -> None:
-        self._users = _users_of(Path(os.environ["PREFECT_HOME"]))
-        self.alone_since = datetime.now(UTC) if _is_only_user(self._users) else None
+        self._users, alone = join_alone(Path(os.environ["PREFECT_HOME"]))
+        self.alone_since = datetime.now(UTC) if alone else None
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
@@ -108,24 +107,6 @@ class PrefectServer:
             log.warning("Prefect's server went away (%s); starting it again", self._process.returncode)
             if not self._ending.wait(min(self.starts - 1, _LONGEST_PAUSE)):
                 self._process = self._start()
-
-
-def _users_of(folder: Path) -> IO[bytes]:
-    """A file that each command holds while it has a server on the database in this folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return (folder / "commands.lock").open("ab")
-
-
-def _is_only_user(users: IO[bytes]) -> bool:
-    """Whether no other command holds it, and hold it: until the end of this process, however that comes."""
-    try:
-        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        fcntl.flock(users, fcntl.LOCK_SH)
-    except OSError:  # another command holds it, or this file system knows no locks
-        with suppress(OSError):
-            fcntl.flock(users, fcntl.LOCK_SH)
-        return False
-    return True
 
 
 def main(port: int, launcher: int) -> None:
