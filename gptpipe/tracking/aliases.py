@@ -7,23 +7,23 @@ from dataclasses import replace
 
 from gptpipe.config import PromoteConfig
 from gptpipe.errors import UserError
-from gptpipe.tracking.announcement import ANNOUNCED_TAG
 from gptpipe.tracking.client import Tracking
-from gptpipe.tracking.promote import Decision
-from gptpipe.tracking.registry import (
+from gptpipe.tracking.moves import (
+    APPROVAL,
     DECISION_TAG,
     NOBODY,
     PREVIOUS,
     REFUSED_TAG,
-    ROLLED_BACK_TAG,
-    WAITS,
+    ROLLBACK,
     WAITS_TAG,
-    Registered,
+    Move,
+    begin_description,
     champion_number,
-    decision_of,
-    make_champion,
+    finish,
     version_called,
 )
+from gptpipe.tracking.promote import Decision
+from gptpipe.tracking.registry import WAITS, Registered, decision_of
 
 _ANSWER = re.compile(r"^(approved|refused) by a person( \(.*?\))?: ")
 
@@ -46,6 +46,10 @@ def answer(promote: PromoteConfig, tracking: Tracking, number: str, *, agreed: b
 
     name = promote.model_name
     with tracking.reached() as client:
+        finished = finish(client, promote)
+        if agreed and finished and (finished.kind, finished.after) == (APPROVAL, number):
+            decision = decision_of(client.get_model_version(name, number))
+            return Registered(tracking, name, number, decision.settled(True, finished.reason))
         try:
             version = client.get_model_version(name, number)
         except MlflowException as error:
@@ -69,14 +73,12 @@ def answer(promote: PromoteConfig, tracking: Tracking, number: str, *, agreed: b
         reason = _ANSWER.sub("", decision.reason.removeprefix(WAITS))
         said = f"{'approved' if agreed else 'refused'} by a person{f' ({note})' if note else ''}: "
         if agreed:
-            make_champion(client, promote, str(version.version), now)
+            Move(APPROVAL, now, str(version.version), f"{said}{reason}").make(client, promote)
         else:
             client.set_model_version_tag(name, version.version, REFUSED_TAG, compared)
-        client.set_model_version_tag(name, version.version, DECISION_TAG, f"{said}{reason}")
-        for tag in (WAITS_TAG, *([REFUSED_TAG] if agreed else [])):
-            if tag in version.tags:
-                client.delete_model_version_tag(name, version.version, tag)
-        client.update_model_version(name, version.version, f"{said}{reason}\n\n{version.description or ''}")
+            client.set_model_version_tag(name, version.version, DECISION_TAG, f"{said}{reason}")
+            begin_description(client, version, f"{said}{reason}")
+            client.delete_model_version_tag(name, version.version, WAITS_TAG)  # last: until then it may be said again
         return Registered(tracking, name, str(version.version), decision.settled(agreed, f"{said}{reason}"))
 
 
@@ -109,6 +111,9 @@ def rollback(promote: PromoteConfig, tracking: Tracking, to: str = "") -> tuple[
 
     name = promote.model_name
     with tracking.reached() as client:
+        finished = finish(client, promote)
+        if finished and finished.kind == ROLLBACK and to in ("", finished.after):
+            return finished.before, Registered(tracking, name, finished.after, Decision(True, finished.reason))
         champion = version_called(client, name, promote.alias)
         if champion is None:
             raise UserError(f"no version is {promote.alias}", where=name, hint="see the registered models in MLflow")
@@ -120,11 +125,6 @@ def rollback(promote: PromoteConfig, tracking: Tracking, to: str = "") -> tuple[
             raise UserError(f"no version was {promote.alias} before", where=name, hint="name the version: --to VERSION")
         if version.version == champion.version:
             raise UserError(f"version {version.version} is {promote.alias} already", where=name, hint="nothing to do")
-        make_champion(client, promote, str(version.version), str(champion.version))
         reason = f"{promote.alias} again by a rollback from version {champion.version}"
-        client.set_model_version_tag(name, version.version, DECISION_TAG, reason)
-        client.set_model_version_tag(name, champion.version, ROLLED_BACK_TAG, f"to version {version.version}")
-        for tag in (ROLLED_BACK_TAG, ANNOUNCED_TAG):  # it is told once more that it is champion
-            if tag in version.tags:
-                client.delete_model_version_tag(name, version.version, tag)
+        Move(ROLLBACK, str(champion.version), str(version.version), reason).make(client, promote)
     return str(champion.version), Registered(tracking, name, str(version.version), Decision(True, reason))

@@ -12,6 +12,7 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
+from gptpipe.tracking.moves import ANNOUNCED_TAG
 from gptpipe.tracking.promote import ALREADY
 from gptpipe.tracking.registry import Registered, decision_of
 from gptpipe.version import __version__
@@ -19,7 +20,6 @@ from gptpipe.version import __version__
 log = logging.getLogger(__name__)
 
 PROMOTED, KEPT, WAITING = "gptpipe.model.promoted", "gptpipe.model.kept", "gptpipe.model.waits"
-ANNOUNCED_TAG = "gptpipe.announced"  # of a version: the event that was told last
 _TRIES, _SECONDS = 3, 10.0
 
 

@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from gptpipe.evaluation.confidence import Comparison
-from gptpipe.tracking.announcement import ANNOUNCED_TAG, PROMOTED
+from gptpipe.tracking.announcement import PROMOTED
 from gptpipe.tracking.client import TRAINING_TAG, RunLink, Tracking
 from gptpipe.tracking.follow import END_TAG
+from gptpipe.tracking.moves import ANNOUNCED_TAG, DECISION_TAG, ROLLED_BACK_TAG, WAITS_TAG, version_called
 from gptpipe.tracking.references import runs_of
-from gptpipe.tracking.registry import DECISION_TAG, ROLLED_BACK_TAG, WAITS_TAG, comparison_of, version_called
+from gptpipe.tracking.registry import comparison_of
 from gptpipe.tracking.results import DECIDING
 from gptpipe.tracking.sweeps import PARENT_TAG, SWEEP_TAG
 from gptpipe.wording import counted, duration

@@ -6,7 +6,8 @@ from typing import Any
 
 from gptpipe.config import PipelineConfig
 from gptpipe.tracking.client import Tracking
-from gptpipe.tracking.registry import MODELS, find_version, version_called
+from gptpipe.tracking.moves import version_called
+from gptpipe.tracking.registry import MODELS, find_version
 
 
 def named_version(name: str, tracking: Tracking, config: PipelineConfig | None = None) -> Any | None:

@@ -15,9 +15,10 @@ from gptpipe.dataset.dataset import MANIFEST, Dataset, open_dataset
 from gptpipe.errors import UserError
 from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, RunLink, Tracking
 from gptpipe.tracking.follow import INIT_TAG, SINCE_TAG
+from gptpipe.tracking.moves import DECISION_TAG
 from gptpipe.tracking.names import named_version
 from gptpipe.tracking.references import all_runs, all_versions, folder_name
-from gptpipe.tracking.registry import DECISION_TAG, MODELS, checkpoint_of
+from gptpipe.tracking.registry import MODELS, checkpoint_of
 from gptpipe.tracking.results import CHECKPOINT_TAG, DECIDING
 from gptpipe.weights.checkpoint import STATE, list_checkpoints, open_checkpoint
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Container
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -24,6 +24,19 @@ from gptpipe.evaluation.result import Evaluation
 from gptpipe.generation.generate import Samples
 from gptpipe.launch.training import TrainResult
 from gptpipe.tracking.client import DATASET_TAG, RunLink, Tracking, is_away, reason
+from gptpipe.tracking.moves import (
+    CHALLENGER,
+    DECISION_TAG,
+    GATE,
+    NOBODY,
+    REFUSED_TAG,
+    ROLLED_BACK_TAG,
+    WAITS_TAG,
+    Move,
+    finish,
+    number,
+    version_called,
+)
 from gptpipe.tracking.promote import ALREADY, Check, Decision, decide, not_comparable
 
 if TYPE_CHECKING:
@@ -33,16 +46,13 @@ log = logging.getLogger(__name__)
 
 
 # of a version
-DECISION_TAG, CHECKS_TAG, ROLLED_BACK_TAG = "gptpipe.decision", "gptpipe.checks", "gptpipe.rolled_back"
-COMPARISON_TAG = "gptpipe.comparison"
+CHECKS_TAG, COMPARISON_TAG = "gptpipe.checks", "gptpipe.comparison"
 COMPARED_TAG = "gptpipe.compared_with"  # the champion's number then
 FRESHNESS_TAG = "gptpipe.freshness"
-WAITS_TAG, REFUSED_TAG = "gptpipe.waits", "gptpipe.refused"  # the same, or NOBODY
-NOBODY, WAITS = "none", "waits for a person's approval: "
+WAITS = "waits for a person's approval: "
 _COMPARISON = TypeAdapter(Comparison)
 _LONGEST_TAG = 5000  # characters that MLflow takes
 MODELS = "models:/"
-CHALLENGER, PREVIOUS = "challenger", "previous"  # the newest that did not become champion; who was it before
 
 
 def check_tracking(config: PipelineConfig, tracking: Tracking, store: str) -> None:
@@ -130,7 +140,12 @@ def register(
             version = client.create_model_version(
                 promote.model_name, source, run_id=link.run_id, tags=tags, description=evaluation.sentence
             )
+        finished = finish(client, promote)
         champion = version_called(client, promote.model_name, promote.alias)
+        if finished and finished.after == number(version) == number(champion):
+            version = client.get_model_version(promote.model_name, version.version)
+            decided = replace(decision_of(version), comparison=comparison_of(version))
+            return Registered(tracking, promote.model_name, str(version.version), decided)
     if champion is not None and champion.version == version.version:
         return Registered(tracking, promote.model_name, str(version.version), ALREADY)
     if ROLLED_BACK_TAG in version.tags:
@@ -148,52 +163,37 @@ def register(
             decision = decision.settled(False, f"{WAITS}{decision.reason}")
         with tracking.reached() as client:
             now = version_called(client, promote.model_name, promote.alias)
-            if _number(now) == _number(champion):
-                _move(client, promote, version.version, champion, decision)
+            if number(now) == number(champion):
+                _move(client, promote, number(version), champion, decision)
                 if waits:
-                    compared = _number(champion) or NOBODY
+                    compared = number(champion) or NOBODY
                     client.set_model_version_tag(promote.model_name, version.version, WAITS_TAG, compared)
                 elif WAITS_TAG in version.tags:  # it was compared with another champion then
                     client.delete_model_version_tag(promote.model_name, version.version, WAITS_TAG)
                 break
         # another retraining ended meanwhile: the new champion is the one to beat
-        log.info("register: version %s is the %s by now", _number(now), promote.alias)
+        log.info("register: version %s is the %s by now", number(now), promote.alias)
         champion = now
     return Registered(tracking, promote.model_name, str(version.version), decision, waits)
 
 
 def _move(client: MlflowClient, promote: PromoteConfig, version: str, champion: Any, decision: Decision) -> None:
-    """Set the aliases as was decided: the new champion, and who was it before; or else the challenger."""
+    """Do as was decided: the new champion, and who was it before; or else the challenger.
+
+    What the decision rests on is written first: once the alias has moved, nothing is decided again.
+    """
     name = promote.model_name
-    if decision.promote:
-        make_champion(client, promote, version, _number(champion))
-    else:
-        client.set_registered_model_alias(name, CHALLENGER, version)
-    client.set_model_version_tag(name, version, DECISION_TAG, decision.reason)
     if champion is not None:
         client.set_model_version_tag(name, version, COMPARED_TAG, str(champion.version))
     if decision.comparison is not None:
         client.set_model_version_tag(name, version, COMPARISON_TAG, json.dumps(asdict(decision.comparison)))
     kept = json.dumps([asdict(check) for check in decision.checks])
     client.set_model_version_tag(name, version, CHECKS_TAG, kept if len(kept) <= _LONGEST_TAG else "[]")
-
-
-def make_champion(client: MlflowClient, promote: PromoteConfig, version: str, before: str) -> None:
-    """Move the alias to a version, which is no challenger any more.
-
-    Args:
-        before: number of the version that has it now; empty where none has.
-    """
-    if before:
-        client.set_registered_model_alias(promote.model_name, PREVIOUS, before)
-    client.set_registered_model_alias(promote.model_name, promote.alias, version)
-    if _number(version_called(client, promote.model_name, CHALLENGER)) == version:
-        client.delete_registered_model_alias(promote.model_name, CHALLENGER)
-
-
-def champion_number(client: MlflowClient, promote: PromoteConfig) -> str:
-    """Number of the version that is champion; empty where none is."""
-    return _number(version_called(client, promote.model_name, promote.alias))
+    if decision.promote:
+        Move(GATE, number(champion), version, decision.reason).make(client, promote)
+    else:
+        client.set_registered_model_alias(name, CHALLENGER, version)
+        client.set_model_version_tag(name, version, DECISION_TAG, decision.reason)
 
 
 def last_comparison(config: PipelineConfig, tracking: Tracking) -> Comparison | None:
@@ -220,10 +220,6 @@ def decision_of(version: Any) -> Decision:
     """What was decided of a version when it was registered, as its tags tell it."""
     checks = tuple(Check(**each) for each in json.loads(version.tags.get(CHECKS_TAG, "[]")))
     return Decision(True, version.tags.get(DECISION_TAG, ALREADY.reason), checks)
-
-
-def _number(version: Any) -> str:
-    return str(version.version) if version is not None else ""
 
 
 def _copies(samples: Samples, data: str, most: int, cache: TokenCache) -> list[Copy]:
@@ -283,17 +279,6 @@ def _make_registered_model(client: MlflowClient, name: str) -> None:
     except MlflowException as error:  # another run made it at the same moment
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-
-
-def version_called(client: MlflowClient, name: str, alias: str) -> Any:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
 
 
 def checkpoint_of(version: Any) -> str:

@@ -22,8 +22,9 @@ from gptpipe.launch.training import TrainResult
 from gptpipe.tracking.client import RunLink, Tracking
 from gptpipe.tracking.comparison import facts_of, find_run, losses_of
 from gptpipe.tracking.follow import CHANGED_TAG, END_TAG
+from gptpipe.tracking.moves import DECISION_TAG
 from gptpipe.tracking.promote import Decision
-from gptpipe.tracking.registry import COMPARED_TAG, DECISION_TAG, MODELS, decision_of
+from gptpipe.tracking.registry import COMPARED_TAG, MODELS, decision_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

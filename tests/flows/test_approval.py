@@ -14,7 +14,7 @@ import pytest
 from gptpipe.config import PromoteConfig
 from gptpipe.config.settings import settings
 from gptpipe.tracking.client import Tracking
-from gptpipe.tracking.registry import champion_number
+from gptpipe.tracking.moves import champion_number
 from tests.fixtures.browser import CHROMIUM, browser
 from tests.flows.test_nights import add, command
 from tests.flows.test_retrain import GPTPIPE, ask

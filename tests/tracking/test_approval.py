@@ -19,7 +19,8 @@ from gptpipe.tracking.aliases import ChampionChanged, answer, settled
 from gptpipe.tracking.announcement import KEPT, PROMOTED, WAITING, announce
 from gptpipe.tracking.client import RunLink
 from gptpipe.tracking.history import history
-from gptpipe.tracking.registry import Registered, champion_number, register
+from gptpipe.tracking.moves import champion_number
+from gptpipe.tracking.registry import Registered, register
 from gptpipe.tracking.results import log_results
 from tests.fixtures.datasets import serving
 from tests.fixtures.tracked import follow, result_of, tracking, write_model
