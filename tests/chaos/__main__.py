@@ -12,7 +12,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 
-from tests.chaos.rounds import Round, alone, stacked
+from tests.chaos.rounds import Round, alone, later, stacked, stored
+
+_WORLDS = (
+    "alone: the pipeline as one command; stored: the same with an object store behind a bad door; "
+    "later: commands after a training; stacked: a worker on the servers of `gptpipe up`"
+)
 
 
 def table(rounds: Sequence[Round]) -> str:
@@ -20,7 +25,7 @@ def table(rounds: Sequence[Round]) -> str:
     groups = defaultdict(list)
     for each in rounds:
         if each.struck:
-            groups[each.world, each.attack.fault, each.attack.victim].append(each)
+            groups[each.world, each.command or each.attack.fault, each.attack.victim].append(each)
     heads = ["fault", "rounds", "the same in the end", "at once", "after a retry", "seconds, median"]
     lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
     for (_, fault, victim), those in sorted(groups.items()):
@@ -40,7 +45,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the first round; the next ones count on")
     parser.add_argument("--only", type=int, help="this seed alone; its folder is kept")
-    parser.add_argument("--stacked", action="store_true", help="on the servers of `gptpipe up`, by a worker")
+    parser.add_argument("--world", choices=("alone", "stored", "later", "stacked"), default="alone", help=_WORLDS)
     parser.add_argument("--parallel", type=int, default=1, help="so many at a time, each with servers of its own")
     parser.add_argument("--record", type=Path, help="a line of JSON for each round is added to this file")
     given = parser.parse_args()
@@ -48,7 +53,13 @@ def main() -> int:
     seeds = [given.only] if is_one else range(given.seed, given.seed + given.rounds)
     folder = Path(tempfile.mkdtemp(prefix="gptpipe-chaos-"))
     rounds = []
-    for done in stacked(seeds) if given.stacked else alone(seeds, folder, given.parallel, keep=is_one):
+    worlds = {
+        "alone": lambda: alone(seeds, folder, given.parallel, keep=is_one),
+        "stored": lambda: stored(seeds, folder, given.parallel, keep=is_one),
+        "later": lambda: later(seeds, folder, keep=is_one),
+        "stacked": lambda: stacked(seeds),
+    }
+    for done in worlds[given.world]():
         rounds.append(done)
         print(done, flush=True)
         if given.record:

@@ -1,4 +1,4 @@
-"""The whole pipeline as one command in a folder of its own: started, watched by its log, attacked, started again."""
+"""A command in a folder of its own, by default the whole pipeline: started, watched, attacked, started again."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from typing import Any
 
 import psutil
 
-from tests.chaos.attack import Attack, fill, flip, strike
+from tests.chaos import trouble
+from tests.chaos.attack import CHANGE, CLOCK, Attack, fill, flip, strike
 from tests.chaos.outcome import Traces, unended_flow_runs
+from tests.fixtures.bad_store import BadStore
 
 GPTPIPE = str(Path(sys.executable).with_name("gptpipe"))
 SETTINGS = {
@@ -39,6 +41,7 @@ SETTINGS = {
     "sample.max_new_tokens": "8",
     "data.shard_megabytes": "1",
 }
+RUN = ("run", "--corpus", "corpus", *(word for key in SETTINGS for word in ("--set", f"{key}={SETTINGS[key]}")))
 _MARK = re.compile(
     r"(?:^|gptpipe\.\S+ - )(plan:|tokenize:|training from|train:|evaluate:|sample:|register:|report:)|/(step-\d+) in "
 )
@@ -94,13 +97,19 @@ class Try:
 
 @dataclass
 class Alone:
-    """`gptpipe run` with a home, a temporary folder and a corpus of its own below `folder`.
+    """A command of gptpipe with a home, a temporary folder and a corpus of its own below `folder`.
 
     Attributes:
+        words: the command. variables: more of its environment. store: folder or URL; by default in the home.
+        door: before the store, where something may go wrong.
         strikes: how many attacks met their victim: some come after it has ended. flipped: files of which a byte was.
     """
 
     folder: Path
+    words: Sequence[str] = RUN
+    variables: Mapping[str, str] = field(default_factory=dict)
+    store: str = ""
+    door: BadStore | None = None
     tries: list[Try] = field(default_factory=list)
     strikes: int = 0
     flipped: list[Path] = field(default_factory=list)
@@ -157,9 +166,10 @@ class Alone:
         """What it has left behind."""
         home = self.folder / "kept" if (self.folder / "kept").exists() else self.home
         database, name = f"sqlite:///{home / 'mlflow.db'}", "gptpipe"
-        traces = Traces(str(home / "storage"), database, name, name, int(SETTINGS["train.steps"]))
+        traces = Traces(self.store or str(home / "storage"), database, name, name)
         left = sorted(file.name for file in self.temporary.iterdir())
-        return {**traces.outcome(), "temporary folder": left}
+        pages = {file.name: file.read_text().endswith("</html>\n") for file in self.folder.glob("*.html")}
+        return {**traces.outcome(), "temporary folder": left, "whole pages": pages}
 
     @property
     def unended(self) -> int:
@@ -178,6 +188,7 @@ class Alone:
         for process in self.family()["all"]:
             with suppress(psutil.Error):
                 process.kill()
+        trouble.remove_group(self._group)
 
     @contextmanager
     def _small_disk(self, attacks: Sequence[Attack]) -> Iterator[None]:
@@ -204,22 +215,26 @@ class Alone:
     def _try(self, attack: Attack | None) -> None:
         number = len(self.tries)
         log_file, answer_file = self.folder / f"log-{number}.txt", self.folder / f"answer-{number}.json"
-        words = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
         environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("GPTPIPE_", "PREFECT_"))
+            name: value for name, value in os.environ.items() if not name.startswith(("GPTPIPE_", "PREFECT_", "AWS_"))
         }
         environment |= {"GPTPIPE_HOME": str(self.home), "TMPDIR": str(self.temporary), "NO_COLOR": "1"}
+        environment |= self.variables
+        if attack and attack.fault == "clock":
+            environment |= trouble.clock(self.folder / "clock")
+        prefix = trouble.group(self._group) if attack and attack.fault == "memory" else []
+        before = _newest(self.folder) if attack and attack.mark == CHANGE else 0
         began = time.monotonic()
         with log_file.open("wb") as log, answer_file.open("wb") as answer:
             process = subprocess.Popen(
-                [GPTPIPE, "run", "--json", "--corpus", "corpus", *words],
+                [*prefix, GPTPIPE, *self.words, "--json"],
                 cwd=self.folder,
                 env=environment,
                 stdout=answer,
                 stderr=log,
                 start_new_session=True,
             )
-        filler = self._attack(attack, process, log_file) if attack else None
+        filler = self._attack(attack, process, log_file, before) if attack else None
         try:
             code = process.wait(timeout=_TRY_SECONDS)
         except subprocess.TimeoutExpired:
@@ -236,18 +251,44 @@ class Alone:
             parsed = json.loads(answer_file.read_text())
         self.tries.append(Try(code, said, parsed, seconds, left))
 
-    def _attack(self, attack: Attack, process: subprocess.Popen[bytes], log: Path) -> Path | None:
-        """Wait for the moment and do it; the file that fills the disk. Nothing happens where the run ends before."""
-        while attack.mark and attack.mark not in marks_of(log.read_text(errors="replace")):
+    @property
+    def _group(self) -> str:
+        return f"chaos-{os.getpid()}-{self.folder.name}"
+
+    def _attack(self, attack: Attack, process: subprocess.Popen[bytes], log: Path, before: int) -> Path | None:
+        """Wait for the moment and do it; the file that fills the disk. Nothing happens where the run ends before.
+
+        Args:
+            before: when the newest file was written before the command began.
+        """
+
+        def reached() -> bool:
+            if attack.mark == CHANGE:
+                return _newest(self.folder) > before
+            return not attack.mark or attack.mark in marks_of(log.read_text(errors="replace"))
+
+        while not reached():
             if process.poll() is not None:
                 return None
-            time.sleep(0.02)
+            time.sleep(0.002 if attack.mark == CHANGE else 0.02)
         time.sleep(attack.delay)
         if process.poll() is not None:
             return None
         if attack.fault == "full disk":
             self.strikes += 1
             return fill(self._place(attack))
+        if attack.fault == "store":
+            assert self.door is not None
+            self.door.begin(attack.victim)
+            self.strikes += 1
+            return None
+        if attack.fault == "clock":
+            (self.folder / "clock").write_text(CLOCK[attack.victim])
+            self.strikes += 1
+            return None
+        if attack.fault == "memory":
+            self.strikes += trouble.take_memory(self._group)
+            return None
         if attack.fault == "flip":
             strike(self.family()["all"], "kill")
             process.wait()
@@ -274,3 +315,14 @@ class Alone:
                 commands.append(" ".join(process.cmdline())[:200])
                 process.send_signal(signal.SIGKILL)
         return commands
+
+
+def _newest(folder: Path) -> int:
+    """When something below a folder was written last, in nanoseconds; logs of the command are not looked at."""
+    newest = 0
+    for place, _, files in os.walk(folder):
+        for file in [Path(place), *(Path(place, name) for name in files if not name.startswith(("log-", "answer-")))]:
+            with suppress(OSError):
+                if file != folder:
+                    newest = max(newest, file.stat().st_mtime_ns)
+    return newest

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import psutil
 
+from tests.fixtures.bad_store import FAULTS
+
 _PAUSE_SECONDS = 10
 _BLOCK = b"\0" * (1 << 20)
+CLOCK = {"forward": "+3600", "back": "-3600"}  # seconds that it jumps by
 SIGNALS = {"kill": signal.SIGKILL, "pause": signal.SIGSTOP, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
 
 _SERVERS = ("prefect", "mlflow", "s3", "postgres")
@@ -26,9 +29,20 @@ ALONE = [
     ("full disk", "home"),
     ("full disk", "temporary folder"),
     *[("flip", "file")] * 5,  # one of many
+    ("clock", "forward"),
+    ("clock", "back"),
+    ("memory", "the largest"),
+    ("memory", "the largest"),
 ]
+STORED = [
+    *(("store", fault) for fault in FAULTS),
+    *(("kill", victim) for victim in ("flow", "torchrun", "rank", "helper", "all")),
+    ("terminate", "flow"),
+]
+LATER = [("kill", "all")] * 4 + [("pause", "all"), ("terminate", "flow"), ("interrupt", "flow"), ("full disk", "home")]
 STACKED = [(fault, victim) for fault in ("kill", "pause") for victim in (*_SERVERS, "worker", "flow", "rank", "all")]
 _IN_TRAINING = ("torchrun", "rank")  # victims that are there in no other stage
+CHANGE = "the first write"  # a mark that no log holds: of a file below the home
 
 
 @dataclass(frozen=True)
@@ -47,11 +61,12 @@ class Attack:
     chance: float = 0.0
 
     @classmethod
-    def drawn(cls, seed: int, marks: Sequence[str], faults: Sequence[tuple[str, str]]) -> Attack:
+    def drawn(cls, seed: int, marks: Sequence[str], faults: Sequence[tuple[str, str]], longest: float = 12.0) -> Attack:
         """The attack of a seed.
 
         Args:
             marks: of an undisturbed run, in their order. faults: with their victims.
+            longest: seconds from the start to an attack that waits for no mark.
         """
         draw = random.Random(seed)
         fault, victim = draw.choice(faults)
@@ -59,7 +74,8 @@ class Attack:
         stages = ["training from", "step-"] if victim in _IN_TRAINING else [*(set(marks) - set(steps)), "step-"]
         mark = draw.choice(sorted(stages))
         mark = draw.choice(steps) if mark == "step-" else mark
-        return cls(fault, victim, mark, round(draw.uniform(0, 1.5 if mark else 12), 2), draw.random())
+        most = 0.4 if mark == CHANGE else 1.5 if mark else longest
+        return cls(fault, victim, mark, round(draw.uniform(0, most), 3), draw.random())
 
     def __str__(self) -> str:
         when = f"after {self.mark!r}" if self.mark else "after the start"

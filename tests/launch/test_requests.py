@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import S3Server
 from tests.fixtures.corpora import some_text, write
 from tests.fixtures.requests import Requests, counting
+from tests.fixtures.s3 import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.stack]
 GPTPIPE = str(Path(sys.executable).with_name("gptpipe"))
