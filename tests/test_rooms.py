@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     ("errors", "wording", "version", "extras", "cores", "startup"),
     ("config", "progress"),
-    ("storage", "model"),
+    ("storage", "model", "guard"),
     ("tokenizer",),
     ("dataset", "weights"),
     ("corpus", "launch", "generation"),
@@ -29,7 +29,14 @@ FILES = sorted(path for top in ("gptpipe", "flows") for path in (ROOT / top).rgl
 MOST_LINES = 400
 
 
-ENTRIES = ("gptpipe/cli/", "flows/", "gptpipe/node.py", "gptpipe/config/settings.py")
+ENTRIES = (
+    "gptpipe/cli/",
+    "flows/",
+    "gptpipe/node.py",
+    "gptpipe/config/settings.py",
+    "gptpipe/services/prefect_server.py",
+    "gptpipe/tracking/server.py",
+)
 
 
 def room_of(parts: tuple[str, ...]) -> str:

@@ -12,14 +12,16 @@ from typing import Annotated
 import typer
 
 from gptpipe.cli.options import Json, command_name, print_answer
-from gptpipe.config.settings import make_home, settings
+from gptpipe.config.settings import STACK_FILE, make_home, settings
 from gptpipe.errors import EXIT_FAILED
+from gptpipe.guard import is_open
 from gptpipe.wording import counted
 
 
 def up(as_json: Json = False) -> None:
     """Start the local stack: object store, PostgreSQL, Prefect server, MLflow server, a worker; and deploy."""
-    from gptpipe.services.stack import POOL, Stack
+    from gptpipe.services.servers import POOL
+    from gptpipe.services.stack import Stack
 
     names: list[str] = []
     notes: list[str] = []
@@ -35,15 +37,22 @@ def up(as_json: Json = False) -> None:
     stack = Stack()
     stack.up(deployed, lambda line: print(line, file=sys.stderr, flush=True))
     notes += _missing_runs()
+    prefect, mlflow, host = stack.servers.prefect_url, stack.servers.mlflow_url, stack.servers.here.stack_host
     text = (
-        f"Prefect   {stack.prefect_url}   start a training there: Deployments, on-demand, Run\n"
-        f"MLflow    {stack.mlflow_url}\n"
-        f"deployed  {', '.join(names)}\n"
+        f"Prefect   {prefect}   start a training there: Deployments, on-demand, Run\n"
+        f"MLflow    {mlflow}\n"
+        + (f"password  both ask for the one in {stack.folder / STACK_FILE}\n" if is_open(host) else "")
+        + f"deployed  {', '.join(names)}\n"
         + "".join(f"note      {note}\n" for note in notes)
         + f"logs      {stack.supervisor.logs}\n"
         f"`{command_name('gptpipe')} run` in this folder uses these servers until `{command_name('gptpipe')} down`."
     )
-    answer = {"prefect": stack.prefect_url, "mlflow": stack.mlflow_url, "deployments": names, "notes": notes}
+    answer = {
+        "prefect": stack.servers.prefect_url,
+        "mlflow": stack.servers.mlflow_url,
+        "deployments": names,
+        "notes": notes,
+    }
     print_answer(answer, as_json, text)
 
 

@@ -29,6 +29,9 @@ class Settings(BaseSettings):
         None, description="Folder or s3:// URL for datasets, checkpoints and results; by default <home>/storage"
     )
     mlflow_uri: str | None = Field(None, description="MLflow tracking server or database; by default SQLite in <home>")
+    mlflow_auth: SecretStr | None = Field(
+        None, description="user:password that the MLflow server asks for; empty where it asks nobody"
+    )
     mlflow_ui: str | None = Field(
         None, description="Address at which a browser finds MLflow; by default the tracking server's"
     )
@@ -59,6 +62,12 @@ class Settings(BaseSettings):
     s3_secret_key: SecretStr | None = Field(None, description="S3 secret key")
     s3_region: str | None = Field(None, description="S3 region")
     stack_host: str = Field("127.0.0.1", description="Address that the servers of `gptpipe up` listen on")
+    stack_names: str = Field(
+        "",
+        description="Other names, separated by commas, that browsers and machines call these servers by; "
+        "a request for any other is refused",
+        pattern=r"^[^\s/]*(, ?[^\s/]+)*$",
+    )
     prefect_port: int = Field(4200, description="Port of the Prefect server of `gptpipe up`", gt=0, lt=65536)
     mlflow_port: int = Field(5000, description="Port of the MLflow server of `gptpipe up`", gt=0, lt=65536)
     s3_port: int = Field(8333, description="Port of the object store of `gptpipe up`", gt=0, lt=65536)
@@ -110,6 +119,13 @@ class Settings(BaseSettings):
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
 
+    @field_validator("mlflow_auth")
+    @classmethod
+    def _auth_has_both(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not all(value.get_secret_value().partition(":")):
+            raise ValueError("give a user and a password, with : between them")
+        return value
+
     @field_validator("webhook")
     @classmethod
     def _webhook_is_an_address(cls, value: SecretStr | None) -> SecretStr | None:
@@ -140,6 +156,10 @@ class Settings(BaseSettings):
     def prefect_host(self) -> str:
         """The host of the Prefect server; empty if there is none."""
         return urlsplit(os.environ.get("PREFECT_API_URL", "")).hostname or ""
+
+    @property
+    def stack_name_list(self) -> list[str]:
+        return [name for each in self.stack_names.split(",") if (name := each.strip())]
 
     @property
     def stack_path(self) -> Path:
@@ -269,7 +289,10 @@ def prepare_environment() -> None:
             os.environ.setdefault(name, given)
     if not os.environ.get("PREFECT_API_URL"):
         os.environ.setdefault("PREFECT_HOME", str(here.home_path / "prefect"))
+    user, _, password = here.mlflow_auth.get_secret_value().partition(":") if here.mlflow_auth else ("", "", "")
     places: dict[str, str | None] = {
+        "MLFLOW_TRACKING_USERNAME": user,
+        "MLFLOW_TRACKING_PASSWORD": password,
         "GPTPIPE_HOME": str(here.home_path),
         "MLFLOW_S3_ENDPOINT_URL": here.s3_endpoint,
         "AWS_ENDPOINT_URL_S3": here.s3_endpoint,

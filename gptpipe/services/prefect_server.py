@@ -1,11 +1,12 @@
-"""Prefect's server for one command: started with it, started again when it goes away, gone when the command ends.
+"""Prefect's server: that of the stack, and one for a single command, which is gone when the command ends.
 
-Prefect starts such a server by itself, but in the terminal's process group, where Ctrl-C ends it before the flow can
-say how it ended, and where nothing starts it again. This file is also the server's process: see `main`.
+Prefect starts the second by itself, but in the terminal's process group, where Ctrl-C ends it before the flow can say
+how it ended, and where nothing starts it again. This file is also the servers' process: see `main`.
 """
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import logging
 import os
@@ -29,8 +30,7 @@ _START_SECONDS = 180  # 14 s on two cores that did nothing else, ten times as lo
 _MOST_STARTS = 5  # before it has answered once
 _LONGEST_PAUSE = 10  # seconds between two starts
 _POLL = 0.1
-_SERVER_VARIABLES = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-_APP = "prefect.server.api.server:create_app"
+_SERVER_VARIABLES = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
 
 
 class PrefectServer:
@@ -91,7 +91,7 @@ class PrefectServer:
         # what it says is for its makers: nobody can act on it
         quiet = None if log.isEnabledFor(logging.DEBUG) else subprocess.DEVNULL
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, str(self._port), str(os.getpid())],
+            [sys.executable, "-P", "-m", __name__, "--port", str(self._port), "--launcher", str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=quiet and subprocess.DEVNULL,
             stderr=quiet,
@@ -109,15 +109,26 @@ class PrefectServer:
                 self._process = self._start()
 
 
-def main(port: int, launcher: int) -> None:
-    """Serve until the process with the pid `launcher` is gone."""
+def main() -> None:
+    """`python -m gptpipe.services.prefect_server`: serve, behind its guard."""
+    parser = argparse.ArgumentParser(prog="gptpipe.services.prefect_server")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=4200)
+    parser.add_argument("--launcher", type=int, help="the process with which it ends; it has no page then")
+    given = parser.parse_args()
     import uvicorn
+    from prefect.server.api.server import create_app
 
+    from gptpipe.config.settings import settings
+    from gptpipe.guard import Guard, server_names
     from gptpipe.launch.signals import end_with
 
-    end_with(launcher)
-    uvicorn.run(_APP, factory=True, host="127.0.0.1", port=port, log_level="error", lifespan="on")
+    if given.launcher:
+        end_with(given.launcher)
+    level = "error" if given.launcher else "warning"
+    app = Guard(create_app(final=True), server_names(settings()))  # Prefect asks for its password itself
+    uvicorn.run(app, host=given.host, port=given.port, log_level=level, lifespan="on")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main()

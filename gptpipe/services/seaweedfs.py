@@ -39,9 +39,9 @@ def weed_command(
         ports: of each service, and of `<service>.grpc`.
         sockets: where its UNIX sockets go, whose paths must be short; by default the folder for temporary files.
     """
-    reached = "127.0.0.1" if host == "0.0.0.0" else host  # its services talk to one another under this address
     command = [
-        weed, f"-logdir={logs}", "server", f"-dir={data}", f"-ip={reached}", f"-ip.bind={host}",
+        # all but S3 asks nobody for a key: they talk to one another on this machine alone
+        weed, f"-logdir={logs}", "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.ip.bind={host}",
         "-master.telemetry=false", "-master.volumeSizeLimitMB=128", "-master.electionTimeout=1s",
         "-volume.max=0", "-volume.preStopSeconds=0",
         "-filer", "-s3", "-s3.iam=false", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0",

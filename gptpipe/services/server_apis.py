@@ -105,7 +105,7 @@ def the_prefect_server() -> Server:
 def the_mlflow_server(uri: str) -> Server:
     """The tracking server at an http:// or https:// address."""
     user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD"))
-    credentials = "MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD"
+    credentials = "GPTPIPE_MLFLOW_AUTH"
     return Server("MLflow", uri.rstrip("/"), credentials, _basic(f"{user}:{password}" if user else ""))
 
 

@@ -181,6 +181,9 @@ def test_whoever_does_not_know_the_word_is_not_let_in(containers: Containers) ->
     (check,) = [each for each in checks if each["name"] == "prefect"]
     assert check["ok"] is False
     assert "does not let this machine in" in check["detail"]
+    checks = json.loads(containers.call("doctor", "--json", GPTPIPE_MLFLOW_AUTH="somebody:else").stdout)["checks"]
+    (check,) = [each for each in checks if each["name"] == "tracking"]
+    assert check["detail"].startswith("GPTPIPE_MLFLOW_AUTH: the MLflow server does not let this machine in (401)")
 
 
 def test_stopped_it_ends_by_itself_within_its_grace(containers: Containers) -> None:

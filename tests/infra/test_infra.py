@@ -19,7 +19,13 @@ ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
 COMPOSE = INFRA / "compose.yaml"
 MANIFESTS = INFRA / "kubernetes"
-SECRETS = ("POSTGRES_PASSWORD", "PREFECT_API_AUTH_STRING", "GPTPIPE_S3_ACCESS_KEY", "GPTPIPE_S3_SECRET_KEY")
+SECRETS = (
+    "POSTGRES_PASSWORD",
+    "PREFECT_API_AUTH_STRING",
+    "GPTPIPE_MLFLOW_AUTH",
+    "GPTPIPE_S3_ACCESS_KEY",
+    "GPTPIPE_S3_SECRET_KEY",
+)
 EXAMPLE = set(re.findall(r"^(?:# ?)?([A-Z_0-9]+)=", (ROOT / ".env.example").read_text(), flags=re.MULTILINE))
 KUBERNETES = "1.33"
 # what containers set for a program that is not gptpipe, and no person does

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import socket
 import stat
 import threading
 import time
@@ -32,7 +33,21 @@ DEPLOYMENTS = [
 ]
 TEXT = "def add(a, b):\n    return a + b\n\n\ndef mean(values):\n    return sum(values) / len(values)\n\n\n" * 60
 
+TINY = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 32}
+SHORT = {"steps": 6, "warmup_steps": 1, "batch_size": 4, "validate_every": 3, "checkpoint_every": 3}
+PAGES = {"PREFECT": "api/admin/version", "MLFLOW": "version"}
+
 pytestmark = pytest.mark.stack
+
+
+def status(place: Place, name: str, path: str, headers: dict[str, str] | None = None) -> int:
+    """What a server answers."""
+    request = urllib.request.Request(f"http://{place.host}:{place.ports[name]}/{path}", headers=headers or {})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            return int(reply.status)
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +81,32 @@ def test_all_are_well_listen_here_only_and_keep_their_secrets(stack: Place) -> N
         assert stat.S_IMODE((stack.folder / ".gptpipe" / "stack" / name).stat().st_mode) == 0o600
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(f"http://127.0.0.1:{stack.ports['S3']}/gptpipe/.ready", timeout=10)
+    lured = {"Host": "evil.example.com"}, {"Origin": "http://evil.example.com"}, {"Origin": "http://127.0.0.1:9"}
+    for name, path in PAGES.items():
+        assert status(stack, name, path) == 200
+        assert [status(stack, name, path, headers) for headers in lured] == [400, 403, 403]
+
+
+@pytest.mark.slow
+def test_where_other_machines_reach_it_everybody_is_asked_for_a_password() -> None:
+    with folder_for_all("open") as folder, stack_in(folder, "0.0.0.0") as place:
+        place.host = socket.gethostbyname(socket.gethostname())
+        for name, path in PAGES.items():
+            assert status(place, name, path) == 401
+            assert status(place, name, path, {"Authorization": "Basic Z3B0cGlwZTpndWVzcw=="}) == 401
+            assert status(place, name, path, place.login()) == 200
+            assert status(place, name, path, {**place.login(), "Host": "evil.example.com"}) == 400
+        ours = place.processes()
+        heard = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in ours]
+        open_ports = {c.laddr.port for c in heard if c.laddr.ip not in ("127.0.0.1", "::1")}
+        assert open_ports == {place.ports[name] for name in ("PREFECT", "MLFLOW", "S3")}
+        done = place.call("doctor", "--json")
+        assert done.returncode == 0, done.stdout
+        assert "password" in place.call("up").stdout
+        text = folder / "text.py"
+        text.write_text(TEXT)
+        run = place.press_run("retrain/on-demand", data={"corpus": [{"url": str(text)}]}, model=TINY, train=SHORT)
+        place.wait_for(run, "COMPLETED", 200)
 
 
 @pytest.mark.slow
@@ -124,8 +165,8 @@ def test_a_run_that_is_asked_for_is_trained_by_the_worker(stack: Place) -> None:
     text.write_text(TEXT)
     parameters = {
         "data": {"corpus": [{"url": str(text)}]},
-        "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 32},
-        "train": {"steps": 6, "warmup_steps": 1, "batch_size": 4, "validate_every": 3, "checkpoint_every": 3},
+        "model": TINY,
+        "train": SHORT,
     }
     deployment = stack.deployments()["retrain/on-demand"]["id"]
     run = stack.prefect(f"deployments/{deployment}/create_flow_run", {"parameters": {"parameters": parameters}})
