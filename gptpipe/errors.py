@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from gptpipe.wording import visible
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
@@ -30,7 +32,7 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{text} — {self.hint}" if self.hint else text
+        return visible(f"{text} — {self.hint}" if self.hint else text, keep="")  # one line, whatever a file is called
 
     def as_dict(self) -> dict[str, str]:
         return {"message": self.message, "where": self.where, "hint": self.hint}

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gptpipe.wording import duration
+from gptpipe.wording import duration, visible
 
 log = logging.getLogger("gptpipe.progress")
 _PLAIN_EVERY = 10.0  # seconds between plain progress lines
@@ -81,7 +81,7 @@ class ConsoleHandler(logging.Handler):
         self._last = -_PLAIN_EVERY
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        text = visible(record.getMessage())
         if getattr(record, "progress", False):
             if self._terminal:
                 sys.stderr.write(f"\r\x1b[K{text}")

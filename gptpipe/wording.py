@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from unicodedata import category
+
+_UNSEEN = ("Cc", "Zl", "Zp")  # categories of Unicode: control, line and paragraph separators
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def counted(number: int, noun: str) -> str:
@@ -53,6 +57,25 @@ def cell(text: str) -> str:
     for character in "\\`*_[]|":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.replace("<", "&lt;").split())
+
+
+def visible(text: str, keep: str = "\n\t") -> str:
+    """Text that moves no cursor, colours nothing and does not run backwards on a terminal, whoever wrote it.
+
+    Control characters, and those that turn the direction of writing round, are shown as Python writes them: \\x1b.
+
+    Args:
+        keep: those that stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        repr(character)[1:-1] if _is_unseen(character) and character not in keep else character for character in text
+    )
+
+
+def _is_unseen(character: str) -> bool:
+    return character in _TURNING or category(character) in _UNSEEN
 
 
 def is_unicode(text: str) -> bool:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
-    ("errors", "wording", "version", "extras", "cores", "startup"),
+    ("wording", "version", "extras", "cores", "startup"),
+    ("errors",),
     ("config", "progress"),
     ("storage", "model", "guard"),
     ("tokenizer",),

@@ -23,6 +23,7 @@ from gptpipe.config.settings import prepare_environment, settings
 from gptpipe.errors import EXIT_FAILED, EXIT_RESUMABLE, EXIT_USER_ERROR, Preempted, UserError
 from gptpipe.progress import show_on_console
 from gptpipe.startup import import_quickly
+from gptpipe.wording import visible
 
 # the base of what a wrong command line raises; typer carries its own click and exports only the leaves
 UsageError: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -151,4 +152,5 @@ def _leave_at_once(code: int) -> NoReturn:
 def _fail(error: dict[str, str], line: str, wants_json: bool) -> None:
     if wants_json:
         print(json.dumps({"error": error}))
-    sys.stderr.write(f"error: {line}\n" if error["message"] != line else f"{line}\n")
+    shown = visible(line)
+    sys.stderr.write(f"error: {shown}\n" if error["message"] != line else f"{shown}\n")

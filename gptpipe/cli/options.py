@@ -16,6 +16,7 @@ from gptpipe.config import PRESETS, PipelineConfig, load_config
 from gptpipe.config.form import corpus_of
 from gptpipe.config.settings import settings
 from gptpipe.errors import UserError
+from gptpipe.wording import visible
 
 if TYPE_CHECKING:
     from gptpipe.dataset.cache import TokenCache
@@ -95,7 +96,9 @@ PictureOption = Annotated[
 
 def print_answer(values: dict[str, Any], wants_json: bool, text: str) -> None:
     try:
-        print(json.dumps(values) if wants_json else text, flush=True)
+        # what a model says, or a file is called, may hold a terminal's commands; a file gets it as it is
+        shown = visible(text) if sys.stdout.isatty() else text
+        print(json.dumps(values) if wants_json else shown, flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:

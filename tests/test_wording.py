@@ -1,0 +1,31 @@
+"""What others wrote, in files' names or in a model's samples, does nothing on a terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from gptpipe.errors import UserError
+from gptpipe.wording import visible
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("def f(x):\n\treturn x — ‘ü’ 日本 🙂", "def f(x):\n\treturn x — ‘ü’ 日本 🙂"),
+        ("a\x1b[2Jb", "a\\x1b[2Jb"),
+        ("a\x9b31mb", "a\\x9b31mb"),
+        ("a\x07\x08\r\x00\x7f", "a\\x07\\x08\\r\\x00\\x7f"),
+        ("exe.\u202etxt", "exe.\\u202etxt"),
+        ("می\u200cخواهم", "می\u200cخواهم"),  # a part of Persian's spelling
+        ("a\u2028b", "a\\u2028b"),
+        ("a\udc9bb", "a\udc9bb"),  # a byte of a file's name, which the terminal's encoding sees to
+    ],
+)
+def test_control_characters_are_shown(text: str, shown: str) -> None:
+    assert visible(text) == shown
+
+
+def test_an_error_is_one_line_whatever_a_file_is_called() -> None:
+    error = UserError("not UTF-8", where="a\nerror: all is\x1b[8m well\r.txt", hint="convert it")
+    assert str(error) == "a\\nerror: all is\\x1b[8m well\\r.txt: not UTF-8 — convert it"
+    assert error.as_dict()["where"] == "a\nerror: all is\x1b[8m well\r.txt"
