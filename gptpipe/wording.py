@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from unicodedata import category
 
@@ -57,6 +58,11 @@ def cell(text: str) -> str:
     for character in "\\`*_[]|":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.replace("<", "&lt;").split())
+
+
+def without_password(url: str) -> str:
+    """An address as it may be shown: user:***@host."""
+    return re.sub(r"(://[^/@:\s]*):[^@/\s]*@", r"\1:***@", url)
 
 
 def visible(text: str, keep: str = "\n\t") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gptpipe.errors import UserError
-from gptpipe.wording import visible
+from gptpipe.wording import visible, without_password
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,19 @@ from gptpipe.wording import visible
 )
 def test_control_characters_are_shown(text: str, shown: str) -> None:
     assert visible(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql+psycopg://me:se:cr%2Fet@host:5432/mlflow", "postgresql+psycopg://me:***@host:5432/mlflow"),
+        ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
+        ("http://10.0.0.1:5000/a@b", "http://10.0.0.1:5000/a@b"),
+        ("s3://bucket/a:b@c", "s3://bucket/a:b@c"),
+    ],
+)
+def test_a_password_in_an_address_is_not_shown(url: str, shown: str) -> None:
+    assert without_password(url) == shown
 
 
 def test_an_error_is_one_line_whatever_a_file_is_called() -> None:

@@ -119,6 +119,14 @@ class Settings(BaseSettings):
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
 
+    @field_validator("mlflow_uri", "mlflow_ui", "s3_endpoint")
+    @classmethod
+    def _no_password_in_an_address(cls, value: str | None) -> str | None:
+        """It would stand in logs, links and reports."""
+        if value is not None and value.startswith(("http://", "https://")) and "@" in urlsplit(value).netloc:
+            raise ValueError("user and password do not belong into an address: set GPTPIPE_MLFLOW_AUTH or the S3 keys")
+        return value
+
     @field_validator("mlflow_auth")
     @classmethod
     def _auth_has_both(cls, value: SecretStr | None) -> SecretStr | None:

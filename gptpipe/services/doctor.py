@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from urllib.parse import quote
 
 import psutil
 
@@ -16,6 +16,7 @@ from gptpipe.cores import usable_cores
 from gptpipe.errors import UserError
 from gptpipe.launch.clocks import check_clock
 from gptpipe.services.server_apis import the_mlflow_server, the_prefect_server
+from gptpipe.services.settings_checks import Check, check_settings, open_database
 from gptpipe.services.stack import Stack
 from gptpipe.tracking.client import Tracking
 from gptpipe.version import __version__
@@ -25,16 +26,6 @@ _NOT_DEPLOYED = ("nothing is deployed", "`gptpipe deploy` makes the button and t
 _PACKAGES = ("torch", "prefect", "mlflow", "tiktoken", "pyarrow", "s3fs", "safetensors")
 
 
-@dataclass
-class Check:
-    """One line: `ok` is None where there is nothing to pass or fail."""
-
-    name: str
-    ok: bool | None
-    detail: str
-    hint: str = ""
-
-
 def examine(settings: Settings) -> list[Check]:
     """All checks of what the settings name; none raises."""
     return [
@@ -42,10 +33,12 @@ def examine(settings: Settings) -> list[Check]:
         _machine(settings.home_path),
         _device(),
         _tokenizer(),
+        *check_settings(settings, os.environ),
         _storage(settings.storage_url),
         _tracking(Tracking.of(settings)),
         _prefect(),
         _schedules(),
+        _workers(),
         _stack(),
         _logs(),
     ]
@@ -106,9 +99,9 @@ def _storage(url: str) -> Check:
 def _tracking(tracking: Tracking) -> Check:
     uri = tracking.uri
     if not tracking.is_server:
-        if not Path(uri.removeprefix("sqlite:///")).exists():
+        if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).exists():
             return Check("tracking", True, f"{uri} (made at the first run)")
-        return _experiment(tracking) or Check("tracking", True, uri)
+        return _experiment(tracking) or Check("tracking", True, tracking.place)
     try:
         running = str(the_mlflow_server(uri).ask("version")).strip()
         the_mlflow_server(uri).ask("api/2.0/mlflow/registered-models/search?max_results=1")
@@ -122,9 +115,15 @@ def _tracking(tracking: Tracking) -> Check:
 def _experiment(tracking: Tracking) -> Check | None:
     """What is wrong with the experiment that runs go to."""
     try:
-        tracking.experiment_id(tracking.connect())
+        if not tracking.is_server:
+            try:
+                open_database(tracking.uri)  # MLflow would ask again for two minutes
+            except Exception as error:
+                raise tracking.refusal(error) from None
+        with tracking.reached() as client:
+            tracking.experiment_id(client)
     except UserError as error:
-        return Check("tracking", False, f"{tracking.uri}: {error}")
+        return Check("tracking", False, str(error))
     return None
 
 
@@ -210,6 +209,28 @@ def _logs() -> Check:
         )
         return Check("logs", False, told, f"see {stack.supervisor.logs}")
     return Check("logs", True, f"no traceback in the servers' logs in {stack.supervisor.logs} since `gptpipe up`")
+
+
+def _workers() -> Check:
+    """Whether somebody works for the pools that deployments are in."""
+    if not os.environ.get("PREFECT_API_URL"):
+        return Check("workers", None, "no PREFECT_API_URL: `gptpipe run` needs none")
+    try:
+        server = the_prefect_server()
+        deployed = server.find("deployments/filter", {"deployments": {"tags": {"all_": ["gptpipe"]}}})
+        # machines that train together come and go, and what runs on one needs none of them
+        needed = [one for one in deployed if one["work_pool_name"] and one["name"] != "train-node"]
+        pools = sorted({str(one["work_pool_name"]) for one in needed})
+        workers = {pool: server.find(f"work_pools/{quote(pool, safe='')}/workers/filter", {}) for pool in pools}
+    except UserError as error:
+        return Check("workers", False, str(error))
+    here = {pool: [one["name"] for one in those if one["status"] == "ONLINE"] for pool, those in workers.items()}
+    idle = [pool for pool, names in here.items() if not names]
+    if idle:
+        hint = f"start one: `gptpipe worker --cpu --pool {idle[0]}`, or `gptpipe up` on this machine"
+        return Check("workers", False, f"nobody works for the pool {', '.join(idle)}: runs wait", hint)
+    told = "; ".join(f"{pool}: {', '.join(names)}" for pool, names in here.items())
+    return Check("workers", True, told or "nothing is deployed that needs one")
 
 
 def _stack() -> Check:

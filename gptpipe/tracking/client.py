@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from gptpipe import storage
 from gptpipe.config.settings import Settings, make_home
 from gptpipe.errors import UserError
-from gptpipe.wording import first_line
+from gptpipe.wording import first_line, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -65,6 +65,11 @@ class Tracking:
         )
 
     @property
+    def place(self) -> str:
+        """The server or database as it may be shown: a database's address holds a password."""
+        return without_password(self.uri)
+
+    @property
     def is_server(self) -> bool:
         return self.uri.startswith("http")
 
@@ -93,7 +98,7 @@ class Tracking:
 
         known = client.get_experiment_by_name(self.experiment)
         if known is not None and known.lifecycle_stage == "deleted":
-            address = f"MLFLOW_TRACKING_URI={shlex.quote(self.uri)} "
+            address = f"MLFLOW_TRACKING_URI={shlex.quote(self.place)} "
             restore = f"{address}mlflow experiments restore --experiment-id {known.experiment_id}"
             raise UserError(
                 "this MLflow experiment was deleted",
@@ -131,9 +136,12 @@ class Tracking:
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
+        if isinstance(error, ImportError):  # by SQLAlchemy, of a database's driver
+            hint = "install it, or name the one that `gptpipe[stack]` has: postgresql+psycopg://…"
+            return UserError(f"the database's driver is absent: {error}", where=self.place, hint=hint)
         if not isinstance(error, (MlflowException, SQLAlchemyError, OSError)):
             return error
-        return UserError(f"MLflow refused: {reason(error)}", where=self.uri, hint=_DOCTOR)
+        return UserError(f"MLflow refused: {reason(error)}", where=self.place, hint=_DOCTOR)
 
     @contextmanager
     def reached(self) -> Iterator[MlflowClient]:
@@ -149,7 +157,7 @@ class Tracking:
         except Exception as error:
             if not is_away(error):
                 raise self.refusal(error) from error
-            raise UserError(f"MLflow cannot be reached: {reason(error)}", where=self.uri, hint=_DOCTOR) from error
+            raise UserError(f"MLflow cannot be reached: {reason(error)}", where=self.place, hint=_DOCTOR) from error
 
 
 def is_away(error: BaseException) -> bool:
@@ -207,7 +215,7 @@ class RunLink:
     def how_to_open(self) -> str:
         if self.tracking.is_server:
             return self.url
-        return f"mlflow ui --backend-store-uri {shlex.quote(self.tracking.uri)}   then open {self.url}"
+        return f"mlflow ui --backend-store-uri {shlex.quote(self.tracking.place)}   then open {self.url}"
 
     def artifact_url(self, name: str) -> str:
         """The page that shows one of its artifacts."""

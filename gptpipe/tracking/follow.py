@@ -127,7 +127,7 @@ class TrainingTracker:
         if self._error is not None:
             raise self._error
         if self._thread.is_alive() or self._run is None or self._client is None:
-            log.warning("MLflow at %s does not answer: the metrics are kept in %s", self._tracking.uri, METRICS)
+            log.warning("MLflow at %s does not answer: the metrics are kept in %s", self._tracking.place, METRICS)
             return None
         try:
             if not self._is_whole():

@@ -70,7 +70,7 @@ def check_tracking(config: PipelineConfig, tracking: Tracking, store: str) -> No
     except Exception as error:
         if not is_away(error):
             raise tracking.refusal(error) from None
-        log.warning("MLflow at %s cannot be reached yet (%s)", tracking.uri, reason(error))
+        log.warning("MLflow at %s cannot be reached yet (%s)", tracking.place, reason(error))
 
 
 def _check_registry(config: PipelineConfig, tracking: Tracking, store: str) -> None:

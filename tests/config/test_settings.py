@@ -86,6 +86,16 @@ def test_the_file_in_the_working_directory_is_read_and_the_environment_wins(
     assert here.experiment == "from-environment"
 
 
+@pytest.mark.parametrize("name", ["MLFLOW_URI", "MLFLOW_UI", "S3_ENDPOINT"])
+def test_a_password_in_an_address_is_refused_without_being_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(f"GPTPIPE_{name}", "https://me:canary-5d1f@server.example.com:5000")
+    with pytest.raises(UserError, match="GPTPIPE_MLFLOW_AUTH") as refused:
+        reload_settings()
+    assert "canary" not in str(refused.value)
+
+
 def test_an_empty_variable_is_as_good_as_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
         monkeypatch.setenv(name, "")
