@@ -15,7 +15,7 @@ from gptpipe.cli.model_options import NOTHING, model_of, model_options
 from gptpipe.cli.options import Json, WeightsOption, named, print_answer, read_text, tracking
 from gptpipe.config import SampleConfig
 from gptpipe.errors import UserError
-from gptpipe.wording import counted
+from gptpipe.wording import counted, visible
 
 
 @model_options(
@@ -109,4 +109,8 @@ def _read_prompts(name: str) -> list[dict[str, Any]]:
 def _printer(prompt: str) -> Callable[[int, bytes], None]:
     """Prints a prompt once there is a token after it, and tokens; a character may be spread over several."""
     decoder, said = codecs.getincrementaldecoder("utf-8")("replace"), [prompt]
-    return lambda _, piece: print(said.pop() if said else "", decoder.decode(piece), sep="", end="", flush=True)
+
+    def show(_: int, piece: bytes) -> None:
+        print(visible((said.pop() if said else "") + decoder.decode(piece)), end="", flush=True)
+
+    return show
