@@ -70,7 +70,7 @@ def read_yaml(file: Path, kind: type[BaseModel]) -> dict[str, Any]:
         raise UserError(error.strerror or str(error), where=str(file), hint="give an existing YAML file") from None
     except _GivenTwice as error:
         raise UserError(str(error), where=str(file), hint="keep one of the two") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"not YAML: {error}", where=str(file), hint="correct the file") from None
     if values is None:
         return {}
@@ -96,7 +96,7 @@ def read_override(text: str, kind: type[BaseModel]) -> dict[str, Any]:
         written: Any = yaml.load(raw, _Texts) if raw.strip() else raw
     except _GivenTwice as error:
         raise UserError(str(error), where=f"--set {key}", hint="keep one of the two") from None
-    except (yaml.YAMLError, ValueError):  # a date that is none, say
+    except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none, say
         value = written = raw
     if isinstance(value, str):  # YAML 1.1 reads 3e-4 as text
         with suppress(ValueError):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # Pydantic takes Python's own from 3.12 on
 
 from gptpipe import storage
 from gptpipe.dataset.index import ShardIndex
@@ -20,8 +23,41 @@ MANIFEST = "manifest.json"
 INDEX = "shards.parquet"
 SOURCES = "sources.parquet"
 LATEST = "latest.json"
-_KEYS = {"format", "id", "tokenizer", "options", "corpora", "index_sha256", "sources_sha256"}
+ID = re.compile(r"[0-9a-f]{32}")  # of a dataset, and its folder's name
 _AGAIN = "tokenize again: it is made again"
+
+
+class _Split(TypedDict):
+    documents: int
+    tokens: int
+    bytes: int
+    shards: int
+
+
+class _Corpus(TypedDict):
+    sources: int
+    dropped: dict[str, int]
+    skipped: list[str]
+    splits: dict[str, _Split]
+
+
+class _Tokenizer(TypedDict):
+    name: str
+    sha256: str
+
+
+class _Manifest(TypedDict):
+    """What of a manifest is read; it holds more."""
+
+    id: str
+    tokenizer: _Tokenizer
+    options: dict[str, Any]
+    corpora: dict[str, _Corpus]
+    index_sha256: str
+    sources_sha256: str
+
+
+_MANIFEST: TypeAdapter[_Manifest] = TypeAdapter(_Manifest)
 
 
 @dataclass(frozen=True)
@@ -122,7 +158,10 @@ def open_dataset(url: str) -> Dataset:
                 "its manifest is missing, so it was never finished" if storage.list_files(url) else "nothing there"
             )
             raise UserError(f"no dataset: {unfinished}", where=url, hint="make one with `gptpipe tokenize`") from None
-        url = storage.join(url, pointer["id"])
+        if not isinstance(identity := pointer.get("id"), str) or not ID.fullmatch(identity):
+            hint = "name the dataset's own folder, or tokenize again"
+            raise Damaged("names no dataset", where=storage.join(url, LATEST), hint=hint)
+        url = storage.join(url, identity)
         manifest = _read_manifest(url)
         if manifest is None:
             raise UserError(
@@ -142,6 +181,14 @@ def _read_manifest(url: str) -> dict[str, Any] | None:
         manifest = storage.read_json(storage.join(url, MANIFEST))
     except FileNotFoundError:
         return None
-    if not manifest.keys() >= _KEYS:
-        raise Damaged("not a dataset's manifest", where=storage.join(url, MANIFEST), hint="give a dataset's folder")
+    if manifest.get("format") == FORMAT_VERSION:
+        try:
+            _MANIFEST.validate_python(manifest, strict=True)
+        except ValidationError as error:
+            place = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise Damaged(
+                f"not a dataset's manifest: {place}: {error.errors()[0]['msg']}",
+                where=storage.join(url, MANIFEST),
+                hint="give a dataset's folder, or tokenize again",
+            ) from None
     return manifest

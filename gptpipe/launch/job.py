@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from gptpipe import storage
 from gptpipe.config import ModelConfig, TrainConfig
@@ -119,7 +119,6 @@ class Outcome(BaseModel):
     def read(cls, url: str) -> Outcome | None:
         """The outcome at a URL, or None when nothing ended there."""
         try:
-            values: Any = storage.read_json(url)
+            return storage.read_as(url, TypeAdapter(cls))
         except FileNotFoundError:
             return None
-        return cls.model_validate(values)

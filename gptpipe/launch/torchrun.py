@@ -291,6 +291,8 @@ class Torchrun:
             return outcomes[0]
         if self.stop_reason:
             return self.job.unsaved(self.stop_reason)
+        if (number := -self.process.returncode) > 0:
+            return Outcome(status="failed", reason=f"torchrun was killed by signal {number}", killed=True)
         reason = f"the ranks ended before they could say why; last: {last_words(self._last_lines)}"
         return Outcome(status="failed", reason=reason, traceback="\n".join(self._last_lines))
 

@@ -112,7 +112,7 @@ def open_checkpoint(url: str) -> Checkpoint | None:
     except FileNotFoundError:
         return None
     files, step = manifest.get("files", {}), manifest.get("step", 0)
-    if not isinstance(files, dict) or not isinstance(step, int):
+    if not _lists_files(files) or not isinstance(step, int):
         raise UserError(f"its {MANIFEST} is damaged", where=url, hint="take another checkpoint, or make it again")
     if MODEL not in files:
         return None
@@ -123,6 +123,13 @@ def open_checkpoint(url: str) -> Checkpoint | None:
             hint="use the gptpipe that wrote it",
         )
     return Checkpoint(step, url, manifest)
+
+
+def _lists_files(files: Any) -> bool:
+    """Whether these are files by name with the SHA-256 of each."""
+    return isinstance(files, dict) and all(
+        isinstance(file, dict) and isinstance(file.get("sha256"), str) for file in files.values()
+    )
 
 
 def list_checkpoints(training: str) -> list[Checkpoint]:

@@ -25,7 +25,8 @@ from gptpipe.corpus.readers import open_whole
 from gptpipe.corpus.sources import Source, list_sources
 from gptpipe.dataset.dataset import open_dataset
 from gptpipe.dataset.left_out import LeftOut
-from gptpipe.dataset.rows import ShardReader
+from gptpipe.dataset.rows import DAMAGED, ShardReader
+from gptpipe.errors import UserError
 from gptpipe.evaluation.tasks import read_questions
 from gptpipe.launch.job import Outcome
 from gptpipe.model.gpt import GPT
@@ -36,6 +37,7 @@ from gptpipe.weights.commit import write_checkpoint
 from gptpipe.weights.find import read_weights
 from gptpipe.weights.huggingface import hf_config, hf_tensors
 from gptpipe.weights.tensors import open_safetensors, open_torch
+from gptpipe.wording import first_line
 from tests.tokenizer.test_huggingface import as_whole_file
 
 
@@ -77,7 +79,7 @@ class Targets:
             ]),
             "manifest of a dataset": (self._replacing(manifest, self._read_dataset), [manifest.read_bytes()]),
             "index of a dataset": (self._replacing(index, self._read_dataset), [index.read_bytes()]),
-            "shard": (lambda data: [row.tokens.sum() for row in ShardReader(data).rows()], [shard.read_bytes()]),
+            "shard": (self._read_shard, [shard.read_bytes()]),
             "manifest of a checkpoint": (
                 self._replacing(checkpoint / "manifest.json", lambda: self._read_checkpoint(checkpoint)),
                 [(checkpoint / "manifest.json").read_bytes()],
@@ -119,11 +121,27 @@ class Targets:
     def _replacing(self, file: Path, read: Callable[[], object]) -> Callable[[bytes], object]:
         """Reads what a file is a part of, with other bytes in it."""
 
+        content = file.read_bytes()
+
         def target(data: bytes) -> object:
             file.write_bytes(data)
-            return read()
+            try:
+                return read()
+            finally:
+                file.write_bytes(content)
 
         return target
+
+    def _read_shard(self, data: bytes) -> None:
+        """As a build looks at what lies where a shard of its own is to go."""
+        try:
+            reader = ShardReader(data)
+            reader.note()
+            reader.describe("corpus", "train", "0" * 32, len(data), "")
+            for row in reader.rows():
+                row.tokens.sum()
+        except DAMAGED as error:
+            raise UserError(first_line(error)) from None
 
     def _read_dataset(self) -> None:
         dataset = open_dataset(str(self._dataset))

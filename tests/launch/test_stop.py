@@ -63,6 +63,19 @@ def _stop(process: object) -> str:
 
 
 @pytest.mark.slow
+def test_where_torchrun_itself_is_killed_it_goes_on_by_itself(new_training: NewTraining) -> None:
+    training = new_training("torchrun", train={"steps": 400, "checkpoint_every": 20})
+    process = training.start()
+    training.wait_for_step(40)
+    (launcher,) = [each for each in training.family() if "torch.distributed.run" in each.cmdline()]
+    launcher.kill()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "torchrun was killed by signal 9; once more from" in err
+    assert training.family() == []
+
+
+@pytest.mark.slow
 def test_max_hours_ends_resumable(new_training: NewTraining) -> None:
     training = new_training("hours", train={**LONG, "max_hours": 4 / 3600})
     process = training.start()

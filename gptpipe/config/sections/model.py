@@ -12,11 +12,11 @@ from gptpipe.config.fields import Section, result
 class ModelConfig(Section):
     """The shape of a GPT-2-family model (Radford et al. 2019)."""
 
-    vocab_size: int = result(50257, "Number of token ids the model knows", "tokens", ge=2)
+    vocab_size: int = result(50257, "Number of token ids the model knows", "tokens", ge=2, le=1 << 24)
     context_length: int = result(1024, "Longest sequence the model sees at once", "tokens", ge=1, le=1 << 20)
     n_layer: int = result(12, "Number of transformer blocks", ge=1, le=1024)
-    n_head: int = result(12, "Number of attention heads per block; divides n_embd", ge=1)
-    n_embd: int = result(768, "Width of the residual stream", "features", ge=1)
+    n_head: int = result(12, "Number of attention heads per block; divides n_embd", ge=1, le=1 << 16)
+    n_embd: int = result(768, "Width of the residual stream", "features", ge=1, le=1 << 16)
     dropout: float = result(
         0.0, "Dropout after embeddings, on attention weights and on both residual branches", "probability", ge=0, lt=1
     )
