@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -143,6 +144,8 @@ class Alone:
             for attack in attacks:
                 self._try(attack)
             if not self.tries or self.tries[-1].code:
+                if self.door:
+                    self.door.wait()
                 self._try(None)
             if any(attack.fault == "full disk" and attack.victim == "home" for attack in attacks):
                 shutil.copytree(self.home, self.folder / "kept")  # off the disk that is gone in a moment
@@ -165,8 +168,11 @@ class Alone:
     def outcome(self) -> dict[str, Any]:
         """What it has left behind."""
         home = self.folder / "kept" if (self.folder / "kept").exists() else self.home
-        database, name = f"sqlite:///{home / 'mlflow.db'}", "gptpipe"
-        traces = Traces(self.store or str(home / "storage"), database, name, name)
+        # MLflow's client keeps a database open, and the next one may lie in the same place
+        copied = Path(tempfile.mkdtemp(dir=self.folder)) / "mlflow.db"
+        with closing(sqlite3.connect(home / "mlflow.db")) as source, closing(sqlite3.connect(copied)) as target:
+            source.backup(target)
+        traces = Traces(self.store or str(home / "storage"), f"sqlite:///{copied}", "gptpipe", "gptpipe")
         left = sorted(file.name for file in self.temporary.iterdir())
         pages = {file.name: file.read_text().endswith("</html>\n") for file in self.folder.glob("*.html")}
         return {**traces.outcome(), "temporary folder": left, "whole pages": pages}

@@ -71,7 +71,11 @@ class Attack:
         draw = random.Random(seed)
         fault, victim = draw.choice(faults)
         steps = [mark for mark in marks if mark.startswith("step-")]
-        stages = ["training from", "step-"] if victim in _IN_TRAINING else [*(set(marks) - set(steps)), "step-"]
+        stages = (
+            ["training from", "step-"]
+            if victim in _IN_TRAINING
+            else [*(set(marks) - set(steps)), *["step-"][: len(steps)]]
+        )
         mark = draw.choice(sorted(stages))
         mark = draw.choice(steps) if mark == "step-" else mark
         most = 0.4 if mark == CHANGE else 1.5 if mark else longest

@@ -17,12 +17,13 @@ from tests.chaos.attack import CHANGE, LATER, Attack
 
 def _training(steps: int, *more: str) -> tuple[str, ...]:
     """A run whose model is the better the more steps it has."""
-    settings = (f"train.steps={steps}", "train.checkpoint_every=20", "train.learning_rate=0.01", *more)
+    often = ("train.checkpoint_every=20", "train.learning_rate=0.01", "data.validation=0.5")
+    settings = (f"train.steps={steps}", *often, *more)
     return (*RUN, *(word for setting in settings for word in ("--set", setting)))
 
 
 _FIRST, _SECOND, _UNUSED = _training(40), _training(160), _training(60, "promote.register_model=false")
-_WAITS = _training(480, "promote.approval_hours=0.0001")
+_WAITS = _training(400, "promote.approval_hours=0.0001")
 _SEARCH = ("--search", "train.learning_rate=0.001,0.01", "--trials", "2", "--name", "chaos")
 COMMANDS: dict[str, Sequence[str]] = {
     "rollback": ("rollback", "--to", "1"),
@@ -30,7 +31,7 @@ COMMANDS: dict[str, Sequence[str]] = {
     "refuse": ("approve", "3", "--refuse"),
     "clean": ("clean", "--older-than", "0", "--apply"),
     "report": ("report", "--html", "report.html"),
-    "gate": _training(800, "promote.register_model=true"),
+    "gate": _training(640),
     "sweep": ("sweep", *_SEARCH, *_FIRST[1:]),
 }
 _MARKS_OF_THE_GATE = ("evaluate:", "sample:", "register:", "report:")
