@@ -71,12 +71,9 @@ class Attack:
         draw = random.Random(seed)
         fault, victim = draw.choice(faults)
         steps = [mark for mark in marks if mark.startswith("step-")]
-        stages = (
-            ["training from", "step-"]
-            if victim in _IN_TRAINING
-            else [*(set(marks) - set(steps)), *["step-"][: len(steps)]]
-        )
-        mark = draw.choice(sorted(stages))
+        stages = ["training from"] if victim in _IN_TRAINING else sorted(set(marks) - set(steps))
+        stages += ["step-"] if steps else []  # all of them together are as likely as one stage
+        mark = draw.choice(stages)
         mark = draw.choice(steps) if mark == "step-" else mark
         most = 0.4 if mark == CHANGE else 1.5 if mark else longest
         return cls(fault, victim, mark, round(draw.uniform(0, most), 3), draw.random())

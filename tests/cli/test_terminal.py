@@ -98,6 +98,7 @@ def run_words(*more: str) -> list[str]:
     return ["run", "--corpus", "notes", *SMALL, *more]
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_training_saves_and_ends_with_75_within_seconds(tmp_path: Path) -> None:
     with terminal(tmp_path, *run_words("--set", "train.steps=100000")) as made:
         made.read_until("  loss ")

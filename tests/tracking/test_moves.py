@@ -95,6 +95,7 @@ def test_a_gate_that_is_killed_between_its_writes_is_as_if_it_had_not_been(
     assert state()["aliases"] == {"champion": "2", "previous": "1", "challenger": "3"}
 
 
+@pytest.mark.slow
 def test_an_answer_and_a_rollback_that_are_killed_are_taken_up_by_the_same_words(
     many_documents: Dataset, tmp_path: Path
 ) -> None:
