@@ -14,15 +14,30 @@ from types import TracebackType
 from typing import Any
 
 import psutil
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # Pydantic takes Python's own from 3.12 on
 
 from gptpipe import storage
-from gptpipe.errors import UserError
+from gptpipe.errors import Damaged, UserError
 
 log = logging.getLogger(__name__)
 NAME = "lease.json"
 LIFETIME = 60.0  # seconds without renewal after which a lease is over
 RENEW_EVERY = 15.0
 _SETTLE = 1.0  # how long a taken-over lease must stand on a store without compare-and-swap
+
+
+class _Holder(TypedDict):
+    token: str
+    user: str
+    host: str
+    space: str
+    pid: int
+    started: float
+    until: float
+
+
+_HOLDER: TypeAdapter[_Holder] = TypeAdapter(_Holder)
 
 
 class Held(UserError):
@@ -47,7 +62,9 @@ class Lease:
     def __enter__(self) -> Lease:
         if not storage.create_exclusive(self.url, self._content()):
             holder = _holder(self.url)
-            if holder is not None and _holds(holder):
+            # its own one, where the store did it but the answer was lost, and its client asked again
+            is_own = holder is not None and holder["token"] == self._token
+            if holder is not None and not is_own and _holds(holder):
                 who = f"{holder['user']}@{holder['host']} (process {holder['pid']})"
                 raise Held(
                     f"{who} is writing here",
@@ -109,12 +126,11 @@ def is_held(folder: str) -> bool:
 
 
 def _holder(url: str) -> dict[str, Any] | None:
-    """What a lease says of its holder; None where there is none."""
+    """What a lease says of its holder; None where there is none, or it is not one that was written here."""
     try:
-        holder = storage.read_json(url)
-    except FileNotFoundError:
+        return dict(_HOLDER.validate_python(storage.read_json(url)))
+    except (FileNotFoundError, ValidationError, Damaged):  # what says of nobody that he holds it holds nobody off
         return None
-    return holder if isinstance(holder, dict) and "token" in holder else None
 
 
 def this_process() -> dict[str, Any]:

@@ -139,6 +139,9 @@ class Tracking:
         if isinstance(error, ImportError):  # by SQLAlchemy, of a database's driver
             hint = "install it, or name the one that `gptpipe[stack]` has: postgresql+psycopg://…"
             return UserError(f"the database's driver is absent: {error}", where=self.place, hint=hint)
+        if _is_of_a_store(error):
+            hint = "run the same again: what is done is not done again"
+            return UserError(f"MLflow's artifacts cannot be stored: {reason(error)}", where=self.place, hint=hint)
         if not isinstance(error, (MlflowException, SQLAlchemyError, OSError)):
             return error
         return UserError(f"MLflow refused: {reason(error)}", where=self.place, hint=_DOCTOR)
@@ -158,6 +161,11 @@ class Tracking:
             if not is_away(error):
                 raise self.refusal(error) from error
             raise UserError(f"MLflow cannot be reached: {reason(error)}", where=self.place, hint=_DOCTOR) from error
+
+
+def _is_of_a_store(error: BaseException) -> bool:
+    """Whether the object store of the artifacts refuses, to which MLflow's client talks itself."""
+    return any(kind.__module__.startswith(("botocore.exceptions", "boto3.exceptions")) for kind in type(error).__mro__)
 
 
 def is_away(error: BaseException) -> bool:

@@ -19,6 +19,7 @@ def clock(file: Path) -> dict[str, str]:
 
     What measures time, as a monotonic clock, goes on, and files keep the machine's time.
     """
+    assert FAKE_CLOCK.exists(), "a clock that jumps needs Debian's package libfaketime"
     file.write_text("+0")
     return {
         "LD_PRELOAD": str(FAKE_CLOCK),

@@ -14,6 +14,9 @@ import pytest
 from gptpipe.config.settings import reload_settings
 from gptpipe.errors import UserError
 from gptpipe.services.ports import free_ports
+from tests.fixtures.bad_store import bad_store
+from tests.fixtures.environment import begin_again
+from tests.fixtures.s3 import S3Server
 from tests.fixtures.tracked import tracking
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -80,3 +83,26 @@ def test_a_version_that_is_waited_for_is_no_line(
         assert tracking().connect().create_model_version("a", "s3://bucket/a").version == "1"
         server.shutdown()
     assert "Waiting" not in caplog.text
+
+
+def test_an_object_store_that_refuses_mlflow_s_artifacts_is_a_line(
+    s3: S3Server, database: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bad_store(s3.endpoint) as door:
+        for name, value in s3.settings.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("GPTPIPE_S3_ENDPOINT", door.url)
+        monkeypatch.setenv("GPTPIPE_MLFLOW_ARTIFACTS", f"s3://{s3.bucket}/mlflow")
+        begin_again()
+        track = tracking()
+        with track.reached() as client:
+            run = client.create_run(track.experiment_id(client)).info.run_id
+            client.log_text(run, "it is well", "a.txt")
+        door.begin("403", 60)
+        with (
+            pytest.raises(UserError, match="MLflow's artifacts cannot be stored") as refused,
+            track.reached() as client,
+        ):
+            client.log_text(run, "it is not", "b.txt")
+        assert "AccessDenied" in refused.value.message
+        assert refused.value.hint == "run the same again: what is done is not done again"
