@@ -227,7 +227,7 @@ class Alone:
         environment |= {"GPTPIPE_HOME": str(self.home), "TMPDIR": str(self.temporary), "NO_COLOR": "1"}
         environment |= self.variables
         if attack and attack.fault == "clock":
-            environment |= trouble.clock(self.folder / "clock")
+            environment |= trouble.clock(self.folder)
         prefix = trouble.group(self._group) if attack and attack.fault == "memory" else []
         before = _newest(self.folder) if attack and attack.mark == CHANGE else 0
         began = time.monotonic()
@@ -289,7 +289,7 @@ class Alone:
             self.strikes += 1
             return None
         if attack.fault == "clock":
-            (self.folder / "clock").write_text(CLOCK[attack.victim])
+            trouble.move_clock(self.folder, CLOCK[attack.victim])
             self.strikes += 1
             return None
         if attack.fault == "memory":

@@ -17,7 +17,7 @@ from tests.fixtures.bad_store import FAULTS
 
 _PAUSE_SECONDS = 10
 _BLOCK = b"\0" * (1 << 20)
-CLOCK = {"forward": "+3600", "back": "-3600"}  # seconds that it jumps by
+CLOCK = {"forward": 3600, "back": -3600}  # seconds that it jumps by
 SIGNALS = {"kill": signal.SIGKILL, "pause": signal.SIGSTOP, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
 
 _SERVERS = ("prefect", "mlflow", "s3", "postgres")

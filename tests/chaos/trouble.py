@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
+import struct
+import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from gptpipe.launch.memory_kills import memory_kills
 
-FAKE_CLOCK = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")  # of Debian's package libfaketime
+_CLOCK = Path(__file__).with_name("clock.c")
 GROUPS = Path("/sys/fs/cgroup/memory")  # of version 1
 _TO_SPARE = 8 << 20
 _SHORT_SECONDS = 10.0
 
 
-def clock(file: Path) -> dict[str, str]:
-    """The environment of a command whose clock is ahead of the machine's by the seconds that a file holds.
+def clock(folder: Path) -> dict[str, str]:
+    """The environment of a command whose clock `move_clock` moves; it is compiled in that folder."""
+    library, seconds = folder / "clock.so", folder / "clock"
+    seconds.write_bytes(struct.pack("<q", 0))
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(_CLOCK)], check=True)
+    return {"LD_PRELOAD": str(library), "CHAOS_CLOCK": str(seconds)}
 
-    What measures time, as a monotonic clock, goes on, and files keep the machine's time.
-    """
-    assert FAKE_CLOCK.exists(), "a clock that jumps needs Debian's package libfaketime"
-    file.write_text("+0")
-    return {
-        "LD_PRELOAD": str(FAKE_CLOCK),
-        "FAKETIME_TIMESTAMP_FILE": str(file),
-        "FAKETIME_CACHE_DURATION": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        "DONT_FAKE_MONOTONIC": "1",
-        "NO_FAKE_STAT": "1",
-    }
+
+def move_clock(folder: Path, seconds: int) -> None:
+    """Put the clock of what runs there forward, or back."""
+    with (folder / "clock").open("r+b") as file:  # in place: it is mapped
+        file.write(struct.pack("<q", seconds))
 
 
 def group(name: str) -> list[str]:
