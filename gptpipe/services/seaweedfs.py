@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptpipe.extras import install_hint
+from gptpipe.services.certificates import close_inner_ports
 from gptpipe.wording import first_line
 
 SERVICES = ("master", "filer", "volume", "s3")  # each listens on a port for HTTP and one for gRPC
@@ -99,7 +100,9 @@ def main() -> None:
     weed = find_weed()
     if weed is None:
         sys.exit(f"gptpipe.services.seaweedfs: not installed: {install_hint('servers')}")
-    server = subprocess.Popen(weed_command(weed, given.data, logs=logs, host=given.host, ports=ports))
+    close_inner_ports(given.data)
+    command = weed_command(weed, given.data, logs=logs, host=given.host, ports=ports)
+    server = subprocess.Popen(command, env={**os.environ, "HOME": str(given.data)})
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: server.send_signal(number))
     address = "127.0.0.1" if given.host == "0.0.0.0" else given.host

@@ -18,6 +18,7 @@ import psutil
 from gptpipe.config.settings import STACK_FILE, Settings
 from gptpipe.errors import UserError
 from gptpipe.extras import install_hint
+from gptpipe.services.certificates import close_inner_ports
 from gptpipe.services.ports import answers, free_ports, holders
 from gptpipe.services.seaweedfs import bucket_ailment, find_weed, port_names
 from gptpipe.services.server_logs import traceback_ends
@@ -59,6 +60,7 @@ class Stack:
         self._check_ports(self.supervisor.states())
         drawn = Secrets.of(self.folder / "secrets.json")
         self._make_database(drawn)
+        close_inner_ports(self.folder)
         self.supervisor.start(self.servers.programs(drawn, self._ports(), self.supervisor.logs))
         # together: they start for seconds, and none needs another
         for group in (("postgres", "seaweedfs"), ("prefect", "mlflow")):

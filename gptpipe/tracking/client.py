@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import shlex
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,6 +141,12 @@ class Tracking:
         if isinstance(error, ImportError):  # by SQLAlchemy, of a database's driver
             hint = "install it, or name the one that `gptpipe[stack]` has: postgresql+psycopg://…"
             return UserError(f"the database's driver is absent: {error}", where=self.place, hint=hint)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # what is logged is written to a file first
+            return UserError(
+                "no space left on the device",
+                where=str(error.filename or tempfile.gettempdir()),
+                hint="free some space, or set TMPDIR; run again to go on",
+            )
         if _is_of_a_store(error):
             hint = "run the same again: what is done is not done again"
             return UserError(f"MLflow's artifacts cannot be stored: {reason(error)}", where=self.place, hint=hint)

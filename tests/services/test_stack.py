@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import socket
+import ssl
 import stat
 import threading
 import time
@@ -38,6 +39,16 @@ SHORT = {"steps": 6, "warmup_steps": 1, "batch_size": 4, "validate_every": 3, "c
 PAGES = {"PREFECT": "api/admin/version", "MLFLOW": "version"}
 
 pytestmark = pytest.mark.stack
+
+
+def first_byte(host: str, port: int) -> bytes:
+    """What a port with TLS says to somebody without a certificate."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with socket.create_connection((host, port), 10) as plain, context.wrap_socket(plain) as private:
+        private.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9))
+        return private.recv(1)
 
 
 def status(place: Place, name: str, path: str, headers: dict[str, str] | None = None) -> int:
@@ -90,7 +101,6 @@ def test_all_are_well_listen_here_only_and_keep_their_secrets(stack: Place) -> N
 @pytest.mark.slow
 def test_where_other_machines_reach_it_everybody_is_asked_for_a_password() -> None:
     with folder_for_all("open") as folder, stack_in(folder, "0.0.0.0") as place:
-        place.host = socket.gethostbyname(socket.gethostname())
         for name, path in PAGES.items():
             assert status(place, name, path) == 401
             assert status(place, name, path, {"Authorization": "Basic Z3B0cGlwZTpndWVzcw=="}) == 401
@@ -99,7 +109,10 @@ def test_where_other_machines_reach_it_everybody_is_asked_for_a_password() -> No
         ours = place.processes()
         heard = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in ours]
         open_ports = {c.laddr.port for c in heard if c.laddr.ip not in ("127.0.0.1", "::1")}
-        assert open_ports == {place.ports[name] for name in ("PREFECT", "MLFLOW", "S3")}
+        inner = json.loads((folder / ".gptpipe" / "stack" / "ports.json").read_text())["s3.grpc"]
+        assert open_ports == {inner, *(place.ports[name] for name in ("PREFECT", "MLFLOW", "S3"))}
+        with pytest.raises(ssl.SSLError, match=r"(?i)certificate.required"):
+            first_byte("127.0.0.1", inner)
         done = place.call("doctor", "--json")
         assert done.returncode == 0, done.stdout
         assert "password" in place.call("up").stdout
