@@ -17,7 +17,7 @@ from gptpipe.config.settings import settings
 from gptpipe.pipeline.retention import clean as remove_all
 from gptpipe.pipeline.retention import removals
 from gptpipe.tracking.client import Tracking
-from gptpipe.wording import counted
+from gptpipe.wording import counted, unlinked
 
 log = logging.getLogger("gptpipe.flows")
 _SHOWN = 500  # rows of the table
@@ -42,7 +42,7 @@ def clean(parameters: CleanParameters) -> Any:
     do = remove_all if parameters.apply else removals
     listed = do(here.storage_url, Tracking.of(here), parameters.older_than)
     rows = [
-        {"kind": each.kind, "MB": round(each.bytes / 1e6, 1), "days": round(each.age, 1), "place": each.place}
+        {"kind": each.kind, "MB": round(each.bytes / 1e6, 1), "days": round(each.age, 1), "place": unlinked(each.place)}
         for each in listed
     ]
     verb = "removed" if parameters.apply else "may be removed"

@@ -42,6 +42,7 @@ from gptpipe.tracking.report import REPORT_PAGE, Night, has_report, log_night, l
 from gptpipe.tracking.report_page import report_page
 from gptpipe.tracking.results import describe, log_results
 from gptpipe.weights.find import read_weights
+from gptpipe.wording import cell
 
 log = logging.getLogger("gptpipe.flows")
 
@@ -238,8 +239,8 @@ def publish(config: PipelineConfig, run: RunLink, result: PipelineResult, news: 
         is_news = announce(registered, alias, partial(report.emit, registered.name), settings().webhook_url)
         verdict = f"now {alias}" if registered.decision.promote else f"the {alias} stays"
         log.info("register: %s, %s: %s", registered.uri, verdict, registered.decision.reason)
-        where = f"[Model {registered.name}, version {registered.version}, in MLflow]({registered.url}): "
-        where += f"`{registered.uri}`, {verdict}\n\n"
+        where = f"[Model {cell(registered.name)}, version {registered.version}, in MLflow]({registered.url}): "
+        where += f"{cell(registered.uri)}, {verdict}\n\n"
     text = where + describe(config, run, result.training, result.evaluation, result.best_samples, registered)
     log_night(run, night_of(result, news), already_done=result.training.already_done)
     log_report(run.tracking, run.run_id, report_page(report_of(run.tracking, run.run_id)))

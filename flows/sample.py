@@ -16,7 +16,7 @@ from gptpipe.generation.generate import Samples, sample_once
 from gptpipe.tracking.client import Tracking
 from gptpipe.tracking.registry import resolve_weights
 from gptpipe.weights.checkpoint import list_checkpoints
-from gptpipe.wording import counted
+from gptpipe.wording import counted, unlinked
 
 log = logging.getLogger("gptpipe.flows")
 
@@ -49,7 +49,7 @@ def sample(parameters: SampleParameters) -> list[Samples]:
         python,
     )
     rows = [
-        {"prompt": sample.prompt, "step": each.step, "continuation": sample.continuation}
+        {"prompt": unlinked(sample.prompt), "step": each.step, "continuation": unlinked(sample.continuation)}
         for number in range(len(own.samples))  # a prompt's continuations stand below one another
         for each in through
         for sample in [each.samples[number]]

@@ -20,6 +20,8 @@ from prefect.events import emit_event
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 
+from gptpipe.wording import unlinked
+
 _AWAY = (httpx.HTTPError, PrefectHTTPStatusError)
 _CANCELLED = (StateType.CANCELLING, StateType.CANCELLED)
 _ASK_SECONDS = 2.0  # an answer costs server and client 13 ms of a core; a worker signals its own runs at once
@@ -134,4 +136,6 @@ def _top_of(run: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return f"{value:,}" if type(value) is int else unlinked(str(value))

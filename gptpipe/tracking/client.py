@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from gptpipe import storage
 from gptpipe.config.settings import Settings, make_home
@@ -70,6 +71,10 @@ class Tracking:
     def place(self) -> str:
         """The server or database as it may be shown: a database's address holds a password."""
         return without_password(self.uri)
+
+    def version_page(self, name: str, version: object) -> str:
+        """Where a browser finds a version of a registered model."""
+        return f"{self.pages}/#/models/{quote(name, safe='')}/versions/{version}"
 
     @property
     def is_server(self) -> bool:

@@ -189,7 +189,7 @@ class Provenance:
         key = f"{VERSION}:{version.name}/{version.version}"
         if key not in self.nodes:
             names = ", ".join(self._aliases.get((version.name, str(version.version)), []))
-            page = f"{self._tracking.pages}/#/models/{version.name}/versions/{version.version}"
+            page = self._tracking.version_page(version.name, version.version)
             reason = version.tags.get(DECISION_TAG, "")
             facts = {name: text for name, text in (("alias", names), ("decision", reason)) if text}
             self.nodes[key] = Node(VERSION, f"{MODELS}{version.name}/{version.version}", page, facts)

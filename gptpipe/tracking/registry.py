@@ -99,7 +99,7 @@ class Registered:
     @property
     def url(self) -> str:
         """Its page in MLflow's registry."""
-        return f"{self.tracking.pages}/#/models/{self.name}/versions/{self.version}"
+        return self.tracking.version_page(self.name, self.version)
 
 
 def register(

@@ -141,7 +141,7 @@ def report_of(tracking: Tracking, name: str, config: PipelineConfig | None = Non
         link = RunLink(tracking, run.info.run_id, run.info.experiment_id)
         links = {"the run": link.url, "all runs": link.compare_url}
         if version is not None:
-            links["the version"] = f"{tracking.pages}/#/models/{version.name}/versions/{version.version}"
+            links["the version"] = tracking.version_page(version.name, version.version)
         decision = decision_of(version) if version is not None and version.tags else None
         return Report(
             sentence=_sentence(version, run),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import secrets
 import socket
 import ssl
 import stat
@@ -19,7 +20,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from gptpipe import storage
 from gptpipe.services.server_logs import traceback_ends
+from tests.fixtures.environment import begin_again
 from tests.fixtures.place import Place, folder_for_all, some_ports, stack_in
 
 DEPLOYMENTS = [
@@ -100,7 +103,8 @@ def test_all_are_well_listen_here_only_and_keep_their_secrets(stack: Place) -> N
 
 @pytest.mark.slow
 def test_where_other_machines_reach_it_everybody_is_asked_for_a_password() -> None:
-    with folder_for_all("open") as folder, stack_in(folder, "0.0.0.0") as place:
+    webhook = f"http://127.0.0.1:9/hook-{secrets.token_hex(8)}"
+    with folder_for_all("open") as folder, stack_in(folder, "0.0.0.0", GPTPIPE_WEBHOOK=webhook) as place:
         for name, path in PAGES.items():
             assert status(place, name, path) == 401
             assert status(place, name, path, {"Authorization": "Basic Z3B0cGlwZTpndWVzcw=="}) == 401
@@ -120,6 +124,31 @@ def test_where_other_machines_reach_it_everybody_is_asked_for_a_password() -> No
         text.write_text(TEXT)
         run = place.press_run("retrain/on-demand", data={"corpus": [{"url": str(text)}]}, model=TINY, train=SHORT)
         place.wait_for(run, "COMPLETED", 200)
+        place.wait_for_words("the webhook")
+        drawn: dict[str, str] = json.loads((folder / ".gptpipe" / "stack" / "secrets.json").read_text())
+        hidden = [value for name, value in drawn.items() if name != "s3_access"]  # that one is a name
+        assert secrets_in(place, [*hidden, webhook]) == []
+
+
+def secrets_in(place: Place, hidden: list[str]) -> list[str]:
+    """Where one stands, of all that is on the disk, in the object store or on Prefect's pages."""
+    keepers = ("secrets.json", "stack.env", "supervisord.conf")  # which only their owner may read
+    found = []
+    for file in place.folder.rglob("*"):
+        if file.is_file() and not file.is_symlink() and file.name not in keepers:
+            with suppress(OSError):  # the servers work on
+                content = file.read_bytes()
+                found += [str(file) for secret in hidden if secret.encode() in content]
+    os.environ.update(place.stack_environment())
+    begin_again()
+    for entry in storage.list_files("s3://gptpipe"):
+        content = storage.read_bytes(entry.url)
+        found += [entry.url for secret in hidden if secret.encode() in content]
+    for kind in ("logs", "artifacts", "flow_runs", "task_runs", "deployments", "events"):
+        with suppress(urllib.error.HTTPError):
+            told = json.dumps(place.prefect(f"{kind}/filter", {"limit": 200}))
+            found += [kind for secret in hidden if secret in told]
+    return found
 
 
 @pytest.mark.slow
