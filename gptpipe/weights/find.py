@@ -131,7 +131,10 @@ def _parts(index: str) -> list[str]:
     places = storage.read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(part, str) for part in places.values()):
         raise UserError("no map from tensors to files in it", where=index, hint="fetch or write it again")
-    return sorted(set(places.values()))
+    parts = sorted(set(places.values()))
+    if outside := next((part for part in parts if "/" in part or "\\" in part), ""):
+        raise UserError(f"names a file of another folder: {outside}", where=index, hint="fetch or write it again")
+    return parts
 
 
 def _read_openai(url: str) -> Weights:

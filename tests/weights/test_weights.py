@@ -237,6 +237,8 @@ def test_configs_that_cannot_be_used(change: dict[str, object], message: str, tm
         ("model.safetensors.index.json", "{}", "no map from tensors to files"),
         ("model.safetensors.index.json", '{"weight_map": {"a": 1}}', "no map from tensors to files"),
         ("model.safetensors.index.json", '{"weight_map": {"a": "gone.safetensors"}}', "no such file"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "../b.safetensors"}}', "names a file of another folder"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "/etc/passwd"}}', "names a file of another folder"),
     ],
 )
 def test_json_that_is_not_what_it_should_be(name: str, content: str, message: str, tmp_path: Path) -> None:
