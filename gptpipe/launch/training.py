@@ -31,7 +31,7 @@ from gptpipe.launch.signals import StopSignals
 from gptpipe.launch.torchrun import Torchrun, Watchers
 from gptpipe.storage.lease import Lease
 from gptpipe.tokenizer import is_own
-from gptpipe.weights.checkpoint import CONFIG, newest_checkpoint, open_checkpoint
+from gptpipe.weights.checkpoint import CONFIG, intact_checkpoint, newest_checkpoint, open_checkpoint
 from gptpipe.weights.huggingface import model_config_from_hf, ours_in
 from gptpipe.weights.weights import check_same_shape
 from gptpipe.wording import counted
@@ -151,7 +151,7 @@ def train(
 def _finished(training: str) -> Outcome | None:
     """The outcome of a training that is done and whose last checkpoint is there."""
     ended = Outcome.read(storage.join(training, OUTCOME))
-    is_there = ended is not None and ended.status == "finished" and open_checkpoint(ended.checkpoint) is not None
+    is_there = ended is not None and ended.status == "finished" and intact_checkpoint(ended.checkpoint) is not None
     return ended if is_there else None
 
 

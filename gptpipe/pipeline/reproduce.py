@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,9 +73,9 @@ def reproduce(name: str, tracking: Tracking, out: str, cache: TokenCache) -> Rep
         kept = {item.path for item in client.list_artifacts(run.info.run_id, CONFIG_FILE.partition("/")[0])}
         if DATASET_TAG not in tags or CONFIG_FILE not in kept:
             raise UserError("the run does not say how it was trained", where=name, hint="it was made before it did")
-        with tempfile.TemporaryDirectory() as folder:
-            config = load_config(file=Path(client.download_artifacts(run.info.run_id, CONFIG_FILE, folder)))
-            then = Path(client.download_artifacts(run.info.run_id, ENVIRONMENT_FILE, folder)).read_text("utf-8")
+        with storage.passing_folder() as folder:
+            config = load_config(file=Path(client.download_artifacts(run.info.run_id, CONFIG_FILE, str(folder))))
+            then = Path(client.download_artifacts(run.info.run_id, ENVIRONMENT_FILE, str(folder))).read_text("utf-8")
         history = {key: client.get_metric_history(run.info.run_id, key) for key in _LOSSES}
     dataset = open_dataset(tags[DATASET_TAG])
     result = train(

@@ -49,6 +49,7 @@ from gptpipe.storage.remote import (
 from gptpipe.storage.temporary import (
     atomic_file,
     new_file,
+    passing_folder,
     scratch_folder,
     sweep_temporaries,
 )
@@ -97,6 +98,7 @@ __all__ = [
     "open_read",
     "open_write",
     "parent",
+    "passing_folder",
     "put_file",
     "read_as",
     "read_bytes",

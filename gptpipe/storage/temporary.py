@@ -7,6 +7,7 @@ import re
 import secrets
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,19 @@ def scratch_folder(url: str) -> Iterator[Path]:
     with explained(url, writing=True):
         folder = _temporary((local_path(url) if is_local(url) else scratch_home()) / "scratch")
         folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def passing_folder() -> Iterator[Path]:
+    """A folder among the machine's temporary files, gone at the end; what killed processes left of such is removed."""
+    place = Path(tempfile.gettempdir())
+    sweep_temporaries(str(place), below=False)
+    folder = _temporary(place / "gptpipe")
+    folder.mkdir(mode=0o700)
     try:
         yield folder
     finally:

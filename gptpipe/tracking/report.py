@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -225,8 +224,8 @@ def _artifact(client: MlflowClient, run_id: str, name: str) -> Any:
     """A JSON file of a run; None where there is none, or, with a warning, where it is damaged."""
     if not name:
         return None
-    with tempfile.TemporaryDirectory(prefix="gptpipe-") as folder:
-        content = Path(client.download_artifacts(run_id, name, folder)).read_bytes()
+    with storage.passing_folder() as folder:
+        content = Path(client.download_artifacts(run_id, name, str(folder))).read_bytes()
     try:
         return json.loads(content)
     except ValueError as error:

@@ -6,9 +6,7 @@ Checkpoints are logged by URL: large files go to object storage directly and nev
 from __future__ import annotations
 
 import json
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from gptpipe import storage
@@ -84,7 +82,7 @@ def log_results(
     if (degenerate := degenerate_share(best.samples)) is not None:
         values["samples/degenerate"] = degenerate
     now = int(time.time() * 1000)
-    with link.tracking.reached() as client, tempfile.TemporaryDirectory(prefix="gptpipe-") as folder:
+    with link.tracking.reached() as client, storage.passing_folder() as folder:
         run = client.get_run(link.run_id)
         new = {key: value for key, value in values.items() if run.data.metrics.get(key) != value}
         client.log_batch(
@@ -96,11 +94,11 @@ def log_results(
                 RunTag(EVALUATION_TAG, evaluation.page.removesuffix(".html")),
             ],
         )
-        (Path(folder) / "loss.png").write_bytes(picture)
-        client.log_artifact(link.run_id, str(Path(folder) / "loss.png"))
+        (folder / "loss.png").write_bytes(picture)
+        client.log_artifact(link.run_id, str(folder / "loss.png"))
         if evaluation.page:
-            (Path(folder) / EVALUATION_PAGE).write_bytes(storage.read_bytes(evaluation.page))
-            client.log_artifact(link.run_id, str(Path(folder) / EVALUATION_PAGE))
+            (folder / EVALUATION_PAGE).write_bytes(storage.read_bytes(evaluation.page))
+            client.log_artifact(link.run_id, str(folder / EVALUATION_PAGE))
         there = {item.path for item in client.list_artifacts(link.run_id, "samples")}
         for each in samples:
             name = f"samples/step-{each.step:08d}.json"

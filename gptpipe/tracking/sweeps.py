@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptpipe import storage
 from gptpipe.config.names import word
 from gptpipe.sweep.plan import Plan
 from gptpipe.sweep.result import SweepResult
@@ -129,11 +128,11 @@ class SweepRun:
             BEST_FILE: result.yaml.encode(),
             PICTURE_FILE: parallel_coordinates(result),
         }
-        with tempfile.TemporaryDirectory(prefix="gptpipe-") as folder:
+        with storage.passing_folder() as folder:
             for name, content in files.items():
                 if content:
-                    (Path(folder) / name).write_bytes(content)
-            client.log_artifacts(run_id, folder)
+                    (folder / name).write_bytes(content)
+            client.log_artifacts(run_id, str(folder))
         client.set_tag(run_id, _SHOWN_TAG, json.dumps([{"path": TABLE_FILE, "type": "table"}]))
         picture = f"[The trainings side by side, as a picture](<{self.link.artifact_url(PICTURE_FILE)}>)"
         client.set_tag(run_id, DESCRIPTION, f"{result.markdown(self.child_link)}\n\n{picture}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +20,11 @@ from typing import Any
 from torch import Tensor
 
 from gptpipe import storage
-from gptpipe.errors import UserError
+from gptpipe.errors import Damaged, UserError
 from gptpipe.storage.fetch import local_copy
 from gptpipe.weights.tensors import Stored, open_safetensors
 
+log = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 MODEL, CONFIG, OPTIMIZER, STATE, MANIFEST = (
     "model.safetensors",
@@ -113,7 +115,7 @@ def open_checkpoint(url: str) -> Checkpoint | None:
         return None
     files, step = manifest.get("files", {}), manifest.get("step", 0)
     if not _lists_files(files) or not isinstance(step, int):
-        raise UserError(f"its {MANIFEST} is damaged", where=url, hint="take another checkpoint, or make it again")
+        raise Damaged(f"its {MANIFEST} is damaged", where=url, hint="take another checkpoint, or make it again")
     if MODEL not in files:
         return None
     if manifest.get("format") != FORMAT_VERSION:
@@ -132,10 +134,19 @@ def _lists_files(files: Any) -> bool:
     )
 
 
+def intact_checkpoint(url: str) -> Checkpoint | None:
+    """As `open_checkpoint`; one whose manifest is damaged is named, and passed over: another one is as good."""
+    try:
+        return open_checkpoint(url)
+    except Damaged as error:
+        log.warning("%s: %s; the checkpoint is passed over", error.where, error.message)
+        return None
+
+
 def list_checkpoints(training: str) -> list[Checkpoint]:
     """The complete checkpoints of a training folder, oldest first."""
     names = [name for name in storage.list_folders(training) if STEP.match(name)]
-    checkpoints = (open_checkpoint(storage.join(training, name)) for name in names)
+    checkpoints = (intact_checkpoint(storage.join(training, name)) for name in names)
     return sorted((checkpoint for checkpoint in checkpoints if checkpoint), key=lambda checkpoint: checkpoint.step)
 
 
@@ -143,6 +154,6 @@ def newest_checkpoint(training: str) -> Checkpoint | None:
     """The newest complete checkpoint of a training folder, or None. Reads one manifest, not all."""
     names = [name for name in storage.list_folders(training) if STEP.match(name)]
     for name in sorted(names, key=lambda name: int(name.removeprefix("step-")), reverse=True):
-        if checkpoint := open_checkpoint(storage.join(training, name)):
+        if checkpoint := intact_checkpoint(storage.join(training, name)):
             return checkpoint
     return None

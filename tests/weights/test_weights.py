@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptpipe import GPT, ModelConfig, UserError, load
 from gptpipe.weights.adapt import import_weights
-from gptpipe.weights.checkpoint import open_checkpoint
+from gptpipe.weights.checkpoint import newest_checkpoint, open_checkpoint
 from gptpipe.weights.commit import write_checkpoint
 from gptpipe.weights.find import read_weights
 from gptpipe.weights.huggingface import hf_config, hf_tensors
@@ -388,3 +388,20 @@ def test_gguf_and_names_too_long_are_one_line(tmp_path: Path) -> None:
         load(str(tmp_path / "a.gguf"))
     with pytest.raises(UserError, match="too long"):
         load("a" * 5000)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"files": {"model.safetensors": 3}, "step": 5}', '{"files": [], "step": 5}']
+)
+def test_a_checkpoint_whose_manifest_is_damaged_is_passed_over_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    older, newer = (write(ours(tied=True, qkv_bias=True), tmp_path, step) for step in (3, 5))
+    (Path(newer) / "manifest.json").write_text(content)
+    newest = newest_checkpoint(str(tmp_path))
+    assert newest is not None
+    assert newest.url == older
+    assert f"{newer}" in caplog.text
+    assert "the checkpoint is passed over" in caplog.text
+    with pytest.raises(UserError):  # whoever names it means it
+        load(newer)
