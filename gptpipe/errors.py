@@ -42,6 +42,15 @@ def _rebuilt(kind: type[UserError], message: str, where: str, hint: str) -> User
     return kind(message, where=where, hint=hint)
 
 
+def no_space(where: str) -> UserError:
+    """That a disk is full, whoever found it so."""
+    return UserError(
+        "no space left on the device",
+        where=where,
+        hint="free some space or choose another folder; what was complete is kept, run again to go on",
+    )
+
+
 class Damaged(UserError):
     """A file that gptpipe wrote is not as it was written: whoever has what it was made of may make it again."""
 

@@ -116,9 +116,10 @@ def run() -> None:
         else:
             details = getattr(error, "details", "") or traceback.format_exc()
             sys.stderr.write(f"{details.rstrip()}\n")
+            hint = "run the same command again: what is done is not done again"
             _fail(
-                {"message": f"{type(error).__name__}: {error}", "where": "", "hint": ""},
-                f"failed: {error}",
+                {"message": f"{type(error).__name__}: {error}", "where": "gptpipe", "hint": hint},
+                f"failed: {error} — {hint}",
                 wants_json,
             )
     drop_unwritten()

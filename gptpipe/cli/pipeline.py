@@ -29,7 +29,7 @@ from gptpipe.cli.options import (
 )
 from gptpipe.config import PipelineConfig
 from gptpipe.config.settings import make_home, reload_settings, settings
-from gptpipe.errors import Preempted, UserError
+from gptpipe.errors import Preempted, UserError, no_space
 from gptpipe.progress import show_on_console
 from gptpipe.wording import first_line
 
@@ -173,8 +173,7 @@ def _without_server(error: Exception, server: PrefectServer | None) -> Exception
         hint, name = "see `gptpipe doctor`, then run it again: what is done is not done again", "PREFECT_API_URL"
         return UserError(f"Prefect's server failed: {first_line(error)}", where=os.environ[name], hint=hint)
     if shutil.disk_usage(settings().home_path).free < _LEAST_FREE:
-        hint = "free some space and run it again: what is done is not done again"
-        return UserError("no space left on the device", where=str(settings().home_path), hint=hint)
+        return no_space(str(settings().home_path))
     how = "went away" if server.starts > 1 else f"failed ({first_line(error)})"
     return Preempted(f"Prefect's server in this command {how}; what is done is not done again")
 

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gptpipe.errors import UserError
+from gptpipe.errors import UserError, no_space
 from gptpipe.storage.urls import is_local
 
 # packages whose exceptions mean that a server is away or refuses
@@ -51,11 +51,7 @@ def explained(url: str, *, writing: bool = False) -> Iterator[None]:
         raise UserError(f"access refused ({error})", where=url, hint=hint) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                "no space left on the device",
-                where=url,
-                hint="free some space or choose another folder; what was complete is kept, run again to go on",
-            ) from error
+            raise no_space(url) from error
         if error.errno in (errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EFBIG):
             raise UserError(error.strerror or str(error), where=url, hint="choose another folder") from error
         if not is_local(url):

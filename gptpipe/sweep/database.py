@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from gptpipe.errors import UserError
+from gptpipe.errors import UserError, no_space
 
 if TYPE_CHECKING:
     import optuna
@@ -59,6 +59,8 @@ def explained(uri: str) -> Iterator[None]:
         except SQLAlchemyError:
             place = "its value"
         lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        if "disk is full" in lines[0]:
+            raise no_space(place) from error
         raise UserError(
             f"the database of sweeps cannot be used: {lines[0][:300]}",
             where=f"GPTPIPE_SWEEPS_URI, {place}",

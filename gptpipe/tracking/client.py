@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from gptpipe import storage
 from gptpipe.config.settings import Settings, make_home
-from gptpipe.errors import UserError
+from gptpipe.errors import UserError, no_space
 from gptpipe.wording import first_line, without_password
 
 if TYPE_CHECKING:
@@ -147,17 +147,16 @@ class Tracking:
             hint = "install it, or name the one that `gptpipe[stack]` has: postgresql+psycopg://…"
             return UserError(f"the database's driver is absent: {error}", where=self.place, hint=hint)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # what is logged is written to a file first
-            return UserError(
-                "no space left on the device",
-                where=str(error.filename or tempfile.gettempdir()),
-                hint="free some space, or set TMPDIR; run again to go on",
-            )
+            return no_space(str(error.filename or tempfile.gettempdir()))
         if _is_of_a_store(error):
             hint = "run the same again: what is done is not done again"
             return UserError(f"MLflow's artifacts cannot be stored: {reason(error)}", where=self.place, hint=hint)
         if not isinstance(error, (MlflowException, SQLAlchemyError, OSError)):
             return error
-        return UserError(f"MLflow refused: {reason(error)}", where=self.place, hint=_DOCTOR)
+        said = reason(error)
+        if "disk is full" in said:
+            return no_space(self.place)
+        return UserError(f"MLflow refused: {said}", where=self.place, hint=_DOCTOR)
 
     @contextmanager
     def reached(self) -> Iterator[MlflowClient]:

@@ -91,8 +91,13 @@ class Try:
             faults.append("a trace on stderr")
         # killed, or interrupted before Python could say anything
         silent = self.code < 0
-        if self.code and not silent and "message" not in self.answer.get("error", {}):
-            faults.append(f"exit code {self.code} without a line that says why")
+        error = self.answer.get("error", {})
+        if self.code and not silent and not (error.get("message") and error.get("hint")):
+            faults.append(f"exit code {self.code} without a line that says why, and what to do: {error}")
+        if self.code in (1, 2) and not error.get("where"):
+            faults.append(f"exit code {self.code} without a place: {error}")
+        if any("\n" in text for text in error.values()):
+            faults.append(f"more than a line: {error}")
         return faults
 
 
