@@ -259,7 +259,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def make_home(home: Path) -> None:
-    """Make the local folder, and see that it can be written: Prefect stays silent without it."""
+    """Make the local folder, which nobody else may look into, and see that it can be written.
+
+    Prefect stays silent where it cannot. What runs as another user, PostgreSQL where root starts it, may pass through.
+    """
     if "?" in str(home):
         raise UserError(
             "a ? in the path: the address of a SQLite database would end there",
@@ -267,7 +270,7 @@ def make_home(home: Path) -> None:
             hint="choose another folder with GPTPIPE_HOME",
         )
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        home.mkdir(mode=0o700 if os.geteuid() else 0o711, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=home):
             pass
     except OSError as error:

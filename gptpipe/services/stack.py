@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import resource
 import shutil
 import subprocess
 import time
@@ -52,6 +53,7 @@ class Stack:
             UserError: an extra is not installed, a port is taken, or a server does not become healthy.
         """
         _check_installed()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # it holds passwords
         make_folder(self.folder)
         if self.supervisor.process is None:
             sizes = {log.stem: log.stat().st_size for log in self.supervisor.logs.glob("*.log")}

@@ -15,7 +15,7 @@ import requests
 from pydantic import SecretStr
 
 from gptpipe import storage
-from gptpipe.config.settings import Settings, prepare_environment, reload_settings, settings
+from gptpipe.config.settings import Settings, make_home, prepare_environment, reload_settings, settings
 from gptpipe.errors import UserError
 from gptpipe.services.ports import free_ports
 
@@ -94,6 +94,11 @@ def test_a_password_in_an_address_is_refused_without_being_said(
     with pytest.raises(UserError, match="GPTPIPE_MLFLOW_AUTH") as refused:
         reload_settings()
     assert "canary" not in str(refused.value)
+
+
+def test_nobody_else_may_look_into_the_local_folder(folder: Path) -> None:
+    make_home(folder / "a" / "home")
+    assert (folder / "a" / "home").stat().st_mode & 0o066 == 0
 
 
 def test_an_empty_variable_is_as_good_as_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
