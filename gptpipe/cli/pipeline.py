@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -39,9 +38,6 @@ if TYPE_CHECKING:
     from gptpipe.evaluation.result import Against
     from gptpipe.pipeline.result import PipelineResult, Skipped
     from gptpipe.services.prefect_server import PrefectServer
-
-
-_LEAST_FREE = 1_000_000  # bytes on the disk of the home, below which its databases cannot be written
 
 
 def use_storage(url: str | None) -> None:
@@ -172,7 +168,9 @@ def _without_server(error: Exception, server: PrefectServer | None) -> Exception
     if server is None:
         hint, name = "see `gptpipe doctor`, then run it again: what is done is not done again", "PREFECT_API_URL"
         return UserError(f"Prefect's server failed: {first_line(error)}", where=os.environ[name], hint=hint)
-    if shutil.disk_usage(settings().home_path).free < _LEAST_FREE:
+    from gptpipe.services.prefect_server import has_no_space
+
+    if has_no_space(settings().home_path):
         return no_space(str(settings().home_path))
     how = "went away" if server.starts > 1 else f"failed ({first_line(error)})"
     return Preempted(f"Prefect's server in this command {how}; what is done is not done again")

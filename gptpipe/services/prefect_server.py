@@ -10,6 +10,7 @@ import argparse
 import atexit
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gptpipe.errors import UserError
+from gptpipe.errors import UserError, no_space
 from gptpipe.progress import NowAndThen
 from gptpipe.services.users import join_alone
 
@@ -30,7 +31,13 @@ _START_SECONDS = 180  # 14 s on two cores that did nothing else, ten times as lo
 _MOST_STARTS = 5  # before it has answered once
 _LONGEST_PAUSE = 10  # seconds between two starts
 _POLL = 0.1
+_LEAST_FREE = 1_000_000  # bytes on the disk of the home, below which its databases cannot be written
 _SERVER_VARIABLES = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
+
+
+def has_no_space(folder: Path) -> bool:
+    """Whether the disk that a folder is on is as good as full: databases write whole pages, and a journal of them."""
+    return shutil.disk_usage(folder).free < _LEAST_FREE
 
 
 class PrefectServer:
@@ -45,7 +52,8 @@ class PrefectServer:
     """
 
     def __init__(self) -> None:
-        self._users, alone = join_alone(Path(os.environ["PREFECT_HOME"]))
+        self._home = Path(os.environ["PREFECT_HOME"])
+        self._users, alone = join_alone(self._home)
         self.alone_since = datetime.now(UTC) if alone else None
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -69,6 +77,8 @@ class PrefectServer:
         until, say = time.monotonic() + _START_SECONDS, NowAndThen()
         while not self._answers():
             if time.monotonic() > until or self.starts >= _MOST_STARTS:
+                if has_no_space(self._home):
+                    raise no_space(str(self._home))
                 raise UserError(
                     "Prefect's server did not start", where=self.url, hint="GPTPIPE_LOG_LEVEL=DEBUG shows what it says"
                 )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from gptpipe.config.settings import STACK_FILE, Settings
+from gptpipe.config.settings import STACK_FILE, Settings, make_home
 from gptpipe.errors import UserError
 from gptpipe.extras import install_hint
 from gptpipe.services.certificates import close_inner_ports
@@ -54,6 +54,7 @@ class Stack:
         """
         _check_installed()
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # it holds passwords
+        make_home(self._here.home_path)
         make_folder(self.folder)
         if self.supervisor.process is None:
             sizes = {log.stem: log.stat().st_size for log in self.supervisor.logs.glob("*.log")}

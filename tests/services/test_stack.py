@@ -91,6 +91,7 @@ def test_all_are_well_listen_here_only_and_keep_their_secrets(stack: Place) -> N
             assert not any(secret in " ".join(process.cmdline()) for secret in drawn.values()), process.name()
     assert checks["logs"]["ok"], checks["logs"]
     assert checks["schedules"]["detail"] == "no deployment is scheduled"
+    assert (stack.folder / ".gptpipe").stat().st_mode & 0o066 == 0
     for name in ("secrets.json", "stack.env", "supervisord.conf"):
         assert stat.S_IMODE((stack.folder / ".gptpipe" / "stack" / name).stat().st_mode) == 0o600
     with pytest.raises(urllib.error.HTTPError, match="403"):
