@@ -14,6 +14,8 @@ from gptpipe.corpus.text import _BOM, decode
 from gptpipe.dataset.left_out import LeftOut
 from gptpipe.errors import UserError
 
+LONGEST_LINE = 1 << 30  # bytes; a packed file of some megabytes may hold a line that no memory does
+
 
 def read_jsonl(
     source: Source, options: ReadOptions, left_out: LeftOut, start: int, stop: int | None
@@ -42,9 +44,15 @@ def _lines(source: Source, start: int, stop: int | None) -> Iterator[tuple[int, 
         # a line that began earlier belongs to the range before
         offset = start - 1 + len(stream.readline()) if start else 0
         while stop is None or offset < stop:
-            line = stream.readline()
+            line = stream.readline(LONGEST_LINE + 1)
             if not line:
                 return
+            if len(line) > LONGEST_LINE:
+                raise UserError(
+                    f"a line of more than {LONGEST_LINE:,} bytes",
+                    where=f"{source.url}, byte {offset}",
+                    hint="write documents of that size to files of their own; or a packed file is not what it says",
+                )
             yield offset, line
             offset += len(line)
 

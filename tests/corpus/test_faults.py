@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -76,6 +77,20 @@ def test_bad_bytes_are_replaced_or_skipped_and_counted_when_asked(
     expected = {some_text(i) for i in range(20)} | {"good", *texts}
     assert {GPT2.decode(tokens) for tokens in documents_of(result.dataset).values()} == expected
     assert result.dropped == ({"not UTF-8": 2} if errors == "skip" else {})
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_line_that_no_memory_holds_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    monkeypatch.setattr("gptpipe.corpus.jsonl.LONGEST_LINE", 100_000)
+    name = "bad.jsonl.gz" if packed else "bad.jsonl"
+    content = b'{"text": "good"}\n{"text": "' + b"0" * 3_000_000 + b'"}\n'
+    folder = write(tmp_path / "corpus", {"a.txt": some_text(1)})
+    (folder / name).write_bytes(gzip.compress(content) if packed else content)
+    error = refused(tmp_path / "out", folder)
+    assert error.message == "a line of more than 100,000 bytes"
+    assert error.where == f"{folder / name}, byte 17"
 
 
 def parquet(folder: Path, **columns: Any) -> Path:
