@@ -17,6 +17,7 @@ from urllib.parse import quote
 from gptpipe import storage
 from gptpipe.config.settings import Settings, make_home
 from gptpipe.errors import UserError, no_space
+from gptpipe.tracking.database import make_database
 from gptpipe.wording import first_line, without_password
 
 if TYPE_CHECKING:
@@ -87,10 +88,10 @@ class Tracking:
         if self.uri.startswith("sqlite:"):
             if self.home is not None:
                 make_home(self.home)
-            with storage.explained(self.uri, writing=True):
-                Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             logging.getLogger("alembic").setLevel(logging.WARNING)  # a line for each of its database's migrations
             logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # the trace of what it raises as well
+            with storage.explained(self.uri, writing=True):
+                make_database(Path(self.uri.removeprefix("sqlite:///")))
         # a line for each version that it waits for
         logging.getLogger("mlflow.store.model_registry.abstract_store").setLevel(logging.WARNING)
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
