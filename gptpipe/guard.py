@@ -20,7 +20,7 @@ Send = Callable[[Scope], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _PROBES = ("/health", "/api/health", "/api/ready")  # asked by address, by whoever watches over the server
-_EVERYWHERE = ("0.0.0.0", "::")
+EVERYWHERE = ("0.0.0.0", "::")
 
 
 def is_open(host: str) -> bool:
@@ -34,7 +34,7 @@ def is_open(host: str) -> bool:
 def server_names(here: Settings) -> set[str]:
     """What a server of the stack is called by browsers and other machines, in small letters."""
     names = {*LOOPBACK, here.stack_host, *here.stack_name_list}
-    if here.stack_host in _EVERYWHERE:
+    if here.stack_host in EVERYWHERE:
         names |= {socket.gethostname(), socket.getfqdn()}
         names |= {address.address for card in psutil.net_if_addrs().values() for address in card}
     return {name.lower() for name in names}
@@ -72,8 +72,8 @@ class Guard:
             await self._app(scope, receive, send)
 
     def _is_own(self, origin: str, host: str) -> bool:
-        page = urlsplit(origin)
         try:
+            page = urlsplit(origin)
             is_ours = page.scheme in ("http", "https") and _host(page.netloc) in self._names
             return is_ours and _port(page.netloc) == _port(host)
         except ValueError:

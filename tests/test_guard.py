@@ -65,6 +65,7 @@ def test_who_watches_over_it_calls_it_by_any_address() -> None:
         ("null", 403),
         ("file://10.0.0.1:4200", 403),
         ("http://10.0.0.1:x", 403),
+        ("http://[::1", 403),
     ],
 )
 def test_only_its_own_pages_talk_to_it(origin: str, status: int, method: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gptpipe.config.settings import DEFAULTS, Settings
 from gptpipe.errors import UserError
-from gptpipe.guard import is_open
+from gptpipe.guard import EVERYWHERE, is_open
 from gptpipe.services.seaweedfs import find_weed, weed_command
 from gptpipe.services.supervisor import Program, write_private
 
@@ -79,7 +79,7 @@ class Servers:
     @property
     def _address(self) -> str:
         """Where the servers are reached from this machine."""
-        return _HERE if self.here.stack_host in ("0.0.0.0", "localhost") else self.here.stack_host
+        return _HERE if self.here.stack_host in (*EVERYWHERE, "localhost") else self.here.stack_host
 
     def database(self, drawn: Secrets) -> str:
         """User, password and address of PostgreSQL, as in its URLs."""

@@ -21,9 +21,9 @@ from gptpipe.config import load_config
 from gptpipe.config.settings import LOOPBACK, Settings
 from gptpipe.errors import UserError
 from gptpipe.extras import install_hint
+from gptpipe.guard import EVERYWHERE
 
 _CRONS = ("nightly_cron", "watch_cron", "champion_cron", "clean_cron")
-_EVERYWHERE = ("0.0.0.0", "::")
 _SECRET = ("SECRET", "PASSWORD", "AUTH", "WEBHOOK", "API_KEY", "SWEEPS_URI", "TOKEN")  # in the names of variables
 
 
@@ -134,7 +134,7 @@ def _ports(here: Settings) -> Check | None:
 
 def _address(here: Settings) -> Check | None:
     host = here.stack_host
-    if host in (*LOOPBACK, *_EVERYWHERE):
+    if host in (*LOOPBACK, *EVERYWHERE):
         return None
     try:
         meant = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
