@@ -168,14 +168,26 @@ class Stacked:
                 return []
             process = psutil.Process(listener[1])
             return [process, *process.children(recursive=True)] if name == "mlflow" else [process]
+        if name == "flow":
+            return self._flows()
         if name == "all":
-            return list(self.place.processes().values())
+            return [*self.place.processes().values(), *self._flows()]
         word = _WORDS[name]
         return [
             process
             for process in self.place.processes(word).values()
             if name != "rank" or _WORDS["torchrun"] not in process.cmdline()
         ]
+
+    def _flows(self) -> list[psutil.Process]:
+        """The flow runs' processes of this round, which work in folders of Prefect's."""
+        flows = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                of_this = process.environ().get("GPTPIPE_EXPERIMENT") == self.name
+                if of_this and _WORDS["flow"] in process.cmdline():
+                    flows.append(process)
+        return flows
 
     def _uploads(self) -> int:
         """Uploads of this round's store that were begun and neither finished nor given up."""
