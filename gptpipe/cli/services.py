@@ -125,9 +125,20 @@ def doctor(as_json: Json = False) -> None:
     """What this machine has, and whether storage and tracking answer."""
     from gptpipe.services.doctor import examine
 
-    checks = examine(settings())
+    checks = examine(settings(), is_time)
     mark: Callable[[bool | None], str] = lambda ok: {True: "ok  ", False: "FAIL", None: "    "}[ok]  # noqa: E731
     text = "\n".join(f"{mark(c.ok)} {c.name:12} {c.detail}" + (f" — {c.hint}" if c.hint else "") for c in checks)
     print_answer({"checks": [vars(c) for c in checks]}, as_json, text)
     if any(c.ok is False for c in checks):
         raise typer.Exit(EXIT_FAILED)
+
+
+def is_time(cron: str) -> bool:
+    """Whether Prefect takes a text for a cron expression."""
+    from prefect.client.schemas.schedules import CronSchedule
+
+    try:
+        CronSchedule(cron=cron)
+    except ValueError:
+        return False
+    return True

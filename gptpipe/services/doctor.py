@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import quote
@@ -26,14 +27,18 @@ _NOT_DEPLOYED = ("nothing is deployed", "`gptpipe deploy` makes the button and t
 _PACKAGES = ("torch", "prefect", "mlflow", "tiktoken", "pyarrow", "s3fs", "safetensors")
 
 
-def examine(settings: Settings) -> list[Check]:
-    """All checks of what the settings name; none raises."""
+def examine(settings: Settings, is_time: Callable[[str], bool]) -> list[Check]:
+    """All checks of what the settings name; none raises.
+
+    Args:
+        is_time: whether Prefect takes a text for a cron expression.
+    """
     return [
         _versions(),
         _machine(settings.home_path),
         _device(),
         _tokenizer(),
-        *check_settings(settings, os.environ),
+        *check_settings(settings, os.environ, is_time),
         _storage(settings.storage_url),
         _tracking(Tracking.of(settings)),
         _prefect(),

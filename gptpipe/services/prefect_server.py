@@ -31,6 +31,7 @@ _START_SECONDS = 180  # 14 s on two cores that did nothing else, ten times as lo
 _MOST_STARTS = 5  # before it has answered once
 _LONGEST_PAUSE = 10  # seconds between two starts
 _POLL = 0.1
+_APP = "prefect.server.api.server:create_app"  # by its name: nothing else here knows Prefect
 _LEAST_FREE = 1_000_000  # bytes on the disk of the home, below which its databases cannot be written
 _SERVER_VARIABLES = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
 
@@ -127,7 +128,7 @@ def main() -> None:
     parser.add_argument("--launcher", type=int, help="the process with which it ends; it has no page then")
     given = parser.parse_args()
     import uvicorn
-    from prefect.server.api.server import create_app
+    from uvicorn.importer import import_from_string
 
     from gptpipe.config.settings import settings
     from gptpipe.guard import Guard, server_names
@@ -136,7 +137,8 @@ def main() -> None:
     if given.launcher:
         end_with(given.launcher)
     level = "error" if given.launcher else "warning"
-    app = Guard(create_app(final=True), server_names(settings()))  # Prefect asks for its password itself
+    app = import_from_string(_APP)(final=True)
+    app = Guard(app, server_names(settings()))  # Prefect asks for its password itself
     uvicorn.run(app, host=given.host, port=given.port, log_level=level, lifespan="on")
 
 

@@ -37,12 +37,16 @@ class Check:
     hint: str = ""
 
 
-def check_settings(here: Settings, environment: Mapping[str, str]) -> list[Check]:
-    """A check that says what is wrong for each part of the settings that is; one that says so where nothing is."""
+def check_settings(here: Settings, environment: Mapping[str, str], is_time: Callable[[str], bool]) -> list[Check]:
+    """A check that says what is wrong for each part of the settings that is; one that says so where nothing is.
+
+    Args:
+        is_time: whether Prefect takes a text for a cron expression.
+    """
     parts: list[Callable[[], Check | None]] = [
         lambda: _names(environment),
         _who_may_read,
-        lambda: _schedules(here),
+        lambda: _schedules(here, is_time),
         lambda: _what_is_trained(here),
         lambda: _jobset(here),
         lambda: _ports(here),
@@ -82,20 +86,14 @@ def _who_may_read() -> Check | None:
     return _wrong(f".env holds {secret[0]}, and others on this machine may read it", "chmod 600 .env")
 
 
-def _schedules(here: Settings) -> Check | None:
+def _schedules(here: Settings, is_time: Callable[[str], bool]) -> Check | None:
     try:
         ZoneInfo(here.timezone)
     except (OSError, ValueError, KeyError):  # by whether it is empty, a path, or a name that is not there
         return _wrong(f"GPTPIPE_TIMEZONE={here.timezone} is no time zone", "for example Europe/Berlin")
     for name in _CRONS:
-        if cron := getattr(here, name):
-            from prefect.client.schemas.schedules import CronSchedule
-            from pydantic import ValidationError
-
-            try:
-                CronSchedule(cron=cron, timezone=here.timezone)
-            except (ValidationError, ValueError):
-                return _wrong(f"GPTPIPE_{name.upper()}={cron} is no time", "minute hour day month weekday: 0 2 * * *")
+        if (cron := getattr(here, name)) and not is_time(cron):
+            return _wrong(f"GPTPIPE_{name.upper()}={cron} is no time", "minute hour day month weekday: 0 2 * * *")
     return None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gptpipe.cli.services import is_time
 from gptpipe.config.settings import prepare_environment, reload_settings, settings
 from gptpipe.services.doctor import examine
 from gptpipe.services.ports import free_ports
@@ -35,14 +36,14 @@ def examined(name: str) -> list[Check]:
     reload_settings()
     prepare_environment()
     if name == "settings":  # the rest takes its time
-        return check_settings(settings(), os.environ)
-    return [check for check in examine(settings()) if check.name == name]
+        return check_settings(settings(), os.environ, is_time)
+    return [check for check in examine(settings(), is_time) if check.name == name]
 
 
 def test_on_a_machine_where_nothing_is_wrong_nothing_is_found(folder: Path) -> None:
     reload_settings()
     prepare_environment()
-    assert [check for check in examine(settings()) if check.ok is False] == []
+    assert [check for check in examine(settings(), is_time) if check.ok is False] == []
 
 
 @pytest.mark.parametrize(
