@@ -121,9 +121,11 @@ def _experiment(tracking: Tracking) -> Check | None:
     """What is wrong with the experiment that runs go to."""
     try:
         if not tracking.is_server:
+            from sqlalchemy.exc import SQLAlchemyError
+
             try:
                 open_database(tracking.uri)  # MLflow would ask again for two minutes
-            except Exception as error:
+            except (SQLAlchemyError, ImportError) as error:
                 raise tracking.refusal(error) from None
         with tracking.reached() as client:
             tracking.experiment_id(client)

@@ -18,10 +18,10 @@ from dotenv import dotenv_values
 
 from gptpipe import storage
 from gptpipe.config import load_config
-from gptpipe.config.settings import LOOPBACK, Settings
+from gptpipe.config.settings import Settings
 from gptpipe.errors import UserError
 from gptpipe.extras import install_hint
-from gptpipe.guard import EVERYWHERE
+from gptpipe.guard import EVERYWHERE, is_open
 
 _CRONS = ("nightly_cron", "watch_cron", "champion_cron", "clean_cron")
 _SECRET = ("SECRET", "PASSWORD", "AUTH", "WEBHOOK", "API_KEY", "SWEEPS_URI", "TOKEN")  # in the names of variables
@@ -132,7 +132,7 @@ def _ports(here: Settings) -> Check | None:
 
 def _address(here: Settings) -> Check | None:
     host = here.stack_host
-    if host in (*LOOPBACK, *EVERYWHERE):
+    if host in EVERYWHERE or not is_open(host):
         return None
     try:
         meant = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
@@ -174,6 +174,9 @@ def open_database(uri: str) -> None:
     """
     from sqlalchemy import create_engine, inspect
 
+    from gptpipe.sweep.database import check_address
+
+    check_address(uri)
     engine = create_engine(uri)
     try:
         inspect(engine).get_table_names()  # to connect reads nothing of a file

@@ -10,6 +10,7 @@ import secrets
 import socket
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -61,7 +62,9 @@ class Lease:
 
     def __enter__(self) -> Lease:
         if not storage.create_exclusive(self.url, self._content()):
-            holder = _holder(self.url)
+            holder = None
+            with suppress(Damaged):  # what says of nobody that he holds it holds no writer off
+                holder = _holder(self.url)
             # its own one, where the store did it but the answer was lost, and its client asked again
             is_own = holder is not None and holder["token"] == self._token
             if holder is not None and not is_own and _holds(holder):
@@ -126,11 +129,17 @@ def is_held(folder: str) -> bool:
 
 
 def _holder(url: str) -> dict[str, Any] | None:
-    """What a lease says of its holder; None where there is none, or it is not one that was written here."""
+    """What a lease says of its holder; None where there is none.
+
+    Raises:
+        Damaged: it is not one that was written here.
+    """
     try:
         return dict(_HOLDER.validate_python(storage.read_json(url)))
-    except (FileNotFoundError, ValidationError, Damaged):  # what says of nobody that he holds it holds nobody off
+    except FileNotFoundError:
         return None
+    except ValidationError:
+        raise Damaged("not a lease", where=url, hint="remove it if nobody writes there") from None
 
 
 def this_process() -> dict[str, Any]:

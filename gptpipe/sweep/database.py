@@ -50,13 +50,14 @@ def explained(uri: str) -> Iterator[None]:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
+        check_address(uri)
         yield
     except (SQLAlchemyError, StorageInternalError, ImportError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "schema" not in str(error):
             raise
         try:
             place = make_url(uri).render_as_string(hide_password=True)
-        except SQLAlchemyError:
+        except (SQLAlchemyError, ValueError):
             place = "its value"
         lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         if "disk is full" in lines[0]:
@@ -66,3 +67,18 @@ def explained(uri: str) -> Iterator[None]:
             where=f"GPTPIPE_SWEEPS_URI, {place}",
             hint="name a database that answers and is not MLflow's own, or leave it empty for SQLite",
         ) from error
+
+
+def check_address(uri: str) -> None:
+    """Hold a database's address against what SQLAlchemy takes; it leaves a port that is no number to Python to refuse.
+
+    Raises:
+        ArgumentError: it is none.
+    """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        make_url(uri)
+    except ValueError as error:
+        raise ArgumentError(str(error)) from None

@@ -70,6 +70,8 @@ def test_on_a_machine_where_nothing_is_wrong_nothing_is_found(folder: Path) -> N
         ("GPTPIPE_MLFLOW_URI", "postgresql+psycopg://me:canary@127.0.0.1:{closed}/m", "tracking", "me:***@127", ""),
         ("GPTPIPE_SWEEPS_URI", "sqlite:////nowhere/sweeps.db", "settings", "unable to open", "leave it empty"),
         ("GPTPIPE_SWEEPS_URI", "sqlite:///damaged.db", "settings", "GPTPIPE_SWEEPS_URI", "leave it empty"),
+        ("GPTPIPE_MLFLOW_URI", "postgresql+psycopg://me@127.0.0.1:port/m", "tracking", "port", ""),
+        ("GPTPIPE_SWEEPS_URI", "postgresql+psycopg://me@127.0.0.1:port/m", "settings", "GPTPIPE_SWEEPS_URI", ""),
         ("GPTPIPE_SWEEPS_URI", "nonsense", "settings", "GPTPIPE_SWEEPS_URI", "leave it empty"),
         ("GPTPIPE_TASK_RUNNER_ADDRESS", "tcp://scheduler:8786", "settings", "set for processes", "dask or ray"),
         ("GPTPIPE_WEBHOOK", "https://no-such-host.invalid/hook", "settings", "no-such-host.invalid", "address"),
@@ -134,9 +136,10 @@ def test_a_database_of_a_newer_mlflow_is_found(folder: Path, empty_database: Pat
 def test_a_disk_that_is_nearly_full_is_found(folder: Path) -> None:
     place = folder / "small"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
     if mounted.returncode:
-        pytest.skip("no file system may be mounted here")
+        pytest.skip(f"mounting is refused here: {mounted.stderr.strip()}")
     try:
         os.environ["GPTPIPE_HOME"] = str(place)
         (check,) = examined("machine")
