@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from gptpipe.cli.services import is_time
 from gptpipe.config import DataConfig, PipelineConfig, PromoteConfig, flatten, load_config
 from gptpipe.config.settings import reload_settings, settings
 from gptpipe.corpus.build import tokenize
@@ -449,7 +450,7 @@ def test_an_experiment_that_was_deleted_is_said_before_the_first_step(dataset: D
         check_tracking(PipelineConfig(), tracking(), settings().storage_url)
     with pytest.raises(UserError, match="was deleted"):
         wait_for_refusal(dataset, "/trainings/deleted")
-    found = next(check for check in examine(settings()) if check.name == "tracking")
+    found = next(check for check in examine(settings(), is_time) if check.name == "tracking")
     assert found.ok is False
     assert "was deleted" in found.detail
 
