@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptpipe.generation.decoder import Decoder, Row
+from gptpipe.config import SampleConfig
+from gptpipe.generation.decoder import Continuation, Decoder, Row, norm_of
+from gptpipe.generation.sampling import choose
 from gptpipe.model.gpt import GPT
 from gptpipe.model.memory import keep_freed_memory
 
@@ -72,7 +74,45 @@ class PackedDecoder(Decoder):
     def _moved(self) -> None:
         self._known_views = {}
 
+    def continued(self, rows: Sequence[Row], config: SampleConfig, count: int, *, logprobs: bool) -> Continuation:
+        logits = self.logits(rows)
+        chosen = choose(
+            logits,
+            config,
+            rows=[row.number for row in rows],
+            positions=[len(row.tokens) for row in rows],
+            seen=[row.tokens for row in rows],
+        )
+        if not logprobs:
+            return Continuation([chosen], [])
+        scores = torch.log_softmax(logits.double(), dim=-1)
+        return Continuation([chosen], [[float(line[token]) for line, token in zip(scores, chosen, strict=True)]])
+
+    def logits(self, rows: Sequence[Row]) -> Tensor:
+        """After the last token of each row, (len(rows), V), float32.
+
+        A row that is not among them has ended. One that begins where it did the last time is gone on with.
+        """
+        known = [row for row in rows if self._goes_on(row)]
+        self._keep([row.number for row in known])
+        lengths = {row.number: len(row.tokens) - row.start for row in rows}
+        fresh = [length + self._new for number, length in lengths.items() if number not in self._slots]
+        self._make_room(len(rows), max(lengths.values()), max(fresh, default=0))
+        hidden: dict[int, Tensor] = {}
+        if known:
+            known.sort(key=lambda row: self._slots.index(row.number))
+            hidden = dict(zip([row.number for row in known], self._step(known), strict=True))
+            for row in known:
+                self._lengths[row.number] += 1
+        for row in rows:
+            if row.number not in hidden:
+                hidden[row.number] = self.read(row)
+        stacked = torch.stack([hidden[row.number] for row in rows])
+        logits = self._head(self._enough(torch.layer_norm(stacked, *norm_of(self._model.ln_f))))
+        return logits[: len(rows)].float()
+
     def _step(self, rows: list[Row]) -> Tensor:
+        """One token each of the rows in the cache's slots, in their order; (len(rows), C)."""
         count = len(rows)
         positions = [self._lengths[row.number] for row in rows]
         runs = _runs([position // self.columns + 1 for position in positions])

@@ -1,7 +1,7 @@
-"""The logits after each row's last token, with keys and values kept, so that a step computes one token a row.
+"""The next tokens of rows, with keys and values kept, so that a step computes one token per row.
 
 Rows are not padded: each has a slot of the cache, is read into it on its own, and attends to its own tokens. How a step
-is computed is for the device: `packed.py` on CPUs, `graphed.py` on others.
+is computed is for the device: `cpu.py` on CPUs, `gpu.py` on others.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gptpipe.config import SampleConfig
 from gptpipe.model.gpt import GPT, Block
 
 
@@ -25,6 +26,18 @@ class Row:
     number: int
     start: int
     tokens: list[int]
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """The next tokens, each a list with one number per row; of at least one turn.
+
+    Attributes:
+        logprobs: natural logarithms of the probabilities that the model itself gave to them; empty where not asked for.
+    """
+
+    tokens: list[list[int]]
+    logprobs: list[list[float]]
 
 
 class Linear(Protocol):
@@ -64,6 +77,7 @@ class Decoder(ABC):
 
     columns: int  # the cache is as long as a multiple of this
     least: int  # rows that go through the layers at least
+    ahead = 1  # tokens of a row that are made at most before they are asked for
     exact = False  # whether the cache is to be as long as its longest row, rounded up, at every step
 
     def __init__(
@@ -98,32 +112,17 @@ class Decoder(ABC):
         self._starts: dict[int, int] = {}
         self._lengths: dict[int, int] = {}  # tokens of a row that the cache holds
 
-    def logits(self, rows: Sequence[Row]) -> Tensor:
-        """After the last token of each row, (len(rows), V), float32 on the CPU.
+    @abstractmethod
+    def continued(self, rows: Sequence[Row], config: SampleConfig, count: int, *, logprobs: bool) -> Continuation:
+        """The next tokens of each row.
 
         A row that is not among them has ended. One that begins where it did the last time is gone on with.
-        """
-        known = [row for row in rows if self._goes_on(row)]
-        self._keep([row.number for row in known])
-        lengths = {row.number: len(row.tokens) - row.start for row in rows}
-        fresh = [length + self._new for number, length in lengths.items() if number not in self._slots]
-        self._make_room(len(rows), max(lengths.values()), max(fresh, default=0))
-        hidden: dict[int, Tensor] = {}
-        if known:
-            known.sort(key=lambda row: self._slots.index(row.number))
-            hidden = dict(zip([row.number for row in known], self._step(known), strict=True))
-            for row in known:
-                self._lengths[row.number] += 1
-        for row in rows:
-            if row.number not in hidden:
-                hidden[row.number] = self.read(row)
-        stacked = torch.stack([hidden[row.number] for row in rows])
-        logits = self._head(self._enough(torch.layer_norm(stacked, *norm_of(self._model.ln_f))))
-        return logits[: len(rows)].float().cpu()
 
-    @abstractmethod
-    def _step(self, rows: list[Row]) -> Tensor:
-        """One token each of the rows in the cache's slots, in their order; (len(rows), C)."""
+        Args:
+            config: how a token is drawn.
+            count: tokens of each row, at most `ahead`; a decoder may come back with fewer.
+            logprobs: whether their log-probabilities are needed.
+        """
 
     def _moved(self) -> None:  # noqa: B027, for those that keep views of the cache
         """The cache lies elsewhere now."""

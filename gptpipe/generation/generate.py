@@ -1,7 +1,6 @@
-"""Sampling with a KV cache: how tokens are drawn, stop texts, batches of prompts of different lengths.
+"""Continuing prompts with a KV cache: stop texts, batches of prompts of different lengths, and what is kept of them.
 
-The draws of a row depend on (seed, row, position) alone, so that a prompt's text does not depend on which other
-rows end early. Past the context the window slides: by one token, and all is computed anew for every token, as the book
+Past the context the window slides: by one token, and all is computed anew for every token, as the book
 does, or by half a context, and all is computed anew once every half context.
 """
 
@@ -14,10 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor
 
 from gptpipe import storage
 from gptpipe.config import SampleConfig, digest
@@ -187,21 +184,26 @@ def generate_ids(
     while waiting or active:
         while waiting and len(active) < config.batch_size:
             active.append(waiting.pop())
-        logits = decoder.logits([Row(i, window_start(len(rows[i]), context, config.slide), rows[i]) for i in active])
-        positions = [len(rows[i]) for i in active]
-        chosen = choose(logits, config, rows=active, positions=positions, seen=[rows[i] for i in active])
-        scores = torch.log_softmax(logits.double(), dim=-1) if logprobs is not None else None
-        for place, (i, token) in enumerate(zip(list(active), chosen, strict=True)):
-            rows[i].append(token)
-            if token == end_of_text:
-                active.remove(i)
-                continue
-            new[i].append(token)
-            if logprobs is not None and scores is not None:
-                logprobs[i].append(float(scores[place, token]))
-            stopped = ended is not None and ended(i, new[i])
-            if stopped or len(new[i]) == config.max_new_tokens:
-                active.remove(i)
+        at = list(active)
+        given = [Row(i, window_start(len(rows[i]), context, config.slide), rows[i]) for i in at]
+        left = [min(_steady(row, context), config.max_new_tokens - len(new[row.number])) for row in given]
+        count = min(decoder.ahead, *left)
+        made = decoder.continued(given, config, count, logprobs=logprobs is not None)
+        for turn in range(len(made.tokens)):
+            for place, i in enumerate(at):
+                if i not in active:  # it ended while the decoder went on
+                    continue
+                token = made.tokens[turn][place]
+                rows[i].append(token)
+                if token == end_of_text:
+                    active.remove(i)
+                    continue
+                new[i].append(token)
+                if logprobs is not None:
+                    logprobs[i].append(made.logprobs[turn][place])
+                stopped = ended is not None and ended(i, new[i])
+                if stopped or len(new[i]) == config.max_new_tokens:
+                    active.remove(i)
         if len(rows) > 1:  # a single one is shown as it comes
             say(how_far)
     model.train(training)
@@ -233,66 +235,9 @@ def window_start(length: int, context: int, slide: str) -> int:
     return half * -(-over // half)
 
 
-def choose(
-    logits: Tensor,
-    config: SampleConfig,
-    *,
-    rows: Sequence[int],
-    positions: Sequence[int],
-    seen: Sequence[Sequence[int]] = (),
-) -> list[int]:
-    """The next token of each row of logits (B, V), float32 on the CPU.
-
-    Temperature 0 takes the likeliest. Otherwise one is drawn by a uniform number of (seed, row, position) from what
-    `candidates` leaves.
-
-    Args:
-        seen: the tokens of each row so far, for the repetition penalty.
-    """
-    if config.repetition_penalty != 1:
-        logits = penalized(logits, seen, config.repetition_penalty)
-    if config.temperature == 0:
-        return [int(i) for i in logits.numpy().argmax(axis=-1)]  # torch's takes three times as long
-    probabilities, indices = candidates(logits, config)
-    cumulative = probabilities.cumsum(dim=-1)
-    chosen = []
-    for line, index, row, position in zip(cumulative, indices, rows, positions, strict=True):
-        draw = np.random.Generator(np.random.Philox(np.random.SeedSequence([config.seed, row, position]))).random()
-        place = int(torch.searchsorted(line, draw * float(line[-1]), right=True))
-        chosen.append(int(index[min(place, len(line) - 1)]))
-    return chosen
-
-
-def penalized(logits: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> Tensor:
-    """Logits of tokens that a row holds already divided by the penalty, or multiplied where negative (Keskar 2019)."""
-    changed = logits.clone()
-    for line, ids in zip(changed, seen, strict=True):
-        there = torch.tensor(sorted(set(ids)))
-        line[there] = torch.where(line[there] > 0, line[there] / penalty, line[there] * penalty)
-    return changed
-
-
-def candidates(logits: Tensor, config: SampleConfig) -> tuple[Tensor, Tensor]:
-    """Probabilities (B, n), float64 and not normalised, and their tokens (B, n), likeliest first.
-
-    Logits are divided by the temperature, cut to the `top_k` likeliest, to the fewest that reach `top_p` (nucleus
-    sampling, Holtzman et al. 2020), and to those at least `min_p` times as likely as the likeliest (Nguyen et al.
-    2024).
-    """
-    wide = logits.double()
-    if 0 < config.top_k < wide.shape[-1]:
-        ordered, indices = torch.topk(wide, config.top_k, dim=-1)
-    else:
-        ordered, indices = torch.sort(wide, dim=-1, descending=True, stable=True)
-    # the greatest is taken off first: by a tiny temperature it would come to infinity
-    ordered = (ordered - ordered[:, :1]) / config.temperature
-    probabilities = torch.softmax(ordered, dim=-1)
-    if config.top_p < 1:
-        before = probabilities.cumsum(dim=-1) - probabilities
-        probabilities = torch.where(before < config.top_p, probabilities, 0.0)
-    if config.min_p > 0:
-        probabilities = torch.where(probabilities >= config.min_p * probabilities[:, :1], probabilities, 0.0)
-    return probabilities, indices
+def _steady(row: Row, context: int) -> int:
+    """Tokens that a row can be continued with before it begins somewhere else."""
+    return row.start + context + 1 - len(row.tokens)
 
 
 def python_line_share(samples: Sequence[Sample]) -> float | None:

@@ -4,8 +4,11 @@ The gradients of a chunk are made while its logits are at hand, in the forward p
 only scales them (the idea of Liger Kernel's fused linear cross-entropy, Hsu et al. 2024).
 
 The vocabulary is padded to a multiple that matrix units like: in half precision in the copy of the matrix that is
-made for the product anyway, else in a copy of its last rows. The padding's logits are minus infinity before the
-softmax sees them, so that it has no part in maximum, sum or gradient; the parameter itself never has it.
+made for the product anyway, else in a copy of its last rows. The padding has no part in maximum, sum or gradient; the
+parameter itself never has it.
+
+On a GPU with Triton one kernel turns a chunk's logits into their gradient (`kernels.py`); elsewhere torch's functions
+go through a chunk a few rows at a time.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from gptpipe.model.fused import can_add_wide, loss_kernels
 
 # Rows of logits made at once. Fewer starve the matrix products and add to the gradient of the matrix more often,
 # more take memory; see tests/benchmarks/RESULTS.md.
@@ -53,20 +58,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = None
         if needs:  # the first chunk writes it; without any it stays zero
             grad_weight = torch.empty_like(weight) if len(hidden) else torch.zeros_like(weight)
-        for rows, chunk, logits in _logits(hidden, parts, vocabulary, dtype):
-            target = targets[rows]
-            scored = target != IGNORED
-            index = target.clamp(min=0).unsqueeze(1)
-            nats, picked, _ = _softmax_(logits, index, wide, keep=needs)
-            total += torch.where(scored, nats, 0).sum()
+        for rows, chunk, logits in _logits(hidden, parts, dtype):
+            nats = _slopes_(logits, targets[rows], vocabulary, wide, keep=needs)
+            total += nats.sum()
             if grad_hidden is None or grad_weight is None:
                 continue
-            # d loss / d logits = softmax - one-hot, and nothing for targets that are not scored
-            slope = logits.scatter_(1, index, (picked - 1).to(dtype))
             for columns, part in parts:
-                grad_hidden[rows] += slope[:, columns] @ part
-            grad_hidden[rows] *= scored.unsqueeze(1)
-            _add_product(grad_weight, slope[:, :vocabulary].t(), chunk * scored.unsqueeze(1), first=rows.start == 0)
+                grad_hidden[rows] += logits[:, columns] @ part
+            scored = (targets[rows] != IGNORED).unsqueeze(1)
+            grad_hidden[rows] *= scored
+            _add_product(grad_weight, logits[:, :vocabulary].t(), chunk * scored, first=rows.start == 0)
         ctx.gradients, ctx.shared = (grad_hidden, grad_weight), shared
         return total
 
@@ -136,11 +137,11 @@ def _padded(weight: Tensor, dtype: torch.dtype) -> list[tuple[slice, Tensor]]:
 
 
 def _logits(
-    hidden: Tensor, parts: list[tuple[slice, Tensor]], vocabulary: int, dtype: torch.dtype
+    hidden: Tensor, parts: list[tuple[slice, Tensor]], dtype: torch.dtype
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Logits in chunks of rows: which rows, those rows of `hidden` in type `dtype`, and their logits (rows, V).
+    """Logits in chunks of rows: which rows, those rows of `hidden` in type `dtype`, and their logits (rows, width).
 
-    The padding's are minus infinity. The next chunk's logits are written over these.
+    The columns after the vocabulary are padding. The next chunk's logits are written over these.
     """
     rows_at_once = chunk_rows(hidden.device.type, dtype)
     buffer = hidden.new_empty((min(rows_at_once, len(hidden)), parts[-1][0].stop), dtype=dtype)
@@ -150,8 +151,30 @@ def _logits(
         logits = buffer[: len(chunk)]
         for columns, part in parts:
             torch.mm(chunk, part.t(), out=logits[:, columns])
-        logits[:, vocabulary:] = -torch.inf
         yield rows, chunk, logits
+
+
+def _slopes_(logits: Tensor, targets: Tensor, vocabulary: int, wide: torch.dtype, keep: bool) -> Tensor:
+    """Turn logits (rows, width) into the gradient of the summed loss by them, in place: softmax minus one-hot.
+
+    Args:
+        targets: (rows,); those that are `IGNORED` have no loss, and a gradient that the caller leaves out.
+        vocabulary: columns that are no padding.
+        keep: whether the gradient is needed; otherwise `logits` may hold anything afterwards.
+
+    Returns:
+        Cross-entropies in nats, (rows,), float32 or of type `wide`.
+    """
+    if (fused := loss_kernels(logits)) is not None:
+        work = fused.loss_and_gradient_ if keep else fused.losses
+        nats: Tensor = work(logits, targets, vocabulary, IGNORED)
+        return nats
+    logits[:, vocabulary:] = -torch.inf
+    index = targets.clamp(min=0).unsqueeze(1)
+    nats, picked, _ = _softmax_(logits, index, wide, keep)
+    if keep:
+        logits.scatter_(1, index, (picked - 1).to(logits.dtype))
+    return nats.where(targets != IGNORED, 0)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
@@ -162,6 +185,9 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> Non
     """
     if left.dtype == total.dtype:
         torch.addmm(total, left, right, beta=0 if first else 1, out=total)
+        return
+    if left.dtype == torch.bfloat16 and can_add_wide(left.device):
+        torch.addmm(total, left, right, beta=0 if first else 1, out_dtype=total.dtype, out=total)
         return
     for start in range(0, len(total), GRADIENT_ROWS):
         rows = slice(start, start + GRADIENT_ROWS)
@@ -241,7 +267,12 @@ def token_scores(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tenso
     wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
     nats = hidden.new_empty(len(hidden), dtype=wide)
     top, right = torch.empty_like(nats), torch.empty_like(targets, dtype=torch.bool)
-    for rows, _, logits in _logits(hidden, _padded(weight, weight.dtype), len(weight), weight.dtype):
+    vocabulary = len(weight)
+    for rows, _, logits in _logits(hidden, _padded(weight, weight.dtype), weight.dtype):
+        if (fused := loss_kernels(logits)) is not None:
+            nats[rows], top[rows], right[rows] = fused.scores(logits, targets[rows], vocabulary)
+            continue
+        logits[:, vocabulary:] = -torch.inf
         nats[rows], picked, greatest = _softmax_(logits, targets[rows].unsqueeze(1), wide, keep=False)
         top[rows], right[rows] = greatest.squeeze(1), (picked >= greatest).squeeze(1)
         likeliest = right[rows].nonzero().squeeze(1) + rows.start  # or as likely as another: the first of them counts

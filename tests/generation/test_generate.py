@@ -23,15 +23,13 @@ from gptpipe.generation.cpu import PackedDecoder
 from gptpipe.generation.decoder import Decoder, Row
 from gptpipe.generation.generate import (
     Sample,
-    candidates,
-    choose,
     generate_ids,
-    penalized,
     python_line_share,
     sample_once,
     window_start,
 )
 from gptpipe.generation.gpu import GraphedDecoder
+from gptpipe.generation.sampling import candidates, choose, penalized, seen_mask
 from gptpipe.model.precision import to_precision
 from gptpipe.tokenizer import get_tokenizer
 from gptpipe.weights.commit import write_checkpoint
@@ -228,29 +226,68 @@ def test_in_half_precision_the_cache_is_as_long_as_its_longest_row() -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("slide", ["one", "half"])
 def test_the_decoder_of_other_devices_comes_to_the_same(device: str, precision: str, slide: str) -> None:
-    """Each logit of each step against the model, which reads the whole row each time; rows come, end and slide."""
+    """Each token and its log-probability against the model, which reads the whole row; rows come, end and slide."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU is here: a step is computed, and not captured as a graph")
     torch.manual_seed(7)
     shape = ModelConfig(vocab_size=300, n_layer=2, n_head=4, n_embd=64, context_length=70, tie_weights=False)
     whole = to_precision(GPT(shape), precision).eval()
-    decoder: Decoder = GraphedDecoder(to_precision(GPT(shape), precision).to(device).eval(), 60)
+    decoder = GraphedDecoder(to_precision(GPT(shape), precision).to(device).eval(), 60)
     decoder._model.load_state_dict(whole.state_dict())
     whole = whole.float()
-    texts = [torch.randint(0, 300, (length + 60,)).tolist() for length in (1, 40, 7, 69, 3)]
-    begin, until = [0, 0, 5, 0, 20], [60, 9, 60, 60, 30]
-    far = []
-    for step in range(60):
-        numbers = [n for n in range(5) if begin[n] <= step < until[n]]
-        rows = []
-        for n in numbers:
-            tokens = texts[n][: len(texts[n]) - 60 + step]
-            rows.append(Row(n, window_start(len(tokens), 70, slide), tokens))
-        for row, line in zip(rows, decoder.logits(rows), strict=True):
-            wanted = whole(torch.tensor([row.tokens[row.start :]]))[0, -1]
-            far.append(float((line - wanted).abs().max()))
+    sampling = config(temperature=1.0, top_k=50, repetition_penalty=1.3, seed=5)
+    texts = [torch.randint(0, 300, (length,)).tolist() for length in (1, 40, 7, 69, 3)]
+    until = [61, 49, 67, 129, 43]  # tokens at which a row ends
+    far, step = [], 0
+    while numbers := [n for n in range(5) if n * 3 <= step and len(texts[n]) < until[n]]:
+        rows = [Row(n, window_start(len(texts[n]), 70, slide), texts[n]) for n in numbers]
+        steady = min(row.start + 71 - len(row.tokens) for row in rows)
+        count = min(1 + step % decoder.ahead, steady, *(until[n] - len(texts[n]) for n in numbers))
+        made = decoder.continued(rows, sampling, count, logprobs=True)
+        assert 1 <= len(made.tokens) == len(made.logprobs) <= count
+        for tokens, scores in zip(made.tokens, made.logprobs, strict=True):
+            for n, token, logprob in zip(numbers, tokens, scores, strict=True):
+                start = window_start(len(texts[n]), 70, slide)
+                logits = whole(torch.tensor([texts[n][start:]]))[:, -1]
+                far.append(abs(float(torch.log_softmax(logits.double(), -1)[0, token]) - logprob))
+                if precision == "float32":
+                    assert choose(logits, sampling, rows=[n], positions=[len(texts[n])], seen=[texts[n]]) == [token]
+                texts[n].append(token)
+        step += 1
     assert max(far) < {"float32": 1e-5, "bfloat16": 0.03}[precision]
-    assert len(far) == 60 + 9 + 55 + 60 + 10
+    assert [len(text) for text in texts] == until
+    assert step < len(far) / 2  # the host did not look at each
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"temperature": 1.0},
+        {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.4},
+        {"temperature": 1.2, "min_p": 0.05, "batch_size": 3},
+    ],
+)
+def test_tokens_do_not_depend_on_the_decoder(pair: tuple[GPT, GPT2LMHeadModel], given: dict[str, float]) -> None:
+    """Rows that end while the decoder goes on are cut off; what waited takes their places."""
+    model, _ = pair
+    prompts = [[5], [7, 8, 9], list(range(20, 45)), list(range(1, 60)), [9, 9], [3], [4] * 30]
+    lengths = [3, 40, 1, 12, 40, 17, 25]
+
+    def ended(row: int, ids: list[int]) -> bool:
+        return len(ids) == lengths[row]
+
+    def made(decoder: Decoder) -> tuple[list[list[int]], list[list[float]]]:
+        scores: list[list[float]] = [[] for _ in prompts]
+        settings = config(max_new_tokens=40, slide="half", **given)
+        ids = generate_ids(model, prompts, settings, ended=ended, end_of_text=7, logprobs=scores, decoder=decoder)
+        return ids, scores
+
+    first, first_scores = made(PackedDecoder(model, 40, consume=False))
+    other, other_scores = made(GraphedDecoder(model, 40))
+    assert other == first
+    for mine, theirs in zip(other_scores, first_scores, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
 
 
 def test_a_decoder_that_is_used_again_knows_nothing_of_before(pair: tuple[GPT, GPT2LMHeadModel]) -> None:
@@ -377,7 +414,7 @@ def test_the_repetition_penalty_is_that_of_transformers(pair: tuple[GPT, GPT2LMH
     ids = [[1, 5, 5, 9], [2, 3, 4, 299]]
     logits = torch.randn(2, 300, generator=torch.Generator().manual_seed(4))
     wanted = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor(ids), logits.clone())
-    assert torch.equal(penalized(logits, ids, 1.7), wanted)
+    assert torch.equal(penalized(logits, seen_mask(ids, logits), 1.7), wanted)
     model, theirs = pair
     prompt = torch.tensor([[7, 8, 9]])
     found = generate_ids(model, prompt.tolist(), config(max_new_tokens=20, repetition_penalty=1.5))
