@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from gptpipe import storage
 from gptpipe.config import ModelConfig, TrainConfig
@@ -26,10 +27,14 @@ class JobFile(BaseModel):
     folder: Path
     launcher: int
 
+    @property
+    def place(self) -> Path:
+        """Where the file is."""
+        return self.folder / JOB
+
     def write(self) -> Path:
-        path = self.folder / JOB
-        storage.write_bytes(str(path), self.model_dump_json(indent=2).encode())
-        return path
+        storage.write_bytes(str(self.place), self.model_dump_json(indent=2).encode())
+        return self.place
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -49,6 +54,7 @@ class Job(JobFile):
             all samples are drawn alike.
         resume: checkpoint that training goes on from; empty is from the beginning.
         launcher: process id of the launcher; ranks end when it is gone.
+        called: when this start was asked for, in seconds since 1970.
     """
 
     id: str
@@ -62,6 +68,7 @@ class Job(JobFile):
     news: str = ""
     news_sha256: str = ""
     resume: str = ""
+    called: float = Field(default_factory=time.time)
 
     module: ClassVar[str] = "gptpipe.train"  # what a rank runs
 

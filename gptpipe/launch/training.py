@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -104,6 +105,7 @@ def train(
         Cancelled: stopped without saving.
         TrainingFailed: a rank failed.
     """
+    called = time.time()
     watchers, cache = watchers or Watchers(), cache or TokenCache()
     dataset = open_dataset(data)
     check_fits(model, config, dataset)
@@ -134,6 +136,7 @@ def train(
         init=init,
         folder=storage.jobs_home() / f"{identity[:12]}-{digest(training)[:12]}",
         launcher=os.getpid(),
+        called=called,
     )
     with Lease(training):
         if news is not None:
@@ -204,10 +207,12 @@ def train_here(next_job: Callable[[], Job], watchers: Watchers, variables: Mappi
     Raises:
         Cancelled: stopped without saving.
     """
-    tries, signals = Tries(), StopSignals()
+    tries, signals, called = Tries(), StopSignals(), 0.0
     with signals.caught():  # those that come between two attempts
         while True:
             job = next_job()
+            if called:
+                job = job.model_copy(update={"called": called})
             prepare_folder(job)
             watchers.on_start(job)
             outcome = Torchrun(job, watchers, variables=variables).run()
@@ -216,6 +221,7 @@ def train_here(next_job: Callable[[], Job], watchers: Watchers, variables: Mappi
             if reason := signals.first or watchers.stop_reason():
                 return Outcome(status="preempted", reason=reason, step=step_of(newest))
             log.warning("%s; once more from %s", outcome.reason, place_of(newest))
+            called = time.time()
 
 
 def training_id(model: ModelConfig, config: TrainConfig, dataset_id: str, start: str, since: str = "") -> str:

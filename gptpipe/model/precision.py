@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from gptpipe.errors import UserError
+from gptpipe.model import gpus
 from gptpipe.model.gpt import GPT
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,12 @@ class Precision:
     def choose(cls, precision: str, device: torch.device) -> Precision:
         if precision == "auto":
             precision = "bfloat16" if has_bfloat16(device) else "float32"
+        if precision == "bfloat16" and device.type == "cuda" and not has_bfloat16(device):
+            raise UserError(
+                "this GPU has no units for bfloat16, it would be slower than float32",
+                where=f"precision bfloat16 on {torch.cuda.get_device_name(device)}",
+                hint="choose precision auto or float32",
+            )
         return cls(precision, device.type)
 
     @property
@@ -46,9 +56,12 @@ def pick_device(device: str) -> str:
         UserError: a GPU is asked for, and there is none.
     """
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("torch sees no GPU here", where="device cuda", hint="choose auto or cpu")
+        if gpus.has_unused_gpu():
+            log.warning("the CPU is used, though there is a GPU: %s — %s", *gpus.why_no_gpu())
+        return "cuda" if gpus.is_available() else "cpu"
+    if device == "cuda" and not gpus.is_available():
+        reason, hint = gpus.why_no_gpu()
+        raise UserError(reason, where="device cuda", hint=hint)
     return device
 
 

@@ -17,6 +17,9 @@ def prepared(job: Job) -> Callable[[], Outcome]:
     from gptpipe.launch.signals import StopRequest
 
     stop = StopRequest(job.train.max_hours)  # a signal while all is imported counts
+    from gptpipe.train.compiler import keep_compiled
+
+    keep_compiled()
     from gptpipe.train.loop import train
 
     return partial(train, job, stop)

@@ -64,6 +64,12 @@ class AdamW:
                 maximize=False,
             )
 
+    def allocate(self) -> None:
+        """Take the moments' memory now; otherwise the first step does."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._state_of(parameter)
+
     def zero_grad(self) -> None:
         """Forget the gradients."""
         for group in self.param_groups:

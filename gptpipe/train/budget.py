@@ -48,7 +48,7 @@ class MemoryBudget:
         if train.optimizer == "muon":
             moments -= 4 * layers * 12 * c * c
         rows = min(chunk_rows(device, torch.bfloat16 if small == 2 else torch.float32), tokens)
-        output = rows * model.vocab_size * (small if device == "cpu" else small + 4)  # a GPU's softmax in float32
+        output = rows * model.vocab_size * small
         output += table * (4 + (small if small == 2 else 0))
         # DDP's buckets stay from step to step
         accumulates = world_size > 1 or micro_batch < math.ceil(train.batch_size / world_size)

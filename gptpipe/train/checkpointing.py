@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from gptpipe.errors import UserError
 from gptpipe.launch.job import METRICS, Job
 from gptpipe.model.gpt import GPT
 from gptpipe.tokenizer import Tokenizer
+from gptpipe.train.adamw import AdamW
 from gptpipe.train.optimizer import Optimizer, load_optimizers, optimizer_tensors
 from gptpipe.train.saver import HostCopies
 from gptpipe.train.state import TrainState
@@ -21,6 +23,8 @@ from gptpipe.weights.checkpoint import OPTIMIZER, STATE, Checkpoint
 from gptpipe.weights.commit import prune, write_checkpoint
 from gptpipe.weights.find import of_checkpoint, read_weights
 from gptpipe.weights.huggingface import hf_config, hf_tensors
+
+_WEIGHTS, _MOMENTS = "weights:", "moments:"
 
 
 def read_state(checkpoint: Checkpoint) -> TrainState:
@@ -68,8 +72,13 @@ def check_same_result(job: Job, checkpoint: Checkpoint) -> None:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A checkpoint's content in host memory, which training does not touch any more."""
+    """A checkpoint's content in host memory, which training does not touch any more.
 
+    Attributes:
+        ready: waits until what is on its way from a GPU is there.
+    """
+
+    ready: Callable[[], None]
     state: TrainState
     facts: dict[str, Any]
     model: dict[str, Tensor]
@@ -93,21 +102,39 @@ def snapshot(
         },
         "torch": torch.__version__,
     }
-    weights, moments = hf_tensors(model), optimizer_tensors(model, optimizers)
-    named = {f"weights:{name}": value for name, value in weights.items()}
-    copied = copies.take({**named, **{f"moments:{name}": value for name, value in moments.items()}})
+    copied = copies.take(_named(model, optimizers))
     return Snapshot(
+        copied.ready,
         replace(state, spike_window=list(state.spike_window)),
         facts,
-        {name: copied[f"weights:{name}"] for name in weights},
+        _of_kind(copied.tensors, _WEIGHTS),
         hf_config(job.model, tokenizer.name, tokenizer.end_of_text),
-        {name: copied[f"moments:{name}"] for name in moments},
+        _of_kind(copied.tensors, _MOMENTS),
         tokenizer,
     )
 
 
+def reserve(model: GPT, optimizers: list[Optimizer], copies: HostCopies) -> None:
+    """Take the memory that checkpoints will be copied to, and the moments' own, before the first step."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, AdamW):
+            optimizer.allocate()
+    copies.reserve(_named(model, optimizers))
+
+
+def _named(model: GPT, optimizers: list[Optimizer]) -> dict[str, Tensor]:
+    """All tensors of a checkpoint; two kinds in one dictionary."""
+    kinds = {_WEIGHTS: hf_tensors(model), _MOMENTS: optimizer_tensors(model, optimizers)}
+    return {f"{kind}{name}": value for kind, tensors in kinds.items() for name, value in tensors.items()}
+
+
+def _of_kind(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    return {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
+
+
 def write(job: Job, taken: Snapshot, metrics: bytes) -> None:
     """Write a snapshot as the checkpoint of its step, and remove those that are no longer kept."""
+    taken.ready()
     write_checkpoint(
         job.training,
         taken.state.step,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from gptpipe.errors import UserError
+from gptpipe.wording import counted
 
 BUCKET_MEGABYTES = 25  # see tests/benchmarks/RESULTS.md
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a slow last upload on rank 0 keeps the others waiting
@@ -29,11 +33,21 @@ class Ranks:
 
     @classmethod
     def join(cls, device: str) -> Ranks:
-        """Read torchrun's environment and, with several ranks, join the process group (NCCL or gloo)."""
+        """Read torchrun's environment and, with several ranks, join the process group (NCCL or gloo).
+
+        Raises:
+            UserError: this host has fewer GPUs than ranks, which NCCL refuses in words of its own.
+        """
         rank, local = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
         world, local_world = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         place = torch.device("cuda", local) if device == "cuda" else torch.device("cpu")
         if place.type == "cuda":
+            if (have := torch.cuda.device_count()) < local_world:
+                raise UserError(
+                    f"{counted(local_world, 'rank')} with a GPU each, and {counted(have, 'GPU')} in this host",
+                    where=f"train.nproc on {socket.gethostname()}",
+                    hint=f"set train.nproc={have}, or train.device=cpu",
+                )
             torch.cuda.set_device(place)
         if world > 1:
             dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)

@@ -18,8 +18,9 @@ from gptpipe.launch.signals import StopRequest
 from gptpipe.model.precision import pick_device
 from gptpipe.train import checkpointing, runtime
 from gptpipe.train.distributed import Ranks
+from gptpipe.train.phases import Phases
 from gptpipe.train.reporter import Reporter
-from gptpipe.train.saver import HostCopies, Saver
+from gptpipe.train.saver import Saver
 from gptpipe.train.setup import Parts, set_up
 from gptpipe.train.step import StepResult
 from gptpipe.train.validation import validate
@@ -36,12 +37,15 @@ def train(job: Job, stop: StopRequest) -> Outcome:
     Raises:
         UserError: the dataset, the weights or the checkpoint cannot be used, or memory does not suffice.
     """
+    phases = Phases.of(job)
+    phases.mark("imports")
     ranks = Ranks.join(pick_device(job.train.device))
+    phases.mark("device")
     gc.disable()  # a collection in the middle of a step holds up every rank
     try:
-        return Loop(set_up(job, ranks), stop).run()
+        return Loop(set_up(job, ranks, phases), stop, phases).run()
     except torch.OutOfMemoryError as error:
-        raise runtime.out_of_memory(error) from error
+        raise runtime.out_of_memory(error, ranks.device) from error
     finally:
         gc.enable()
         ranks.leave()
@@ -54,22 +58,25 @@ class Loop:
         parts: what the training is made of.
     """
 
-    def __init__(self, parts: Parts, stop: StopRequest) -> None:
-        self.parts, self._stop = parts, stop
+    def __init__(self, parts: Parts, stop: StopRequest, phases: Phases) -> None:
+        self.parts, self._stop, self._phases = parts, stop, phases
         self._state, self._config, self._ranks = parts.state, parts.job.train, parts.ranks
         self._reporter = Reporter(parts)
-        self._saver, self._copies = Saver(), HostCopies()
+        self._saver = Saver()
         self._saved_step = self._state.step if parts.job.resume else -1
 
     def run(self) -> Outcome:
         """Go on to the last step, or to where all ranks see that one was asked to stop."""
         self._reporter.begin()
-        reason = ""
+        reason, is_first = "", True
         while self._state.step < self._config.steps:
             if self._ranks.any(self._stop.asked()):
                 reason = self._stop.reason or "another rank was asked to stop"
                 break
             self.step()
+            if is_first:
+                self._say_start()
+                is_first = False
         self.parts.stepper.settle()
         if reason and self._state.step and self._saved_step != self._state.step:
             self._save()
@@ -77,6 +84,13 @@ class Loop:
         if self._saver.failed is not None:
             raise self._saver.failed
         return self._outcome("preempted" if reason else "finished", reason)
+
+    def _say_start(self) -> None:
+        if self._ranks.device.type == "cuda":
+            torch.cuda.synchronize()
+        self._phases.mark("first step")
+        if self._ranks.is_first:
+            log.info("%s", self._phases.describe())
 
     def step(self) -> None:
         """One optimizer step over the next samples, and what is due after it."""
@@ -164,7 +178,7 @@ class Loop:
         began = time.perf_counter()
         self._saver.wait()
         taken = checkpointing.snapshot(
-            parts.job, parts.model, parts.optimizers, self._state, parts.tokenizer, self._copies
+            parts.job, parts.model, parts.optimizers, self._state, parts.tokenizer, parts.copies
         )
         work = partial(checkpointing.write, parts.job, taken, self._reporter.file.contents())
         self._saver.start(work, f"checkpoint {storage.join(parts.job.training, step_name(step))}")

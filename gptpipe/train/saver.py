@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,27 +18,60 @@ ATTEMPTS = 3
 PAUSE = 2.0  # seconds before another attempt, growing
 
 
+@dataclass(frozen=True)
+class Copies:
+    """Copies in host memory that stay as they are until the next ones are taken.
+
+    Attributes:
+        ready: waits until they are whole; whoever reads them calls it first.
+    """
+
+    tensors: dict[str, Tensor]
+    ready: Callable[[], None] = lambda: None
+
+
 class HostCopies:
     """Buffers in host memory that tensors are copied to, the same ones every time: fresh memory is slow.
 
-    From a GPU the buffers are pinned, and all copies are under way before the first is waited for.
+    From a GPU they are pinned, and the copies are made on a stream of their own: neither the host nor the next step's
+    passes wait for them. Only what writes to the tensors has to, by `hold_update`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._buffers: dict[str, Tensor] = {}
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._copied: torch.cuda.Event | None = None
 
-    def take(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Copies of the tensors, contiguous, that stay as they are until the next call for these names."""
+    def reserve(self, tensors: dict[str, Tensor]) -> None:
+        """Take the memory for copies of such tensors."""
         for name, tensor in tensors.items():
             buffer = self._buffers.get(name)
             if buffer is None or buffer.shape != tensor.shape:
                 pinned = tensor.device.type == "cuda"
-                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
-                self._buffers[name] = buffer
-            buffer.copy_(tensor.detach(), non_blocking=True)
-        if any(tensor.device.type == "cuda" for tensor in tensors.values()):
-            torch.cuda.synchronize()
-        return {name: self._buffers[name] for name in tensors}
+                self._buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+
+    def take(self, tensors: dict[str, Tensor]) -> Copies:
+        """Copies of the tensors as they are now, contiguous. The ones before must not be needed any more."""
+        self.reserve(tensors)
+        if self._stream is None:
+            self._copy(tensors)
+            return Copies({name: self._buffers[name] for name in tensors})
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            self._copy(tensors)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record(self._stream)
+        return Copies({name: self._buffers[name] for name in tensors}, self._copied.synchronize)
+
+    def hold_update(self) -> None:
+        """Have what the device does from now on wait for the copies that are under way; the host does not."""
+        if self._stream is not None and self._copied is not None:
+            torch.cuda.current_stream(self._stream.device).wait_event(self._copied)
+            self._copied = None
+
+    def _copy(self, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self._buffers[name].copy_(tensor.detach(), non_blocking=True)
 
 
 class Saver:

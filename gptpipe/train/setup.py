@@ -18,9 +18,13 @@ from gptpipe.model.gpt import GPT
 from gptpipe.model.precision import Precision
 from gptpipe.tokenizer import Tokenizer
 from gptpipe.train import checkpointing, runtime
+from gptpipe.train.compiler import compile_blocks, uncompiled
 from gptpipe.train.distributed import Ranks
+from gptpipe.train.micro_batch import MicroBatch, run_trial
 from gptpipe.train.optimizer import Optimizer, make_optimizers
+from gptpipe.train.phases import Phases
 from gptpipe.train.prefetch import DeviceBatches
+from gptpipe.train.saver import HostCopies
 from gptpipe.train.state import TrainState
 from gptpipe.train.step import Stepper
 from gptpipe.weights.checkpoint import open_checkpoint
@@ -33,6 +37,7 @@ class Parts:
     Attributes:
         training, validation: the tokens of the two splits; the second is None where nothing was held out.
         loader: this rank's samples in their order. batches: the same on the device, read ahead.
+        copies: where rank 0 copies what a checkpoint holds.
         memory_before: megabytes of the process before there was a model; 0 on a GPU, which it is not in.
     """
 
@@ -48,10 +53,11 @@ class Parts:
     model: GPT
     optimizers: list[Optimizer]
     stepper: Stepper
+    copies: HostCopies
     memory_before: float
 
 
-def set_up(job: Job, ranks: Ranks) -> Parts:
+def set_up(job: Job, ranks: Ranks, phases: Phases) -> Parts:
     """Make them all, on this rank's device.
 
     Raises:
@@ -80,6 +86,7 @@ def set_up(job: Job, ranks: Ranks) -> Parts:
     )
     loader.seek(state.samples_seen)
     batches = DeviceBatches(loader, ranks.device)
+    phases.mark("data")
     memory_before = memory_megabytes() if ranks.device.type == "cpu" else 0.0
     model = checkpointing.initial_model(job, resumed).to(ranks.device)
     model.recompute = config.activation_checkpointing
@@ -87,7 +94,12 @@ def set_up(job: Job, ranks: Ranks) -> Parts:
     if resumed is not None:
         checkpointing.restore_optimizers(resumed, model, optimizers)
     model.train()
-    wrapped = _wrapped(model, job, ranks, precision, state)
+    phases.mark("model")
+    wrapped = _wrapped(model, job, ranks, precision, state, phases)
+    copies = HostCopies(ranks.device)
+    if ranks.is_first and ranks.device.type == "cuda":
+        checkpointing.reserve(model, optimizers, copies)
+        phases.mark("pinned memory")
     return Parts(
         job,
         ranks,
@@ -100,20 +112,22 @@ def set_up(job: Job, ranks: Ranks) -> Parts:
         batches,
         model,
         optimizers,
-        Stepper(wrapped, model, optimizers, config, ranks, precision, state),
+        Stepper(wrapped, model, optimizers, config, ranks, precision, state, before_update=copies.hold_update),
+        copies,
         memory_before,
     )
 
 
-def _wrapped(model: GPT, job: Job, ranks: Ranks, precision: Precision, state: TrainState) -> nn.Module:
+def _wrapped(model: GPT, job: Job, ranks: Ranks, precision: Precision, state: TrainState, phases: Phases) -> nn.Module:
     """The model with compiled blocks where that is asked for, as many windows at once as fit, and DDP around it."""
     config = job.train
-    trial = partial(runtime.run_trial, model, precision=precision, model=job.model, ranks=ranks)
-    windows = 1 if config.micro_batch == "auto" else config.micro_batch
-    runtime.compile_blocks(model, config, state, lambda: trial(windows=state.micro_batch or windows), ranks)
-    state.micro_batch = runtime.choose_micro_batch(
-        config, job.model, ranks, state, lambda windows: trial(windows=windows)
-    )
+    trial = partial(run_trial, model, precision, model=job.model, ranks=ranks)
+    compile_blocks(model, config, ranks, state)
+    chooser = MicroBatch(config, job.model, ranks, state, lambda windows: trial(windows=windows))
+    size = chooser.choose()
+    phases.mark("memory")
+    state.micro_batch = chooser.confirm(model, size)
+    phases.mark("compiling" if state.compiled else "memory")
     example = torch.zeros((1, min(8, job.model.context_length)), dtype=torch.int64, device=ranks.device)
-    with precision.autocast():
+    with precision.autocast(), uncompiled(state):
         return ranks.wrap(model, (example, example))

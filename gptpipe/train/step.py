@@ -8,6 +8,7 @@ state is carried from one start to the next.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,6 +53,9 @@ class Stepper:
 
     A gradient that is not finite is so on every rank once it is summed, so all skip the step without asking each
     other. Where the kernel can, the decision stays on the device: nothing waits for it, and `settle` counts later.
+
+    Args:
+        before_update: called in each step before weights and moments are written to.
     """
 
     def __init__(
@@ -63,7 +67,9 @@ class Stepper:
         ranks: Ranks,
         precision: Precision,
         state: TrainState,
+        before_update: Callable[[], None] = lambda: None,
     ) -> None:
+        self._before_update = before_update
         self._wrapped, self.model, self._optimizers = wrapped, model, optimizers
         self._config, self._ranks, self._precision, self.state = config, ranks, precision, state
         self._guard: SpikeGuard | None = None
@@ -86,6 +92,7 @@ class Stepper:
         # where the norm is known here anyway, gradients that need no scaling are not gone through again
         if config.grad_clip and (self.decides_on_device or not norm.item() <= config.grad_clip):
             torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, norm)
+        self._before_update()
         verdict: Literal["ordinary", "spike"] = "ordinary"
         score = 0.0
         if self.decides_on_device:

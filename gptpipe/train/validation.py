@@ -8,6 +8,7 @@ import torch
 
 from gptpipe.dataset.loader import evaluation_batches
 from gptpipe.dataset.stream import TokenStream
+from gptpipe.train.compiler import uncompiled
 from gptpipe.train.setup import Parts
 
 _MOST_WINDOWS = 16  # at once
@@ -49,7 +50,8 @@ def _score(parts: Parts, stream: TokenStream) -> tuple[float, float]:
     model.eval()
     nats = torch.zeros((), dtype=torch.float64, device=ranks.device)
     tokens = size = 0
-    with torch.no_grad(), parts.precision.autocast():
+    # a batch of another size than training's is not worth compiling for
+    with torch.no_grad(), parts.precision.autocast(), uncompiled(parts.state):
         for inputs, targets in batches:
             nats += model(inputs.to(ranks.device), targets.to(ranks.device))
             tokens += targets.numel()

@@ -24,14 +24,13 @@ from gptpipe.errors import UserError
 from gptpipe.launch.job import Job, Outcome
 from gptpipe.launch.signals import StopRequest
 from gptpipe.tokenizer import get_tokenizer
-from gptpipe.train import energy, loop
+from gptpipe.train import energy, loop, runtime
 from gptpipe.train.budget import MemoryBudget
 from gptpipe.train.distributed import Ranks
 from gptpipe.train.reporter import Reporter
-from gptpipe.train.runtime import check_memory, choose_micro_batch
+from gptpipe.train.runtime import check_memory
 from gptpipe.train.saver import Saver
 from gptpipe.train.spikes import SpikeGuard
-from gptpipe.train.state import TrainState
 from gptpipe.train.step import Stepper
 from gptpipe.weights.checkpoint import newest_checkpoint
 from tests.fixtures.trainings import MODEL, TRAIN, text_of
@@ -245,35 +244,17 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_made(monkeypatch: pytes
 
 def test_a_gpu_that_is_full_is_a_line_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def full(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.81 GiB of which 1.0 GiB"
+        )
 
     monkeypatch.setattr(loop, "set_up", full)
     given = {"id": "0", "model": ModelConfig(), "train": TrainConfig(), "training": "", "dataset": ""}
     job = Job(**given, folder=tmp_path, cache=tmp_path, cache_bytes=0, launcher=1)
-    with pytest.raises(UserError, match=r"memory is full: CUDA out of memory.* — choose a smaller preset"):
+    said = r"memory is full \(3 of 8 GB are free\): CUDA out of memory. Tried to allocate 2.00 GiB — choose a smaller"
+    monkeypatch.setattr(runtime, "memory_said", lambda device: "3 of 8 GB are free")
+    with pytest.raises(UserError, match=said):
         loop.train(job, StopRequest(0))
-
-
-def test_as_many_windows_at_once_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, ranks = ModelConfig(), Ranks(0, 0, 2, 2, torch.device("cpu"))
-    config = TrainConfig(batch_size=64)
-    monkeypatch.setattr(Ranks, "min", lambda _, value: value)
-
-    def chosen(available: float, **state: Any) -> int:
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": available})())
-        return choose_micro_batch(config, model, ranks, TrainState(**state), lambda windows: None)
-
-    assert chosen(1e15) == 32
-    assert chosen(1) == 1
-    some = chosen(40e9)
-    assert 1 < some < 32
-    budget = [MemoryBudget.of(model, config, size, "float32", "cpu", 2).total for size in (some, 2 * some)]
-    assert budget[0] < 0.7 * 20e9 < budget[1]
-    assert chosen(1, micro_batch=7) == 7  # as before the stop
-    config = TrainConfig(batch_size=64, micro_batch=5)
-    assert chosen(1e15) == 5
-    config = TrainConfig(batch_size=6, micro_batch=50)
-    assert chosen(1e15) == 3
 
 
 def test_the_logged_loss_is_the_mean_since_the_last_one_and_a_stop_between_changes_no_digit(

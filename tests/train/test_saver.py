@@ -15,18 +15,37 @@ from gptpipe.errors import UserError
 from gptpipe.train.saver import HostCopies, Saver
 from gptpipe.weights.checkpoint import open_checkpoint
 from gptpipe.weights.commit import write_checkpoint
+from tests.fixtures.gpu import Streams
 
 
 def test_copies_stay_as_they_were_and_reuse_their_memory() -> None:
-    copies = HostCopies()
+    copies = HostCopies(torch.device("cpu"))
     weight, turned = torch.randn(4, 6), torch.randn(3, 5)
-    first = copies.take({"a": weight, "b": turned.t()})
+    first = copies.take({"a": weight, "b": turned.t()}).tensors
     kept = weight.clone()
     weight.add_(1)
     assert torch.equal(first["a"], kept)
     assert torch.equal(first["b"], turned.t())
     assert first["b"].is_contiguous()
-    assert copies.take({"a": weight})["a"].data_ptr() == first["a"].data_ptr()
+    assert copies.take({"a": weight}).tensors["a"].data_ptr() == first["a"].data_ptr()
+
+
+def test_from_a_gpu_only_what_writes_to_the_weights_waits_for_their_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = Streams(monkeypatch)
+    copies = HostCopies(torch.device("cuda"))
+    weight = torch.randn(4, 6)
+    copies.hold_update()  # of a step before the first save: there is nothing to wait for
+    copies.reserve({"a": weight})
+    place = copies.take({"a": weight})
+    copied = [("aside", "waits for here"), ("aside", "copy"), ("aside", "event")]
+    assert streams.done == copied  # neither the host nor the stream of the next step's passes
+    copies.hold_update()
+    copies.hold_update()  # of the step after: that is over
+    place.ready()
+    waits = "waits for the event of aside"
+    assert streams.done == [*copied, ("here", waits), ("host", waits)]
+    assert torch.equal(place.tensors["a"], weight)
+    assert copies.take({"a": weight}).tensors["a"].data_ptr() == place.tensors["a"].data_ptr()
 
 
 def test_the_caller_goes_on_and_waits_for_the_one_before() -> None:

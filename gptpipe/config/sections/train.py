@@ -97,6 +97,9 @@ class TrainConfig(Section):
     compile: Literal["auto"] | bool = operational(
         "auto", "Compile the blocks with torch.compile; auto is on CUDA, where the minute it takes is soon earned"
     )
+    compile_timeout: float = operational(
+        600.0, "Time that compiling may take; after it training goes on without", "seconds", gt=0
+    )
     threads: int = operational(0, "CPU threads per rank; 0 shares the cores out", "threads", ge=0)
     max_hours: float = operational(0.0, "Stop resumable after this long; 0 is never", "hours", ge=0)
     save_timeout: float = operational(60.0, "Time a preempted run has to save", "seconds", gt=0)
