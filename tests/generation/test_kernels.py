@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from tests.fixtures.triton import CAPABILITIES, compiled, needs_triton, run_interpreted
+from tests.fixtures.triton import CAPABILITIES, compiled, needs_triton, run_by_python, run_on_a_gpu
 
 LINEAR = {"x": "*fp32", "scale": "*fp32", "shift": "*fp32", "weight": "*bf16", "bias": "*bf16", "out": "*bf16"}
 LINEAR |= {"rows": "i32", "inputs": "i32", "outputs": "i32", "epsilon": "fp32"}
@@ -13,8 +15,9 @@ ATTENDED |= {"heads": "i32", "size": "i32", "capacity": "i32", "share": "fp32"}
 
 
 @needs_triton
-def test_a_decoding_step_run_by_python() -> None:
-    run_interpreted("tests/generation/interpreted_decoding.py")
+@pytest.mark.parametrize("run", [run_by_python, run_on_a_gpu])
+def test_a_decoding_step(run: Callable[[str], None]) -> None:
+    run("tests/generation/kernels_of_decoding.py")
 
 
 @needs_triton

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 import torch
 
 from gptpipe.model.fused import loss_kernels, might_run, tried
-from tests.fixtures.triton import CAPABILITIES, compiled, needs_triton, run_interpreted
+from tests.fixtures.triton import CAPABILITIES, compiled, needs_triton, run_by_python, run_on_a_gpu
 
 
 @needs_triton
-def test_the_loss_run_by_python() -> None:
-    run_interpreted("tests/model/interpreted_loss.py")
+@pytest.mark.parametrize("run", [run_by_python, run_on_a_gpu])
+def test_the_loss(run: Callable[[str], None]) -> None:
+    run("tests/model/kernels_of_the_loss.py")
 
 
 @needs_triton

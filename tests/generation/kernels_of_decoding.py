@@ -1,7 +1,8 @@
-"""The fused decoding step, its kernels run by Python: `test_kernels.py` starts this where that is asked for."""
+"""The fused decoding step: on a GPU, or its kernels run by Python. `test_kernels.py` starts this."""
 
 from __future__ import annotations
 
+import copy
 import os
 
 import pytest
@@ -17,14 +18,16 @@ from gptpipe.generation.fused import decoding_kernels
 from gptpipe.generation.generate import generate_ids
 from gptpipe.generation.gpu import GraphedDecoder
 
-assert os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 # Python's runner multiplies bfloat16 numbers by their bits, so that several rows of them are not tried
 KINDS = [(torch.float32, 1), (torch.float32, 3), (torch.bfloat16, 1), (torch.float16, 18)]
-CLOSE = {torch.float32: 2e-6, torch.bfloat16: 0.04, torch.float16: 0.004}
+if DEVICE == "cuda":
+    KINDS += [(torch.bfloat16, 3), (torch.bfloat16, 18)]
+CLOSE = {torch.float32: 2e-6 if DEVICE == "cpu" else 2e-5, torch.bfloat16: 0.04, torch.float16: 0.004}
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
 @pytest.mark.parametrize(("dtype", "rows"), KINDS)
@@ -53,7 +56,7 @@ def test_each_row_attends_to_what_it_has(dtype: torch.dtype, rows: int) -> None:
     heads, size, capacity = 2, 20, 150
     qkv = drawn(rows, 3, heads, size, dtype=dtype)
     keys, values = (drawn(rows + 1, heads, capacity, size, dtype=dtype, seed=seed) for seed in (1, 2))
-    positions = torch.arange(rows) * 8 % capacity
+    positions = torch.arange(rows, device=DEVICE) * 8 % capacity
     positions[-1] = capacity - 1
     expected_keys, expected_values = keys.clone(), values.clone()
     made = kernels.attended(qkv, keys, values, positions)
@@ -72,10 +75,11 @@ def test_whole_texts_are_those_of_the_cpu(tied: bool) -> None:
     torch.manual_seed(4)
     shape = ModelConfig(vocab_size=40, n_layer=1, n_head=2, n_embd=16, context_length=24, tie_weights=tied)
     model = GPT(shape).eval()
-    assert decoding_kernels(torch.device("cpu"), torch.float32) is kernels
+    assert decoding_kernels(torch.device(DEVICE), torch.float32) is kernels
+    there = copy.deepcopy(model).to(DEVICE)
     for given in ({"temperature": 0}, {"temperature": 1, "top_p": 0.9, "repetition_penalty": 1.2}):
         config = SampleConfig.model_validate({"max_new_tokens": 6, **given})
         prompts = [[5], list(range(8)), list(range(21))]
         for some in (prompts[1:2], prompts):
             right = generate_ids(model, some, config, decoder=PackedDecoder(model, 6, consume=False))
-            assert generate_ids(model, some, config, decoder=GraphedDecoder(model, 6)) == right
+            assert generate_ids(there, some, config, decoder=GraphedDecoder(there, 6)) == right
