@@ -300,12 +300,15 @@ def check_devices(config: TrainConfig) -> None:
     if config.device == "cuda":
         import torch
 
+        from gptpipe.model.precision import pick_device
+
+        pick_device("cuda")
         have = torch.cuda.device_count()
         if have < config.nproc:
             raise UserError(
                 f"{counted(config.nproc, 'rank')} on CUDA, a GPU each; torch sees {have}",
-                where="train.nproc" if have else "train.device",
-                hint="use fewer ranks" if have else "set train.device=cpu or auto, or install torch's CUDA build",
+                where="train.nproc",
+                hint="use fewer ranks",
             )
 
 

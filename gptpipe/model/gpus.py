@@ -16,7 +16,7 @@ _MOST = 3  # processes that are named
 def why_no_gpu() -> tuple[str, str]:
     """Why torch sees no GPU, and what to do about it."""
     if torch.version.cuda is None and torch.version.hip is None:
-        return "this torch is the build for CPUs", "install torch's build for CUDA, or choose auto or cpu"
+        return "this torch is the build for CPUs", "install torch's build for CUDA"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -25,8 +25,8 @@ def why_no_gpu() -> tuple[str, str]:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         if "too old" in reason:
             return reason, f"update the driver to one for CUDA {torch.version.cuda}, or install an older torch"
-        return reason, "see what nvidia-smi says, or choose auto or cpu"
-    return "torch sees no GPU here", "look at CUDA_VISIBLE_DEVICES and nvidia-smi, or choose auto or cpu"
+        return reason, "see what nvidia-smi says"
+    return "torch sees no GPU here", "look at CUDA_VISIBLE_DEVICES and at nvidia-smi"
 
 
 def has_unused_gpu(devices: Path = Path("/dev")) -> bool:

@@ -61,7 +61,7 @@ def pick_device(device: str) -> str:
         return "cuda" if gpus.is_available() else "cpu"
     if device == "cuda" and not gpus.is_available():
         reason, hint = gpus.why_no_gpu()
-        raise UserError(reason, where="device cuda", hint=hint)
+        raise UserError(reason, where="device cuda", hint=f"{hint}, or choose auto or cpu")
     return device
 
 

@@ -58,12 +58,11 @@ def check(pool: str, store: str, *, wants_gpu: bool, make_pool: Callable[[], Non
     the_prefect_server().ask(f"work_pools/{pool}", absent=(f"no work pool {pool}", to_deploy))
     check_writable(normalize(store))
     if wants_gpu:
-        import torch
+        from gptpipe.model.gpus import is_available, why_no_gpu
 
-        if not torch.cuda.is_available():
-            raise UserError(
-                "torch sees no GPU", where=socket.gethostname(), hint="fix the driver, or start it with --cpu"
-            )
+        if not is_available():
+            reason, hint = why_no_gpu()
+            raise UserError(reason, where=socket.gethostname(), hint=f"{hint}; or start it with --cpu")
 
 
 def work(command: list[str], settings: Settings) -> int:

@@ -120,7 +120,7 @@ BAD = {
     "nowhere": (["import", "{weights}", "--out", ""], "an empty name"),
     "a GPU that is not there": (
         ["evaluate", "--weights", "{weights}", "--text", "{tmp}/two/a.txt", "--set", "evaluate.device=cuda"],
-        "torch sees no GPU here",
+        "this torch is the build for CPUs",
     ),
     "weights to start from": (["run", "--corpus", "{tmp}/two", "--init", "{tmp}/two"], "no weights there"),
     "an export that cannot be": (["run", "--corpus", "{tmp}/two", "--export", "{tmp}/two"], "holds something else"),
