@@ -109,6 +109,7 @@ class Outcome(BaseModel):
     status: Literal["finished", "preempted", "failed", "user_error"]
     reason: str = ""
     error: dict[str, str] | None = None  # of a user error: message, where, hint
+    damaged: bool = False  # that error is a file of ours that is not as it was written
     traceback: str = ""
     killed: bool = False  # by a signal that nobody here sent: the same again may well go well
     step: int = 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gptpipe import storage
-from gptpipe.errors import UserError
+from gptpipe.errors import Damaged, UserError
 from gptpipe.launch.job import OUTCOME, RANK_LINE, Outcome
 from gptpipe.launch.signals import end_with
 from gptpipe.model.memory import keep_freed_memory
@@ -40,7 +40,8 @@ def run_rank(folder: Path, launcher: int, work: Callable[[], Callable[[], Outcom
         gc.enable()
         outcome = do()
     except UserError as error:
-        outcome = Outcome(status="user_error", reason=str(error), error=error.as_dict())
+        damaged = isinstance(error, Damaged)
+        outcome = Outcome(status="user_error", reason=str(error), error=error.as_dict(), damaged=damaged)
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         outcome = Outcome(status="failed", reason=f"rank {rank}: {reason}", traceback=traceback.format_exc())

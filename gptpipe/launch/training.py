@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -145,7 +145,11 @@ def train(
         if not resume:
             for name in storage.list_folders(training):
                 storage.remove_tree(storage.join(training, name))
-        outcome = _run(partial(_from_newest, job), config, hosts, watchers, variables)
+        passed_over: list[str] = []
+        while True:
+            outcome = _run(partial(_from_newest, job, passed_over), config, hosts, watchers, variables)
+            if not _pass_over_damaged(job, outcome, passed_over):
+                break
         outcome.write(storage.join(training, OUTCOME))
     _raise_unless_finished(outcome, config)
     return _result(identity, training, dataset, outcome, already_done=False)
@@ -167,10 +171,25 @@ def _check_hosts(config: TrainConfig, hosts: Hosts | None) -> None:
         )
 
 
-def _from_newest(job: Job) -> Job:
+def _from_newest(job: Job, passed_over: Collection[str]) -> Job:
     """What to train from now on: the job, from the newest checkpoint there is."""
-    newest = newest_checkpoint(job.training)
+    newest = newest_checkpoint(job.training, passed_over)
     return job.model_copy(update={"resume": newest.url if newest else ""})
+
+
+def _pass_over_damaged(job: Job, outcome: Outcome, passed_over: list[str]) -> bool:
+    """Add the checkpoint that an attempt could not go on from, if it is damaged and there is an earlier one."""
+    newest = newest_checkpoint(job.training, passed_over)
+    where = (outcome.error or {}).get("where", "")
+    if not (outcome.damaged and newest and where.startswith(f"{newest.url}/")):
+        return False
+    earlier = newest_checkpoint(job.training, [*passed_over, newest.url])
+    if earlier is None:
+        return False
+    passed_over.append(newest.url)
+    said = (outcome.error or {}).get("message", "")
+    log.warning("%s: %s; the checkpoint is passed over, training goes on from step %d", where, said, earlier.step)
+    return True
 
 
 def _run(

@@ -77,9 +77,12 @@ def tried(what: str, attempt: Callable[[], tuple[ModuleType, bool]]) -> ModuleTy
 @cache
 def _adds_wide(device: torch.device) -> bool:
     try:
-        left, right = (torch.full(shape, 2.0, dtype=torch.bfloat16, device=device) for shape in ((16, 32), (32, 16)))
-        total = torch.ones((16, 16), device=device)
-        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
-        return bool((total == 129).all())
+        # as the loss does it: a slice that stands on its side, and a first product whose total holds nothing yet
+        slopes = torch.full((32, 24), 2.0, dtype=torch.bfloat16, device=device)
+        rows = torch.full((32, 16), 2.0, dtype=torch.bfloat16, device=device)
+        total = torch.full((20, 16), torch.nan, device=device)
+        for beta in (0, 1):
+            torch.addmm(total, slopes[:, :20].t(), rows, beta=beta, out_dtype=torch.float32, out=total)
+        return bool((total == 256).all())
     except (RuntimeError, TypeError):  # a torch or a GPU that has no such product
         return False

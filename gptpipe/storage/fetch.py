@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from gptpipe import storage
 from gptpipe.config import digest
-from gptpipe.errors import UserError
+from gptpipe.errors import Damaged, UserError
 
 log = logging.getLogger("gptpipe.progress")
 _BLOCK = 8 << 20
@@ -32,7 +32,7 @@ def local_copy(url: str, sha256: str = "", hint: str = "fetch or write it again"
         hint: what to do about one that is damaged.
 
     Raises:
-        UserError: it is not there, cannot be fetched, or is damaged.
+        UserError: it is not there or cannot be fetched. Damaged: it is not what it must be.
     """
     if storage.is_local(url):
         path = storage.local_path(url)
@@ -109,5 +109,5 @@ def _sha256_of(path: Path, url: str) -> str:
         raise UserError("no such file", where=url, hint="give the path of one that is there") from None
 
 
-def _damaged(url: str, hint: str) -> UserError:
-    return UserError("damaged: its size or SHA-256 is not what it should be", where=url, hint=hint)
+def _damaged(url: str, hint: str) -> Damaged:
+    return Damaged("damaged: its size or SHA-256 is not what it should be", where=url, hint=hint)

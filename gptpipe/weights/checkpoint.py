@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +55,7 @@ class Checkpoint:
         """A small file of the checkpoint, held against the manifest.
 
         Raises:
-            UserError: it is missing, or a byte of it is not what was written.
+            Damaged: it is missing, or a byte of it is not what was written.
         """
         if name not in self._contents:
             self._contents[name] = self._read(name)
@@ -66,9 +66,9 @@ class Checkpoint:
         try:
             content = storage.read_bytes(url, small=True)
         except FileNotFoundError:
-            raise UserError("missing from the checkpoint", where=url, hint=_HINT) from None
+            raise Damaged("missing from the checkpoint", where=url, hint=_HINT) from None
         if hashlib.sha256(content).hexdigest() != promised["sha256"]:
-            raise UserError("damaged: its size or SHA-256 is not what it should be", where=url, hint=_HINT)
+            raise Damaged("damaged: its size or SHA-256 is not what it should be", where=url, hint=_HINT)
         return content
 
     def _promised(self, name: str) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Checkpoint:
             with local_copy(url, promised["sha256"], _HINT) as path:
                 yield path
         except FileNotFoundError:
-            raise UserError("missing from the checkpoint", where=url, hint=_HINT) from None
+            raise Damaged("missing from the checkpoint", where=url, hint=_HINT) from None
 
     def json(self, name: str) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(self.read(name))
@@ -150,10 +150,15 @@ def list_checkpoints(training: str) -> list[Checkpoint]:
     return sorted((checkpoint for checkpoint in checkpoints if checkpoint), key=lambda checkpoint: checkpoint.step)
 
 
-def newest_checkpoint(training: str) -> Checkpoint | None:
-    """The newest complete checkpoint of a training folder, or None. Reads one manifest, not all."""
+def newest_checkpoint(training: str, passed_over: Collection[str] = ()) -> Checkpoint | None:
+    """The newest complete checkpoint of a training folder, or None. Reads one manifest, not all.
+
+    Args:
+        passed_over: URLs of those that are not asked for.
+    """
     names = [name for name in storage.list_folders(training) if STEP.match(name)]
     for name in sorted(names, key=lambda name: int(name.removeprefix("step-")), reverse=True):
-        if checkpoint := intact_checkpoint(storage.join(training, name)):
+        url = storage.join(training, name)
+        if url not in passed_over and (checkpoint := intact_checkpoint(url)):
             return checkpoint
     return None

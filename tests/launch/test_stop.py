@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from gptpipe.launch.torchrun import last_words
-from gptpipe.weights.checkpoint import newest_checkpoint
+from gptpipe.weights.checkpoint import list_checkpoints, newest_checkpoint
 from tests.fixtures.trainings import NewTraining, Training, kill
 
 LONG = {"steps": 100_000, "checkpoint_every": 100_000, "validate_every": 0}
@@ -244,18 +244,34 @@ def test_what_cannot_be_trained_is_said_before_a_rank_starts(
     assert not list(training.folder.glob("home/jobs/*/rank-*.pid"))
 
 
-@pytest.mark.slow
-def test_a_damaged_checkpoint_is_named(new_training: NewTraining) -> None:
-    training = new_training("damaged", train={"steps": 12})
-    training.start()
-    training.wait_for_step(7)
-    kill(training.family())
-    newest = newest_checkpoint(folder_of(training))
-    assert newest is not None
-    file = Path(newest.url) / "optimizer.safetensors"
+def damage(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 0x10
     file.write_bytes(content)
-    out, _ = training.start().communicate(timeout=60)
-    assert training.started[-1].returncode == 2
-    assert "optimizer.safetensors: damaged" in out
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_passed_over_for_an_earlier_one_and_named_where_there_is_none(
+    new_training: NewTraining,
+) -> None:
+    undisturbed = new_training("undisturbed", train={"steps": 12})
+    undisturbed.finish()
+    for name, every in (("optimizer.safetensors", False), ("state.json", False), ("model.safetensors", True)):
+        training = new_training(f"damaged-{name}", train={"steps": 12})
+        training.start()
+        training.wait_for_step(8)
+        kill(training.family())
+        newest, *earlier = reversed(list_checkpoints(folder_of(training)))
+        assert earlier
+        for checkpoint in [newest, *(earlier if every else [])]:
+            damage(Path(checkpoint.url) / name)
+        process = training.start()
+        out, said = process.communicate(timeout=100)
+        goes_on = f"the checkpoint is passed over, training goes on from step {earlier[0].step}"
+        assert said.count(f"{newest.url}/{name}: damaged: its size or SHA-256 is not what it should be; {goes_on}") == 1
+        if every:
+            assert process.returncode == 2
+            assert f"{earlier[-1].url}/{name}: damaged" in out
+        else:
+            assert process.returncode == 0, out + said
+            assert training.weights() == undisturbed.weights()
