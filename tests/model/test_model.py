@@ -38,7 +38,7 @@ def test_lecture_loss_and_perplexity_of_two_sentences() -> None:
 
 @pytest.mark.parametrize(
     ("split", "batches", "expected"),
-    [("train", 9, 10.98758), ("validation", 1, 10.98110)],
+    [pytest.param("train", 9, 10.98758, marks=pytest.mark.slow), ("validation", 1, 10.98110)],
 )
 @torch.no_grad()
 def test_lecture_untrained_losses_on_the_verdict(
