@@ -23,6 +23,7 @@ from gptpipe.generation.decoder import Continuation, Decoder, Linear, Row, norm_
 from gptpipe.generation.fused import decoding_kernels
 from gptpipe.generation.sampling import drawn, penalized, seen_mask, uniform
 from gptpipe.model.gpt import GPT
+from gptpipe.model.gpus import on_device
 
 _WARM_UP = 2  # steps before a capture, in which libraries set themselves up
 
@@ -67,6 +68,10 @@ class GraphedDecoder(Decoder):
         self._seen = torch.zeros(slots, 0, dtype=torch.bool, device=device)  # (slots, V) with a repetition penalty
 
     def continued(self, rows: Sequence[Row], config: SampleConfig, count: int, *, logprobs: bool) -> Continuation:
+        with on_device(self._device):
+            return self._continued(rows, config, count, logprobs)
+
+    def _continued(self, rows: Sequence[Row], config: SampleConfig, count: int, logprobs: bool) -> Continuation:
         known = [row for row in rows if self._goes_on(row)]
         self._keep([row.number for row in known])
         fresh = [row for row in rows if row.number not in self._slots]
@@ -136,7 +141,7 @@ class GraphedDecoder(Decoder):
                 step()
         here.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=aside):
             step()
         return graph
 

@@ -1,9 +1,9 @@
-"""What a person needs to know of the GPUs: why there is none, how much of one is free, and who holds the rest."""
+"""The GPUs of this machine: why there is none, how much of one is free and who holds the rest, and which is current."""
 
 from __future__ import annotations
 
 import warnings
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +65,8 @@ def _others(device: torch.device) -> list[tuple[int, str, int]]:
                 with suppress(psutil.Error):
                     found.append((each.pid, psutil.Process(each.pid).name(), each.usedGpuMemory or 0))
     return sorted(found, key=lambda each: -each[2])
+
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """While kernels are started for tensors there: Triton starts them on the current GPU, whatever they are given."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

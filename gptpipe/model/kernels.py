@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gptpipe.model.gpus import on_device
+
 # Columns that a program holds at once, and its warps of 32 threads; tests/benchmarks/gpu.py tries others.
 COLUMNS, WARPS = 4096, 8
 _LOWEST = tl.constexpr(-3.0e38)  # below every logit, and unlike minus infinity a number that can be taken off itself
@@ -119,16 +121,18 @@ def _launch(
 ) -> None:
     if not len(logits):
         return
-    _softmax_cross_entropy[(len(logits),)](
-        logits,
-        targets,
-        *results,
-        logits.stride(0),
-        vocabulary,
-        logits.shape[1],
-        ignored,
-        GRADIENT=gradient,
-        SCORES=with_scores,
-        BLOCK=min(columns, triton.next_power_of_2(logits.shape[1])),
-        num_warps=warps,
-    )
+    assert logits.stride(1) == 1
+    with on_device(logits.device):
+        _softmax_cross_entropy[(len(logits),)](
+            logits,
+            targets.contiguous(),
+            *results,
+            logits.stride(0),
+            vocabulary,
+            logits.shape[1],
+            ignored,
+            GRADIENT=gradient,
+            SCORES=with_scores,
+            BLOCK=min(columns, triton.next_power_of_2(logits.shape[1])),
+            num_warps=warps,
+        )

@@ -126,8 +126,9 @@ def _wrapped(model: GPT, job: Job, ranks: Ranks, precision: Precision, state: Tr
     chooser = MicroBatch(config, job.model, ranks, state, lambda windows: trial(windows=windows))
     size = chooser.choose()
     phases.mark("memory")
+    what = "compiling" if state.compiled else "memory"  # it may be done without, and has taken its time all the same
     state.micro_batch = chooser.confirm(model, size)
-    phases.mark("compiling" if state.compiled else "memory")
+    phases.mark(what)
     example = torch.zeros((1, min(8, job.model.context_length)), dtype=torch.int64, device=ranks.device)
     with precision.autocast(), uncompiled(state):
         return ranks.wrap(model, (example, example))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +22,7 @@ from gptpipe.dataset.loader import TrainBatch
 from gptpipe.model.gpt import GPT
 from gptpipe.model.precision import Precision
 from gptpipe.train.adamw import AdamW
+from gptpipe.train.compiler import uncompiled
 from gptpipe.train.distributed import Ranks, without_sync
 from gptpipe.train.optimizer import Optimizer
 from gptpipe.train.schedule import learning_rate
@@ -132,9 +134,12 @@ class Stepper:
             part = slice(start, start + state.micro_batch)
             if self.model.config.dropout:
                 torch.manual_seed(dropout_seed(self._config.seed, state.step, micro, self._ranks.rank))
+            windows = batch.inputs[part]
+            # what is left over is smaller: no shape that was tried, and not worth compiling for
+            is_rest = len(starts) > 1 and len(windows) < state.micro_batch
             with without_sync(self._wrapped, skip=start != starts[-1]):
-                with self._precision.autocast():
-                    loss = self._wrapped(batch.inputs[part], batch.targets[part])
+                with self._precision.autocast(), uncompiled(state) if is_rest else nullcontext():
+                    loss = self._wrapped(windows, batch.targets[part])
                 (loss * scale).backward()
             total += loss.detach()
         return total

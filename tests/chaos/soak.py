@@ -89,7 +89,7 @@ class Watch:
         yield "temporary files", sum(1 for path in Path("/tmp").iterdir() if "gptpipe" in path.name)
         home = self.place.folder / ".gptpipe"
         yield "home's files", sum(1 for path in home.rglob("*") if "stack" not in path.parts[len(home.parts) :][:1])
-        for name in ("postgres", "s3"):
+        for name in ("postgres", "seaweedfs"):
             folder = home / "stack" / name
             yield f"{name} on disk, MB", _size(folder) / 1e6
 
@@ -131,10 +131,10 @@ def nights(place: Place, count: int) -> list[str]:
         for night in range(count):
             (place.folder / "corpus" / f"night-{night:03}.py").write_text(f"def night_{night}(x):\n    return x\n" * 20)
             _retrain(place, {}, 600)
-            if night % 10 == 9:
+            if night % 10 == 9 or night == count - 1:
                 done = place.call("clean", "--apply", "--older-than", "0.002", **place.stack_environment())
                 assert done.returncode == 0, done.stderr
-                sizes.append(_size(place.folder / ".gptpipe" / "stack" / "s3") / 1e6)
+                sizes.append(_size(place.folder / ".gptpipe" / "stack" / "seaweedfs") / 1e6)
                 print(f"after night {night + 1}: the store has {sizes[-1]:,.0f} MB", flush=True)
     third = max(1, len(sizes) // 3)
     grew = watch.report(lambda name: not name.endswith("on disk, MB"))

@@ -196,7 +196,20 @@ def test_errors_as_json() -> None:
     }
 
 
-def test_tokenize_train_evaluate_generate_import(tmp_path: Path) -> None:
+def test_tokenize_train_evaluate_generate_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def here(*arguments: str, stdin: str = "") -> str:
+        """What a command prints in this process: each of its own would load torch again."""
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["gptpipe", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert ended.value.code == 0, said.err
+        return said.out
+
     (tmp_path / "text").mkdir()
     for i in range(30):
         (tmp_path / "text" / f"{i}.md").write_text(f"Chapter {i}. " + "It was a dark and stormy night. " * 20)
@@ -204,8 +217,8 @@ def test_tokenize_train_evaluate_generate_import(tmp_path: Path) -> None:
         gptpipe("tokenize", "--corpus", str(tmp_path / "text"), "--out", str(tmp_path / "data"), "--json").stdout
     )
     assert {"dataset", "id", "documents", "tokens", "shards", "megabytes_per_second"} <= made.keys()
-    done = gptpipe("tokenize", "--corpus", str(tmp_path / "text"), "--out", str(tmp_path / "data"))
-    assert done.stdout == f"already done: {made['dataset']}\n"
+    done = here("tokenize", "--corpus", str(tmp_path / "text"), "--out", str(tmp_path / "data"))
+    assert done == f"already done: {made['dataset']}\n"
     shape = [f"--set=model.{k}" for k in ("n_layer=1", "n_head=1", "n_embd=8", "context_length=16")]
     training = gptpipe(
         "train",
@@ -221,16 +234,12 @@ def test_tokenize_train_evaluate_generate_import(tmp_path: Path) -> None:
     )
     trained = json.loads(training.stdout)
     assert {"steps", "tokens", "checkpoint", "train_loss", "validation_loss", "tokens_per_second"} <= trained.keys()
-    scored = json.loads(
-        gptpipe("evaluate", "--weights", trained["training"], "--data", made["dataset"], "--json").stdout
-    )
+    scored = json.loads(here("evaluate", "--weights", trained["training"], "--data", made["dataset"], "--json"))
     assert {"cross_entropy", "perplexity", "bits_per_byte", "tokens", "bytes"} <= scored.keys()
-    piped = json.loads(
-        gptpipe("evaluate", "--weights", trained["checkpoint"], "--text", "-", "--json", stdin="two words").stdout
-    )
+    piped = json.loads(here("evaluate", "--weights", trained["checkpoint"], "--text", "-", "--json", stdin="two words"))
     assert piped["tokens"] == 1
     said = json.loads(
-        gptpipe(
+        here(
             "generate",
             "--weights",
             trained["checkpoint"],
@@ -243,7 +252,7 @@ def test_tokenize_train_evaluate_generate_import(tmp_path: Path) -> None:
             "--temperature",
             "0",
             "--json",
-        ).stdout
+        )
     )
     assert [sample["prompt"] for sample in said["samples"]] == ["It was", "Chapter"]
     assert all(sample["text"].startswith(sample["prompt"]) for sample in said["samples"])
@@ -252,16 +261,16 @@ def test_tokenize_train_evaluate_generate_import(tmp_path: Path) -> None:
     )
     given = ["--prompts", str(tmp_path / "prompts.jsonl"), "--out", str(tmp_path / "samples.jsonl"), "--logprobs"]
     greedy = ["--max-new-tokens", "4", "--temperature", "0"]
-    gptpipe("generate", "--weights", trained["checkpoint"], *given, *greedy)
+    here("generate", "--weights", trained["checkpoint"], *given, *greedy)
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [line["text"] for line in lines] == [sample["text"] for sample in said["samples"]]
     assert [line.get("id") for line in lines] == [7, None]
     assert all(line["prompt"] + line["continuation"] == line["text"] for line in lines)
     assert all(len(line["logprobs"]) == len(line["tokens"]) for line in lines)
-    folder = gptpipe("export", trained["checkpoint"], "--out", str(tmp_path / "hf")).stdout.strip()
-    again = gptpipe("generate", "--weights", folder, "--prompt", "It was", *greedy)
-    assert again.stdout == said["samples"][0]["text"] + "\n"
-    brought = json.loads(gptpipe("import", trained["checkpoint"], "--out", str(tmp_path / "imported"), "--json").stdout)
+    folder = here("export", trained["checkpoint"], "--out", str(tmp_path / "hf")).strip()
+    again = here("generate", "--weights", folder, "--prompt", "It was", *greedy)
+    assert again == said["samples"][0]["text"] + "\n"
+    brought = json.loads(here("import", trained["checkpoint"], "--out", str(tmp_path / "imported"), "--json"))
     assert (Path(brought["checkpoint"]) / "model.safetensors").exists()
 
 

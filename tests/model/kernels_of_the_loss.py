@@ -93,3 +93,10 @@ def test_scores_are_those_of_torch(dtype: torch.dtype) -> None:
     torch.testing.assert_close(top.double(), wide.softmax(1).amax(1), rtol=1e-5, atol=1e-6)
     assert torch.equal(right, logits.argmax(dim=1) == targets)
     assert right[5:8].tolist() == [True, False, False]
+
+
+def test_targets_that_do_not_lie_side_by_side() -> None:
+    hidden, weight, targets = problem()
+    apart = torch.stack([targets.flip(0), targets], dim=1)[:, 1]
+    assert apart.stride() == (2,)
+    assert torch.equal(linear_cross_entropy(hidden, weight, apart), linear_cross_entropy(hidden, weight, targets))

@@ -13,16 +13,21 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from gptpipe.config import ModelConfig, TrainConfig
+from gptpipe.dataset.loader import TrainBatch
 from gptpipe.model.gpt import GPT
+from gptpipe.model.precision import Precision
 from gptpipe.train import compiler
 from gptpipe.train.compiler import CompilerTooSlow, compile_blocks, within
 from gptpipe.train.distributed import Ranks
-from gptpipe.train.micro_batch import MicroBatch
+from gptpipe.train.micro_batch import MicroBatch, run_trial
+from gptpipe.train.optimizer import make_optimizers
 from gptpipe.train.state import TrainState
+from gptpipe.train.step import Stepper
 
 ALONE = Ranks(0, 0, 1, 1, torch.device("cpu"))
 SHAPE = ModelConfig(vocab_size=61, context_length=12, n_layer=2, n_head=2, n_embd=16)
@@ -62,6 +67,37 @@ def test_a_compiler_that_fails_or_does_not_end_is_told_once_and_done_without(
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     model(tokens, tokens).backward()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+
+
+def test_a_trial_that_fails_half_way_leaves_no_gradient() -> None:
+    model = GPT(SHAPE)
+
+    def fail(gradient: torch.Tensor) -> None:
+        raise RuntimeError("no compiler for the backward pass")
+
+    model.h[0].mlp.c_fc.weight.register_hook(fail)
+    with pytest.raises(RuntimeError, match="backward pass"):
+        run_trial(model, Precision("float32", "cpu"), 2, SHAPE, ALONE)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_what_is_left_of_a_batch_is_not_compiled_for() -> None:
+    config, model = TrainConfig(compile=True, batch_size=5, steps=4, warmup_steps=1), GPT(SHAPE)
+    state = TrainState(precision="float32", micro_batch=2)
+    compile_blocks(model, config, ALONE, state)
+    stepper = Stepper(model, model, make_optimizers(model, config), config, ALONE, Precision("float32", "cpu"), state)
+    tokens = torch.arange(60).view(5, 12) % 61
+    frames = []
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    run_trial(model, Precision("float32", "cpu"), 2, SHAPE, ALONE)
+    for _ in range(2):
+        frames.append(torch._dynamo.utils.counters["stats"]["unique_graphs"] - before)
+        stepper.take(TrainBatch(tokens, tokens, 60, np.array([60])))
+    frames.append(torch._dynamo.utils.counters["stats"]["unique_graphs"] - before)
+    assert frames[0] > 0
+    assert frames == [frames[0]] * 3  # whole micro-batches are what the trial was, and the rest is not compiled
 
 
 def test_work_that_ends_in_time_is_not_disturbed_afterwards_nor_is_another_timer() -> None:
