@@ -179,9 +179,11 @@ def _from_newest(job: Job, passed_over: Collection[str]) -> Job:
 
 def _pass_over_damaged(job: Job, outcome: Outcome, passed_over: list[str]) -> bool:
     """Add the checkpoint that an attempt could not go on from, if it is damaged and there is an earlier one."""
+    if not outcome.damaged:  # most: the store is not asked for nothing
+        return False
     newest = newest_checkpoint(job.training, passed_over)
     where = (outcome.error or {}).get("where", "")
-    if not (outcome.damaged and newest and where.startswith(f"{newest.url}/")):
+    if newest is None or not where.startswith(f"{newest.url}/"):
         return False
     earlier = newest_checkpoint(job.training, [*passed_over, newest.url])
     if earlier is None:

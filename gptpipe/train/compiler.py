@@ -33,7 +33,7 @@ def keep_compiled() -> None:
     """Have what is compiled kept in this machine's home, so that a second run of the same shape does not compile.
 
     torch's own place is the folder for temporary files, which a restart of the machine empties. A folder that
-    somebody has named stays. Call it before torch is imported.
+    somebody has named stays. Call it before anything is compiled.
     """
     home = storage.cache_home() / "compiled"
     try:

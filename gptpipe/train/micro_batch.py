@@ -34,8 +34,8 @@ class MicroBatch:
     """Chooses the windows that a rank takes at once: given, as before a stop, or as many as fit into memory.
 
     On a CPU the prediction is held against the memory that is free. On a GPU two small trials, not compiled, say what
-    a window takes; the size that follows is tried as it will be run. So the compiler
-    works for the size that fits, not for each that is thought of.
+    a window takes; the size that follows is tried as it will be run. So the compiler works for the size that fits, not
+    for each that is thought of.
 
     Args:
         trial: a forward and backward pass over so many windows, whose gradients are thrown away.

@@ -388,7 +388,7 @@ def written(saved: dict[str, Any]) -> dict[str, bytes]:
 
 
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_files_with_anything_in_them_are_read_or_refused(
     data: st.DataObject, saved: dict[str, Any], written: dict[str, bytes]
 ) -> None:
