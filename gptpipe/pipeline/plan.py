@@ -140,7 +140,7 @@ def plan(config: PipelineConfig, store: str, tracking: Tracking, *, measure: boo
         parameters=parameters,
         parameters_without_embeddings=parameters - _embeddings(model),
         flops=float(shape.flops_per_token()) * tokens,
-        memory=_parts(budget),
+        memory=budget.parts(),
         memory_at_once=budget.total,
         memory_in_all=speed.memory if speed else None,
         tokens_per_second=speed.tokens_per_second if speed else None,
@@ -169,12 +169,6 @@ def _settled(config: PipelineConfig, tracking: Tracking) -> tuple[PipelineConfig
 def _embeddings(model: ModelConfig) -> int:
     """Numbers in look-up tables: of positions, and of tokens, once, also where the output layer shares them."""
     return (model.vocab_size + model.context_length) * model.n_embd
-
-
-def _parts(budget: MemoryBudget) -> dict[str, int]:
-    """Bytes by part."""
-    names = ("weights", "gradients", "optimizer", "activations", "output_layer")
-    return {name: int(getattr(budget, name)) for name in names}
 
 
 def _budget(config: PipelineConfig) -> MemoryBudget:

@@ -20,13 +20,17 @@ class MemoryBudget:
     optimizer: int
     activations: int  # kept for the backward pass
     output_layer: int  # a chunk of logits, the copy of the matrix for the product, its gradient
+    copies: int  # of weights and moments, on their way to a checkpoint: in the first rank's memory
     accumulates: bool  # whether gradients are there before the backward pass begins
 
     @property
     def total(self) -> int:
-        """At most at once: when the output layer has been gone through, or when all gradients are there."""
+        """At most at once: when the output layer has been gone through, or when all gradients are there.
+
+        From the first checkpoint on the copies for it are kept: the next one's are made where they are.
+        """
         forward = self.activations + self.output_layer + (self.gradients if self.accumulates else 0)
-        return self.weights + self.optimizer + max(forward, self.gradients)
+        return self.weights + self.optimizer + max(forward, self.gradients) + self.copies
 
     @classmethod
     def of(
@@ -50,9 +54,10 @@ class MemoryBudget:
         rows = min(chunk_rows(device, torch.bfloat16 if small == 2 else torch.float32), tokens)
         output = rows * model.vocab_size * small
         output += table * (4 + (small if small == 2 else 0))
+        copies = 4 * parameters + moments if device == "cpu" else 0  # a GPU's are in the host's memory
         # DDP's buckets stay from step to step
         accumulates = world_size > 1 or micro_batch < math.ceil(train.batch_size / world_size)
-        return cls(4 * parameters, 4 * parameters, moments, activations, output, accumulates)
+        return cls(4 * parameters, 4 * parameters, moments, activations, output, copies, accumulates)
 
     @staticmethod
     def of_block(model: ModelConfig, small: int, device: str) -> int:
@@ -69,7 +74,11 @@ class MemoryBudget:
             return 8 * c + small_c * (3 + 1 + 4) + 2 * c
         return 8 * c + 3 * 4 * c + small_c * (1 + 2 + 4) + 12 * model.n_head * model.context_length
 
+    def parts(self) -> dict[str, int]:
+        """Bytes by part; those that are not there on this device left out."""
+        names = ("weights", "gradients", "optimizer", "activations", "output_layer", "copies")
+        return {name: size for name in names if (size := getattr(self, name))}
+
     def describe(self) -> str:
-        parts = ("weights", "gradients", "optimizer", "activations", "output_layer")
-        said = ", ".join(f"{name.replace('_', ' ')} {getattr(self, name) / 1e9:.2f}" for name in parts)
+        said = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:.2f}" for name, size in self.parts().items())
         return f"{self.total / 1e9:.2f} GB at most at once predicted ({said})"

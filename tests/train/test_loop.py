@@ -231,7 +231,7 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_made(monkeypatch: pytes
     ranks, config = Ranks(0, 0, 2, 2, torch.device("cpu")), TrainConfig()
     model = ModelConfig(n_layer=48, n_embd=1600, n_head=25)
     needed = MemoryBudget.of(model, config, 1, "float32", "cpu", 2).total
-    assert 24e9 < needed < 40e9  # 1.5 G parameters, 16 bytes each
+    assert 42e9 < needed < 58e9  # 1.5 G parameters, 16 bytes each, and 12 in the copies for checkpoints
 
     def check(total: float) -> None:
         monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"total": int(total)})())
