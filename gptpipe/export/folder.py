@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gptpipe import storage
+from gptpipe.config import ModelConfig
 from gptpipe.errors import UserError
 from gptpipe.evaluation.result import Evaluation
 from gptpipe.launch.job import METRICS
@@ -26,6 +27,7 @@ from gptpipe.weights.tensors import Stored, check_float16
 from gptpipe.weights.weights import Weights, check_vocabulary
 from gptpipe.wording import side_by_side
 
+NAMES = {"gpt2": "GPT-2", "qwen3": "Qwen3"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -126,13 +128,15 @@ def _tokenizer_files(tokenizer: Tokenizer, context_length: int) -> dict[str, str
 def card(weights: Weights, dtype: str, scores: Evaluation | None = None) -> str:
     """A model card: what is known of data, steps, tokens and scores, and nothing else."""
     config = weights.config
+    name, biases = NAMES[config.architecture], "yes" if config.qkv_bias else "no"
     rows = {
-        "architecture": "GPT-2",
+        "architecture": name,
         "parameters": f"{_parameters(weights):,}",
         "blocks, heads, width": f"{config.n_layer}, {config.n_head}, {config.n_embd}",
+        **(_qwen3(config) if config.architecture == "qwen3" else {}),
         "context": f"{config.context_length:,} tokens",
         "vocabulary": f"{config.vocab_size:,} ({get_tokenizer(weights.tokenizer).name})",
-        "biases of query, key and value": "yes" if config.qkv_bias else "no",
+        **({} if config.architecture == "qwen3" else {"biases of query, key and value": biases}),
         "output layer": "the embedding" if config.tie_weights else "of its own",
         "stored in": dtype,
         **_training_of(weights, scored=scores is not None),
@@ -143,10 +147,28 @@ from transformers import pipeline
 
 print(pipeline("text-generation", "path/to/this/folder")("{"def mean(values):"}")[0]["generated_text"])
 ```"""
-    front = "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [gpt2, gptpipe]\n---\n"
+    front = (
+        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [{config.architecture}, gptpipe]\n---\n"
+    )
     table = f"| | |\n| --- | --- |\n{table}"
-    parts = ["# A GPT-2 model", table, *_scores(scores), "## How to use it", use, f"Exported by gptpipe {__version__}."]
+    parts = [
+        f"# A {name} model",
+        table,
+        *_scores(scores),
+        "## How to use it",
+        use,
+        f"Exported by gptpipe {__version__}.",
+    ]
     return front + "\n" + "\n\n".join(parts) + "\n"
+
+
+def _qwen3(config: ModelConfig) -> dict[str, str]:
+    """What a Qwen3 has and a GPT-2 does not."""
+    return {
+        "heads of keys and values, their width": f"{config.kv_heads}, {config.head_width}",
+        "width inside the MLP": f"{config.inner}",
+        "base of rotary positions": f"{config.rope_base:g}",
+    }
 
 
 def _scores(scores: Evaluation | None) -> list[str]:

@@ -1,6 +1,6 @@
 """Weights to one GGUF file with the tokenizer inside, which llama.cpp and the tools built on it run.
 
-Names, layout and what stays in float32 are those of llama.cpp's own conversion of GPT-2; the file is written by its
+Names, layout and what stays in float32 are those of llama.cpp's own conversion; the file is written by its
 `gguf` package (`pip install 'gptpipe[gguf]'`). A model without biases of query, key and value gets zeros there, as the
 format has them.
 """
@@ -19,7 +19,8 @@ from gptpipe.errors import UserError
 from gptpipe.tokenizer import Tokenizer, get_tokenizer
 from gptpipe.tokenizer.huggingface import vocabulary_of
 from gptpipe.weights.find import read_weights
-from gptpipe.weights.tensors import check_float16, zeros
+from gptpipe.weights.huggingface import hf_stored
+from gptpipe.weights.tensors import Stored, check_float16, zeros
 from gptpipe.weights.weights import Weights, check_vocabulary
 
 TYPES = {
@@ -60,7 +61,7 @@ def export_gguf(weights: str, out: str, dtype: str = "float32") -> str:
     name = out.rsplit("/", 1)[1].removesuffix(".gguf")
     with storage.scratch_folder(storage.parent(out)) as scratch:
         path = scratch / "model.gguf"
-        writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.GPT2])
+        writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[_architecture(read.config)])
         try:
             _describe(writer, read.config, name, dtype)
             _add_tokenizer(writer, tokenizer, *vocabulary)
@@ -71,14 +72,25 @@ def export_gguf(weights: str, out: str, dtype: str = "float32") -> str:
     return out
 
 
+def _architecture(config: ModelConfig) -> gguf.MODEL_ARCH:
+    return gguf.MODEL_ARCH.GPT2 if config.architecture == "gpt2" else gguf.MODEL_ARCH.QWEN3
+
+
 def _describe(writer: gguf.GGUFWriter, config: ModelConfig, name: str, dtype: str) -> None:
     writer.add_name(name)
     writer.add_context_length(config.context_length)
     writer.add_embedding_length(config.n_embd)
-    writer.add_feed_forward_length(4 * config.n_embd)
+    writer.add_feed_forward_length(config.inner)
     writer.add_block_count(config.n_layer)
     writer.add_head_count(config.n_head)
-    writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    if config.architecture == "gpt2":
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    else:
+        writer.add_head_count_kv(config.kv_heads)
+        writer.add_key_length(config.head_width)
+        writer.add_value_length(config.head_width)
+        writer.add_rope_freq_base(config.rope_base)
+        writer.add_layer_norm_rms_eps(config.layer_norm_epsilon)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(gguf.LlamaFileType[TYPES[dtype][1]])
 
@@ -102,15 +114,11 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, ids: dict[str,
 
 
 def _write_tensors(writer: gguf.GGUFWriter, weights: Weights, dtype: str) -> None:
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, weights.config.n_layer)
-    stored = dict(weights.tensors)
-    if not weights.config.qkv_bias:
-        bias = zeros(3 * weights.config.n_embd)
-        stored.update({f"h.{layer}.attn.c_attn.bias": bias for layer in range(weights.config.n_layer)})
+    names = gguf.get_tensor_name_map(_architecture(weights.config), weights.config.n_layer)
+    stored = _under_their_names(weights)
     kinds = {name: _kind(name, each.shape, dtype) for name, each in stored.items()}
     for name, each in stored.items():
-        full = name if name.startswith("lm_head") else f"transformer.{name}"  # the table has transformers' names
-        theirs = names.get_name(full, try_suffixes=(".weight", ".bias"))
+        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert theirs is not None, name
         size = math.prod(gguf.quant_shape_to_byte_shape(each.shape, kinds[name]))
         writer.add_tensor_info(theirs, each.shape, np.dtype(np.float32), size, raw_dtype=kinds[name])
@@ -124,9 +132,23 @@ def _write_tensors(writer: gguf.GGUFWriter, weights: Weights, dtype: str) -> Non
         writer.write_tensor_data(gguf.quantize(tensor.contiguous().numpy(), kinds[name]))
 
 
+def _under_their_names(weights: Weights) -> dict[str, Stored]:
+    """All tensors under transformers' names, which gguf's table has, linear layers (out, in)."""
+    config = weights.config
+    if config.architecture == "qwen3":
+        return hf_stored(config, weights.tensors)
+    stored = {
+        name if name.startswith("lm_head") else f"transformer.{name}": each for name, each in weights.tensors.items()
+    }
+    if not config.qkv_bias:
+        bias = zeros(3 * config.n_embd)
+        stored.update({f"transformer.h.{layer}.attn.c_attn.bias": bias for layer in range(config.n_layer)})
+    return stored
+
+
 def _kind(name: str, shape: Sequence[int], dtype: str) -> gguf.GGMLQuantizationType:
     """ggml's type of a tensor."""
-    if len(shape) == 1 or name == "wpe.weight":
+    if len(shape) == 1 or name == "transformer.wpe.weight":
         return gguf.GGMLQuantizationType.F32
     kind = gguf.GGMLQuantizationType[TYPES[dtype][0]]
     block, _ = gguf.GGML_QUANT_SIZES[kind]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptpipe.config import SampleConfig
-from gptpipe.generation.decoder import Continuation, Decoder, Row, norm_of
+from gptpipe.generation.decoder import Continuation, Decoder, Row, norm_of, normalized
 from gptpipe.generation.sampling import choose
 from gptpipe.model.gpt import GPT
 from gptpipe.model.memory import keep_freed_memory
@@ -108,7 +108,7 @@ class PackedDecoder(Decoder):
             if row.number not in hidden:
                 hidden[row.number] = self.read(row)
         stacked = torch.stack([hidden[row.number] for row in rows])
-        logits = self._head(self._enough(torch.layer_norm(stacked, *norm_of(self._model.ln_f))))
+        logits = self._head(self._enough(normalized(stacked, norm_of(self._model.ln_f))))
         return logits[: len(rows)].float()
 
     def _step(self, rows: list[Row]) -> Tensor:
@@ -119,18 +119,17 @@ class PackedDecoder(Decoder):
         masks = [self._mask(positions[run], blocks * self.columns) for run, blocks in runs]
         views = [self._views(run, blocks * self.columns) for run, blocks in runs]
         new_keys, new_values = self._next(positions)
-        scale, heads, size = self._size**-0.5, self._heads, self._size
+        scale, size, group = self._size**-0.5, self._size, self._heads // self._kv_heads
         half, kind = self.exact, self._keys[0].dtype
-        out = torch.zeros(max(self.least, count), heads * size, dtype=kind)
-        outs = [out[run].view(-1, 1, size) for run, _ in runs]
+        out = torch.zeros(max(self.least, count), self._heads * size, dtype=kind)
+        outs = [out[run].view(-1, group, size) for run, _ in runs]  # the heads of a key side by side
 
-        def attend(number: int, qkv: Tensor) -> Tensor:
-            query, key, value = qkv[:count].unbind(1)  # each (N, H, D)
-            new_keys(number, key)
-            new_values(number, value)
+        def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            new_keys(number, key[:count])
+            new_values(number, value[:count])
             for (run, _), mask, layers, into in zip(runs, masks, views, outs, strict=True):
-                keys, values = layers[number]  # each (n · H, columns, D)
-                queries = query[run].reshape(-1, 1, size)
+                keys, values = layers[number]  # each (n · K, columns, D)
+                queries = query[run].reshape(-1, group, size)
                 if half:
                     keys, values = keys.contiguous(), values.contiguous()  # as they are but for the shorter rows
                     scores = torch.bmm(queries, keys.transpose(1, 2)).float().mul_(scale).add_(mask)
@@ -140,10 +139,10 @@ class PackedDecoder(Decoder):
             return out
 
         tokens = torch.tensor([row.tokens[-1] for row in rows])
-        return self._layers(self._enough(self._embedded(tokens, torch.tensor(positions))), attend)[:count]
+        return self._layers(tokens, torch.tensor(positions), attend)[:count]
 
     def _next(self, positions: list[int]) -> list[Callable[[int, Tensor], None]]:
-        """What writes a layer's new keys, and its new values, (rows, H, D), where each row goes on."""
+        """What writes a layer's new keys, and its new values, (rows, K, D), where each row goes on."""
         count = len(positions)
         if len(set(positions)) == 1:  # a slice is written quicker than what is indexed
             slices = [[each[:count, :, positions[0]] for each in held] for held in (self._keys, self._values)]
@@ -155,18 +154,18 @@ class PackedDecoder(Decoder):
         """The first columns of some slots as products need them, of each layer; kept, since making them takes time."""
         key = (run.start, run.stop, width)
         if key not in self._known_views:
-            shape = ((run.stop - run.start) * self._heads, -1, self._size)
+            shape = ((run.stop - run.start) * self._kv_heads, -1, self._size)
             pairs = zip(self._keys, self._values, strict=True)
             self._known_views[key] = [(k[run].view(shape)[:, :width], v[run].view(shape)[:, :width]) for k, v in pairs]
         return self._known_views[key]
 
     def _mask(self, positions: list[int], width: int) -> Tensor:
-        """Minus infinity after each row's columns, (rows · H, 1, width), or (1, 1, width) for rows of one length."""
+        """Minus infinity after each row's columns, (rows · K, 1, width), or (1, 1, width) for rows of one length."""
         edge = len(self._ramp) // 2 - 1  # the last zero
         if len(set(positions)) == 1:
             return self._ramp[edge - positions[0] :][:width].view(1, 1, width)
         lines = torch.stack([self._ramp[edge - position :][:width] for position in positions])
-        return lines.repeat_interleave(self._heads, 0)[:, None]
+        return lines.repeat_interleave(self._kv_heads, 0)[:, None]
 
 
 def _write_slice(layers: Sequence[Tensor], number: int, new: Tensor) -> None:

@@ -17,6 +17,9 @@ from torch.nn import functional as F
 
 from gptpipe.config import SampleConfig
 from gptpipe.model.gpt import GPT, Block
+from gptpipe.model.layers import RMSNorm, rms_norm
+from gptpipe.model.lean import activated
+from gptpipe.model.qwen3 import Attention, Rotation, rotation
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,11 @@ class Linear(Protocol):
         ...
 
 
-Norm = tuple[list[int], Tensor, Tensor, float]
+Norm = tuple[list[int], Tensor, Tensor | None, float]
+"""The shape, scale, shift and epsilon of a layer norm; of an RMS norm, which has no shift."""
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""From a block's number and its queries (N, H, D), keys and values (N, K, D) to what was attended to, (N, H D)."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +92,8 @@ class Decoder(ABC):
     ) -> None:
         config = model.config
         self._model, self._new = model, new_tokens
-        self._device = model.wpe.weight.device
-        self._heads, self._size = config.n_head, config.n_embd // config.n_head
+        self._device = model.wte.weight.device
+        self._heads, self._kv_heads, self._size = config.n_head, config.kv_heads, config.head_width
         # a tied matrix is the embedding's too, and stays
         self._head = linear(model.lm_head, consume and not config.tie_weights)
         self._blocks = [
@@ -102,7 +109,7 @@ class Decoder(ABC):
         ]
         self._slot_count = self._capacity = 0
         nothing = [torch.empty(0, dtype=model.lm_head.weight.dtype, device=self._device)] * len(self._blocks)
-        self._keys, self._values = list(nothing), list(nothing)  # of each layer, (slots, H, capacity, D)
+        self._keys, self._values = list(nothing), list(nothing)  # of each layer, (slots, K, capacity, D)
         self._key_memory, self._value_memory = list(nothing), list(nothing)  # in which these lie, with room to grow
         self.forget()
 
@@ -145,35 +152,52 @@ class Decoder(ABC):
             self._slots[gone[0]] = self._slots[last]
             self._slots.pop()
 
-    def _embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        return self._model.wte.weight[tokens].float() + self._model.wpe.weight[positions].float()
-
-    def _layers(self, x: Tensor, attend: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Through all blocks; x (N, C), float32.
+    def _layers(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Through all blocks, as many rows as go through them at least; (N, C), float32.
 
         Args:
-            attend: from a block's number and its queries, keys and values (N, 3, H, D) to what was attended to, (N, C).
+            tokens: (N,), int64.
+            positions: theirs in their rows, (N,), int64.
         """
+        model, turn = self._model, None
+        x = model.wte.weight[tokens].float()
+        if model.config.architecture == "gpt2":
+            x = x + model.wpe.weight[positions].float()
+        else:
+            turn = rotation(model.config, positions if len(tokens) >= self.least else positions.repeat(self.least))
+        x = self._enough(x)
         for number, block in enumerate(self._blocks):
-            qkv = block.c_attn(torch.layer_norm(x, *block.ln_1)).view(len(x), 3, self._heads, self._size)
-            x = block.c_proj.added(attend(number, qkv), to=x)
-            x = block.c_out.added(block.c_fc(torch.layer_norm(x, *block.ln_2), gelu=True), to=x)
+            qkv = block.c_attn(normalized(x, block.ln_1)).view(len(x), -1, self._size)
+            x = block.c_proj.added(attend(number, *self._split(number, qkv, turn)), to=x)
+            if turn is None:
+                wide = block.c_fc(normalized(x, block.ln_2), gelu=True)
+            else:
+                wide = activated(block.c_fc(normalized(x, block.ln_2)), "gated")
+            x = block.c_out.added(wide, to=x)
         return x
+
+    def _split(self, number: int, qkv: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        if turn is not None:
+            return cast(Attention, self._model.h[number].attn).split(qkv, turn)
+        query, key, value = torch.split(qkv, [self._heads, self._kv_heads, self._kv_heads], dim=1)
+        return query, key, value
 
     def read(self, row: Row) -> Tensor:
         """A row from its beginning: what the output layer's norm sees of its last token, (C,)."""
         tokens = row.tokens[row.start :]
         count, slot = len(tokens), len(self._slots)
 
-        def attend(number: int, qkv: Tensor) -> Tensor:
-            query, key, value = qkv[:count].permute(1, 2, 0, 3)  # each (H, T, D)
+        def attend(number: int, *qkv: Tensor) -> Tensor:
+            query, key, value = (each[:count].transpose(0, 1) for each in qkv)  # each (heads, T, D)
             self._keys[number][slot, :, :count] = key
             self._values[number][slot, :, :count] = value
+            if self._kv_heads < self._heads:
+                key, value = (each.repeat_interleave(self._heads // self._kv_heads, 0) for each in (key, value))
             out = F.scaled_dot_product_attention(query[None], key[None], value[None], is_causal=True)
             return self._enough(out[0].transpose(0, 1).reshape(count, -1))
 
         given = torch.tensor([tokens, list(range(count))], device=self._device)
-        x = self._layers(self._enough(self._embedded(given[0], given[1])), attend)
+        x = self._layers(given[0], given[1], attend)
         self._slots.append(row.number)
         self._starts[row.number], self._lengths[row.number] = row.start, count
         return x[count - 1]
@@ -189,10 +213,10 @@ class Decoder(ABC):
         for held, memory in ((self._keys, self._key_memory), (self._values, self._value_memory)):
             for layer, before in enumerate(held):
                 written = before[:used, :, :kept].clone() if used else None
-                size = self._heads * self._size * slots
+                size = self._kv_heads * self._size * slots
                 if len(memory[layer]) < size * capacity:
                     memory[layer] = memory[layer].new_empty(size * most)
-                now = memory[layer][: size * capacity].view(slots, self._heads, capacity, self._size)
+                now = memory[layer][: size * capacity].view(slots, self._kv_heads, capacity, self._size)
                 now.zero_()  # what is not written yet is multiplied by zero, and must be a number
                 if written is not None:
                     now[:used, :, :kept] = written
@@ -204,6 +228,13 @@ class Decoder(ABC):
         return -(-min(self._model.config.context_length, tokens) // self.columns) * self.columns
 
 
-def norm_of(norm: nn.LayerNorm) -> Norm:
-    """What torch.layer_norm takes beside its input."""
-    return list(norm.normalized_shape), norm.weight, norm.bias, norm.eps
+def norm_of(norm: nn.LayerNorm | RMSNorm) -> Norm:
+    """What `normalized` takes beside its input."""
+    shift = None if isinstance(norm, RMSNorm) else norm.bias
+    return list(norm.weight.shape), norm.weight, shift, norm.eps
+
+
+def normalized(x: Tensor, norm: Norm) -> Tensor:
+    """The norm of x, (N, C), float32."""
+    shape, scale, shift, epsilon = norm
+    return rms_norm(x, scale, epsilon)[0] if shift is None else torch.layer_norm(x, shape, scale, shift, epsilon)

@@ -217,7 +217,7 @@ def decoder_of(model: GPT, new_tokens: int, *, consume: bool = False) -> Decoder
         new_tokens: that a row is continued with at most.
         consume: whether the model's matrices may be dropped once they are laid out anew: they are not held twice.
     """
-    if model.wpe.weight.device.type == "cpu" and _has_onednn():
+    if model.wte.weight.device.type == "cpu" and _has_onednn():
         return PackedDecoder(model, new_tokens, consume=consume)
     return GraphedDecoder(model, new_tokens)
 

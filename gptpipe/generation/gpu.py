@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptpipe.config import SampleConfig
-from gptpipe.generation.decoder import Continuation, Decoder, Linear, Row, norm_of
+from gptpipe.generation.decoder import Continuation, Decoder, Linear, Row, norm_of, normalized
 from gptpipe.generation.fused import decoding_kernels
 from gptpipe.generation.sampling import drawn, penalized, seen_mask, uniform
 from gptpipe.model.gpt import GPT
@@ -52,7 +52,9 @@ class GraphedDecoder(Decoder):
 
     def __init__(self, model: GPT, new_tokens: int) -> None:
         self._graphs: dict[tuple[Any, ...], torch.cuda.CUDAGraph] = {}
-        self._kernels = decoding_kernels(model.wpe.weight.device, model.lm_head.weight.dtype)
+        self._kernels = None
+        if model.config.architecture == "gpt2":  # its kernels know layer norms, GELU and no turns
+            self._kernels = decoding_kernels(model.wte.weight.device, model.lm_head.weight.dtype)
         self._known_draws: dict[tuple[int, int, int], float] = {}
         super().__init__(model, new_tokens, _Linear, consume=False)
 
@@ -196,13 +198,13 @@ class GraphedDecoder(Decoder):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """What the output layer makes of rows, (N, C): (N, V), float32."""
-        _, scale, shift, epsilon = norm_of(self._model.ln_f)
         if self._kernels is not None:
+            _, scale, shift, epsilon = norm_of(self._model.ln_f)
             logits: Tensor = self._kernels.linear(
                 hidden, *_matrix(self._head), norm=(scale, shift, epsilon), dtype=torch.float32
             )
             return logits
-        return self._head(torch.layer_norm(hidden, list(scale.shape), scale, shift, epsilon)).float()
+        return self._head(normalized(hidden, norm_of(self._model.ln_f))).float()
 
     def _plain(self, count: int, width: int) -> Tensor:
         """A step of the tokens that were given, of the first slots, by torch's kernels; (count, C)."""
@@ -210,17 +212,20 @@ class GraphedDecoder(Decoder):
         slots = self._places[:count]
         mask = (self._places[:width] <= positions[:, None])[:, None, None]  # (count, 1, 1, width)
 
-        def attend(number: int, qkv: Tensor) -> Tensor:
-            query, key, value = qkv.unbind(1)  # each (count, H, D)
+        def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             keys, values = self._keys[number], self._values[number]
             keys[slots, :, positions] = key
             values[slots, :, positions] = value
             out = F.scaled_dot_product_attention(
-                query[:, :, None], keys[:count, :, :width], values[:count, :, :width], attn_mask=mask
+                query[:, :, None],
+                keys[:count, :, :width],
+                values[:count, :, :width],
+                attn_mask=mask,
+                enable_gqa=self._kv_heads < self._heads,
             )
             return out.reshape(count, -1)
 
-        return self._layers(self._embedded(tokens, positions), attend)
+        return self._layers(tokens, positions, attend)
 
     def _fused(self, count: int) -> Tensor:
         """The same in five kernels per block."""

@@ -167,8 +167,9 @@ def _settled(config: PipelineConfig, tracking: Tracking) -> tuple[PipelineConfig
 
 
 def _embeddings(model: ModelConfig) -> int:
-    """Numbers in look-up tables: of positions, and of tokens, once, also where the output layer shares them."""
-    return (model.vocab_size + model.context_length) * model.n_embd
+    """Numbers in look-up tables: of tokens, once, also where the output layer shares them; of positions in a GPT-2."""
+    positions = model.context_length if model.architecture == "gpt2" else 0
+    return (model.vocab_size + positions) * model.n_embd
 
 
 def _budget(config: PipelineConfig) -> MemoryBudget:

@@ -39,8 +39,14 @@ class MemoryBudget:
         """The budget of a step that takes `micro_batch` windows at once, counted from the code of `gptpipe.model`."""
         c, layers = model.n_embd, model.n_layer
         table = model.vocab_size * c
-        parameters = layers * (12 * c * c + 13 * c)
-        parameters += table * (1 if model.tie_weights else 2) + model.context_length * c + 2 * c
+        heads = model.n_head * model.head_width
+        matrices = c * (model.qkv_width + heads + 2 * model.inner)
+        if model.architecture == "gpt2":
+            parameters = layers * (matrices + 13 * c) + model.context_length * c + 2 * c
+        else:
+            matrices += c * model.inner
+            parameters = layers * (matrices + 2 * c + 2 * model.head_width) + c
+        parameters += table * (1 if model.tie_weights else 2)
         small = 2 if precision == "bfloat16" else 4
         tokens = micro_batch * model.context_length
         kept = cls.of_block(model, small, device)
@@ -50,7 +56,7 @@ class MemoryBudget:
         activations += tokens * c * 4 * (2 + bool(model.dropout))  # embeddings, last norm
         moments = 8 * parameters
         if train.optimizer == "muon":
-            moments -= 4 * layers * 12 * c * c
+            moments -= 4 * layers * matrices
         rows = min(chunk_rows(device, torch.bfloat16 if small == 2 else torch.float32), tokens)
         output = rows * model.vocab_size * small
         output += table * (4 + (small if small == 2 else 0))
@@ -68,6 +74,10 @@ class MemoryBudget:
         that makes them again.
         """
         c, small_c = model.n_embd, model.n_embd * small
+        if model.architecture == "qwen3":
+            heads, keys = model.n_head * model.head_width, model.kv_heads * model.head_width
+            turned = heads + keys + (2 * heads if keys < heads else 0)  # keys and values are repeated for groups
+            return 8 * c + small * (model.qkv_width + turned + heads + 2 * model.inner)
         if not model.dropout:
             return 8 * c + small_c * (3 + 1 + 4)
         if device != "cpu":

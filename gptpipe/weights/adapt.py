@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -21,13 +22,16 @@ from gptpipe.weights.huggingface import hf_config, hf_stored
 from gptpipe.weights.tensors import Stored
 from gptpipe.weights.weights import Weights, check_vocabulary
 
+log = logging.getLogger(__name__)
+
 
 def adapted(weights: Weights, *, context_length: int = 0, tokenizer: str = "") -> Weights:
     """Weights with another context or vocabulary; unchanged where both are as they were.
 
     A shorter context drops the last position embeddings, a longer one repeats them from the first on (as Longformer
-    starts, Beltagy et al. 2020). A token that both vocabularies have keeps its embedding, another starts as the mean of
-    the tokens that the old vocabulary writes it with.
+    starts, Beltagy et al. 2020). Rotary positions have none: a longer context is only warned of. A token that both
+    vocabularies have keeps its embedding, another starts as the mean of the tokens that the old vocabulary writes it
+    with.
 
     Args:
         context_length: tokens; 0 is the weights' own.
@@ -42,8 +46,16 @@ def adapted(weights: Weights, *, context_length: int = 0, tokenizer: str = "") -
     config, tensors = weights.config, dict(weights.tensors)
     if other_context:
         resized: ModelConfig = parse(ModelConfig, {**config.model_dump(), "context_length": context_length})
-        index = torch.arange(context_length) % config.context_length
-        tensors["wpe.weight"] = _rows(tensors["wpe.weight"], index)
+        if "wpe.weight" in tensors:
+            index = torch.arange(context_length) % config.context_length
+            tensors["wpe.weight"] = _rows(tensors["wpe.weight"], index)
+        elif context_length > config.context_length:
+            log.warning(
+                "%s: %d tokens of context, the weights were trained with %d: what lies beyond is new to them",
+                weights.url,
+                context_length,
+                config.context_length,
+            )
         config = resized
     if new.sha256 != old.sha256:
         check_vocabulary(config, old.vocab_size, old.name, weights.url)

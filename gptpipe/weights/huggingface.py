@@ -1,8 +1,9 @@
-"""Hugging Face's GPT-2: its `config.json` and the names and layout of its tensors, from ours and to ours."""
+"""Hugging Face's `config.json` and tensors, from ours and to ours: the one place that knows which files are whose."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,47 +13,32 @@ from torch import Tensor
 from gptpipe.config import ModelConfig, complaint
 from gptpipe.errors import UserError
 from gptpipe.model.gpt import GPT
-from gptpipe.weights.layouts import LINEAR, SUPPORTED
+from gptpipe.weights import gpt2, qwen3
+from gptpipe.weights.layouts import SUPPORTED
 from gptpipe.weights.tensors import Stored, zeros
+
+_ARCHITECTURES: dict[str, ModuleType] = {"gpt2": gpt2, "qwen3": qwen3}
 
 
 def model_config_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
-    """Our configuration of a Hugging Face GPT-2 config.
+    """Our configuration of a Hugging Face GPT-2 or Qwen3 config.
 
     Raises:
-        UserError: it is another architecture, or uses a switch of GPT-2's that changes the computation.
+        UserError: it is another architecture, or uses a switch that changes the computation.
     """
     kind = config.get("model_type")
-    if kind != "gpt2":
-        raise UserError(f"a {kind or 'nameless'} model, not a GPT-2", where=where, hint=f"give {SUPPORTED}")
-    width = config.get("n_embd")
-    unsupported = {
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-        "n_inner": (None, 4 * (width or 0)),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
-    }
-    for key, allowed in unsupported.items():
-        if key in config and config[key] not in allowed:
-            raise UserError(
-                f"{key} is {config[key]!r}, only {allowed[-1]!r} is supported",
-                where=where,
-                hint="give a GPT-2 without it",
-            )
+    theirs = _ARCHITECTURES.get(str(kind))
+    if theirs is None:
+        raise UserError(f"a {kind or 'nameless'} model, not a GPT-2 or Qwen3", where=where, hint=f"give {SUPPORTED}")
+    _check_switches(config, theirs, where)
     ours = ours_in(config, where)
     try:
         return ModelConfig(
-            vocab_size=config["vocab_size"],
-            context_length=config.get("n_positions", config.get("n_ctx", 1024)),
-            n_layer=config["n_layer"],
-            n_head=config["n_head"],
-            n_embd=config["n_embd"],
-            dropout=config.get("resid_pdrop", 0.1),
-            qkv_bias=ours.get("qkv_bias", True),
-            tie_weights=config.get("tie_word_embeddings", True),
+            architecture=kind,
+            **theirs.fields(config),
+            qkv_bias=ours.get("qkv_bias", kind == "gpt2"),
+            tie_weights=config.get("tie_word_embeddings", kind == "gpt2"),
             init=ours.get("init", "gpt2"),
-            layer_norm_epsilon=config.get("layer_norm_epsilon", 1e-5),
         )
     except KeyError as error:
         raise UserError(f"the config has no {error}", where=where, hint="give the model's own config.json") from None
@@ -65,6 +51,26 @@ def model_config_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
         ) from None
 
 
+def _check_switches(config: dict[str, Any], theirs: ModuleType, where: str) -> None:
+    """A UserError for what would be computed otherwise than here."""
+    only = dict(theirs.ONLY)
+    if theirs is gpt2:
+        width = config.get("n_embd")
+        only["n_inner"] = (None, 4 * width if isinstance(width, int) else 0)
+    said = [
+        f"{key} is {config[key]!r}, only {allowed[-1]!r} is supported"
+        for key, allowed in only.items()
+        if key in config and config[key] not in allowed
+    ]
+    if theirs is qwen3 and (other := qwen3.other_positions(config)):
+        said.append(f"{other}, which is not supported")
+    if config.get("quantization_config"):
+        said.append("the weights are quantised, which is not supported")
+    if said:
+        name = "GPT-2" if theirs is gpt2 else "Qwen3"
+        raise UserError(said[0], where=where, hint=f"give a {name} without it")
+
+
 def ours_in(config: dict[str, Any], where: str) -> dict[str, Any]:
     """What Hugging Face's `config.json` cannot say, which stands under `gptpipe`; empty in one of another's."""
     ours = config.get("gptpipe") or {}
@@ -74,59 +80,45 @@ def ours_in(config: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def hf_config(config: ModelConfig, tokenizer: str, end_of_text: int) -> dict[str, Any]:
-    """`config.json` as Hugging Face's GPT-2 has it, with what it cannot say under `gptpipe`."""
+    """`config.json` as Hugging Face has it, with what it cannot say under `gptpipe`."""
+    theirs = _ARCHITECTURES[config.architecture]
+    own = {"qkv_bias": config.qkv_bias} if theirs is gpt2 else {}
     return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
+        "architectures": [theirs.CLASS],
+        "model_type": config.architecture,
         "vocab_size": config.vocab_size,
-        "n_positions": config.context_length,
-        "n_ctx": config.context_length,
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "n_embd": config.n_embd,
-        "n_inner": None,
-        "activation_function": "gelu_new",
-        "resid_pdrop": config.dropout,
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout,
-        "layer_norm_epsilon": config.layer_norm_epsilon,
+        **theirs.described(config),
         "initializer_range": 0.02,
         "tie_word_embeddings": config.tie_weights,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "use_cache": True,
         "dtype": "float32",
-        "gptpipe": {"tokenizer": tokenizer, "qkv_bias": config.qkv_bias, "init": config.init},
+        "gptpipe": {"tokenizer": tokenizer, **own, "init": config.init},
     }
 
 
 def hf_tensors(model: GPT) -> dict[str, Tensor]:
-    """The weights under GPT-2's names and in its layout, float32: views of the model's own tensors where possible."""
-    config = model.config
-    tensors: dict[str, Tensor] = {}
+    """The weights under Hugging Face's names and in its layout, float32: views of the model's own where possible."""
+    config, tensors = model.config, dict[str, Tensor]()
+    theirs = _ARCHITECTURES[config.architecture]
     for name, value in model.state_dict().items():
-        if name == "lm_head.weight":
-            if not config.tie_weights:
-                tensors[name] = value.detach().float()
+        if name == "lm_head.weight" and config.tie_weights:
             continue
         value = value.detach().float()
-        tensors[f"transformer.{name}"] = value.t() if LINEAR.match(name) else value
-    if not config.qkv_bias:  # transformers' GPT-2 always has them
-        for layer in range(config.n_layer):
-            tensors[f"transformer.h.{layer}.attn.c_attn.bias"] = torch.zeros(3 * config.n_embd)
-    return tensors
+        value = value.t() if theirs.is_turned(name) else value
+        tensors |= {part: value[rows] for part, rows in theirs.parts(config, name)}
+    return tensors | {name: torch.zeros(size) for name, size in theirs.absent(config).items()}
 
 
 def hf_stored(config: ModelConfig, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """Tensors that have not been read, under GPT-2's names and in its layout, float32.
+    """Tensors that have not been read, under Hugging Face's names and in its layout, float32.
 
     `lm_head.weight` is among them only where it is untied.
     """
-    renamed = {}
+    renamed: dict[str, Stored] = {}
+    theirs = _ARCHITECTURES[config.architecture]
     for name, each in tensors.items():
-        prefix = "" if name == "lm_head.weight" else "transformer."
-        renamed[f"{prefix}{name}"] = (each.turned() if LINEAR.match(name) else each).as_type(torch.float32)
-    if not config.qkv_bias:
-        for layer in range(config.n_layer):
-            renamed[f"transformer.h.{layer}.attn.c_attn.bias"] = zeros(3 * config.n_embd)
-    return renamed
+        whole = (each.turned() if theirs.is_turned(name) else each).as_type(torch.float32)
+        renamed |= {part: whole.rows(rows) for part, rows in theirs.parts(config, name)}
+    return renamed | {name: zeros(size) for name, size in theirs.absent(config).items()}

@@ -1,4 +1,4 @@
-"""The layouts that GPT-2's weights come in, turned into ours: GPT-2's names without prefix, linear layers (out, in).
+"""The layouts that weights come in, turned into ours: GPT-2's names without prefix, linear layers (out, in).
 
 Hugging Face's and OpenAI's hold linear layers (in, out), OpenAI's with a first dimension of one; nanoGPT's hold
 (out, in) and may leave out every bias; the book's (*Build a Large Language Model From Scratch*) has query, key and
@@ -14,11 +14,13 @@ from typing import Any
 import torch
 
 from gptpipe.errors import UserError
+from gptpipe.weights import qwen3
 from gptpipe.weights.tensors import Stored, stacked, zeros
 
 SUPPORTED = (
-    "a checkpoint folder or its parent, a Hugging Face GPT-2 folder or hf:NAME, OpenAI's folder (hparams.json), a "
-    ".safetensors, a state dict of Hugging Face's, nanoGPT's or the book's GPT (.pth, .pt, .bin), or llm.c's .bin"
+    "a checkpoint folder or its parent, a Hugging Face folder of a GPT-2 or Qwen3 or hf:NAME, OpenAI's folder "
+    "(hparams.json), a .safetensors, a state dict of Hugging Face's, nanoGPT's or the book's GPT (.pth, .pt, .bin), "
+    "or llm.c's .bin"
 )
 LINEAR = re.compile(r"^h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
 _BUFFERS = re.compile(r"(^|\.)(attn\.bias|attn\.masked_bias|att\.mask)$")  # causal masks
@@ -62,10 +64,14 @@ def standardized(tensors: dict[str, Stored], where: str) -> dict[str, Stored]:
             plain[short] = each
     if "tok_emb.weight" in plain:
         return _from_book(plain, where)
+    if qwen3.is_one(plain):
+        return qwen3.standardized(plain, where)
+    if "h.0.attn.q_norm.weight" in plain:  # a Qwen3's state dict of ours
+        return plain
     first = plain.get("h.0.attn.c_attn.weight")
     if first is None:
         raise UserError(
-            f"{_kind_of(plain)}, not a GPT-2: no tensor h.0.attn.c_attn.weight among {_few(plain)}",
+            f"{_kind_of(plain)}, not a GPT-2 or Qwen3: no tensor h.0.attn.c_attn.weight among {_few(plain)}",
             where=where,
             hint=f"give {SUPPORTED}",
         )
@@ -137,6 +143,8 @@ def guessed_config(tensors: dict[str, Stored], where: str) -> dict[str, Any]:
         UserError: it cannot be told.
     """
     blocks = {int(match[1]) for name in tensors if (match := re.match(r"h\.(\d+)\.", name))}
+    if "h.0.attn.q_norm.weight" in tensors:
+        raise UserError("a Qwen3 without its shape", where=where, hint="put the model's config.json beside the file")
     try:
         vocab, width = tensors["wte.weight"].shape
         context = tensors["wpe.weight"].shape[0]

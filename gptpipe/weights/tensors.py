@@ -55,9 +55,12 @@ class Stored:
         """Of a first dimension of one, without it."""
         return Stored(self.shape[1:], self.dtype, lambda: self.read()[0])
 
-    def rows(self, stop: int) -> Stored:
-        """The first so many rows."""
-        return Stored((stop, *self.shape[1:]), self.dtype, lambda: self.read()[:stop])
+    def rows(self, some: slice) -> Stored:
+        """Some rows of it."""
+        if some == slice(None):
+            return self
+        count = len(range(*some.indices(self.shape[0])))
+        return Stored((count, *self.shape[1:]), self.dtype, lambda: self.read()[some])
 
     def as_type(self, dtype: torch.dtype) -> Stored:
         return Stored(self.shape, dtype, lambda: self.read().to(dtype))

@@ -76,8 +76,7 @@ class Weights:
     def identity(self) -> str:
         """Digest of tensors and shape, whatever the layout they came in; a part of the id of what is made from them."""
         # the number of heads, for one, does not show in the tensors
-        shape = self.config.model_dump(mode="json", exclude={"dropout", "init"})
-        return digest({"tensors": self.sha256 or self._digest(), "model": shape})
+        return digest({"tensors": self.sha256 or self._digest(), "model": self.config.computation()})
 
     def _digest(self) -> str:
         """What the checkpoint's file would have, were they written as one."""
@@ -133,7 +132,7 @@ def from_tensors(url: str, config: dict[str, Any] | None, tensors: dict[str, Sto
         folder: where a tokenizer may lie that belongs to them.
 
     Raises:
-        UserError: they do not fit together, or are not a GPT-2's.
+        UserError: they do not fit together, or are not a GPT-2's or Qwen3's.
     """
     return from_our_tensors(url, config, standardized(tensors, url), folder)
 
@@ -198,7 +197,7 @@ def _without_padding(
         return tensors
     log.info("%s: %d rows of padding are left out of a vocabulary of %d", where, have - true, have)
     config["vocab_size"] = true
-    cut = {name: tensors[name].rows(true) for name in ("wte.weight", "lm_head.weight") if name in tensors}
+    cut = {name: tensors[name].rows(slice(true)) for name in ("wte.weight", "lm_head.weight") if name in tensors}
     return tensors | cut
 
 

@@ -14,14 +14,18 @@ import xllamacpp
 from transformers import GPT2LMHeadModel
 
 from gptpipe import GPT, ModelConfig, UserError, load, storage
+from gptpipe.config import SampleConfig
 from gptpipe.export.gguf import export_gguf
+from gptpipe.generation.generate import generate_ids
 from gptpipe.tokenizer import get_tokenizer
 from gptpipe.weights.commit import write_checkpoint
 from gptpipe.weights.huggingface import hf_config, hf_tensors
 from tests.export.test_export import TEXTS
+from tests.fixtures.qwen3 import ours, write
 from tests.tokenizer.test_huggingface import both, write_model
 from tests.weights.test_weights import reference
 
+GREEDY = SampleConfig(temperature=0, top_k=0, max_new_tokens=30)
 TOKENS = torch.arange(1000, 1012)[None]
 
 
@@ -83,6 +87,21 @@ def test_llama_cpp_gives_the_same_probabilities(
         mine = load(weights)(torch.tensor([prompt]))[0, -1].log_softmax(0).numpy()
         assert np.abs(theirs.log_probabilities(prompt) - mine).max() < off
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["small.gguf"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", ["float32", "q8_0"])
+@pytest.mark.parametrize("shape", [{}, {"n_kv_head": 2, "head_size": 32, "tie_weights": False}])
+def test_llama_cpp_runs_a_qwen3(tmp_path: Path, shape: dict[str, Any], dtype: str) -> None:
+    model = ours(vocabulary=50257, n_embd=64, n_layer=2, **shape)
+    theirs = LlamaCpp(export_gguf(write(model, tmp_path), str(tmp_path / "out" / "small.gguf"), dtype))
+    for prompt in ([1000], TOKENS[0].tolist()):
+        mine = model(torch.tensor([prompt]))[0, -1].log_softmax(0).numpy()
+        assert np.abs(theirs.log_probabilities(prompt) - mine).max() < (2e-3 if dtype == "float32" else 2e-1)
+    if dtype == "float32":
+        given = {"prompt": TOKENS[0].tolist(), "n_predict": 30, "temperature": 0, "return_tokens": True}
+        answer = theirs.ask("completion", given)
+        assert answer["tokens"] == generate_ids(model, TOKENS.tolist(), GREEDY)[0]
 
 
 def test_llama_cpp_splits_texts_as_we_do(tmp_path: Path) -> None:
@@ -155,13 +174,13 @@ def test_matrices_in_the_type_and_the_rest_in_float32(
     file = gguf.GGUFReader(export_gguf(weights, str(tmp_path / "small.gguf"), dtype))
     tensors = {each.name: each for each in file.tensors}
     mine = load(weights).state_dict()
-    for theirs, ours, expected in (
+    for theirs, own, expected in (
         ("blk.1.attn_qkv.weight", "h.1.attn.c_attn.weight", kind),
         ("token_embd.weight", "wte.weight", kind),
         ("position_embd.weight", "wpe.weight", "F32"),
         ("blk.0.ffn_norm.bias", "h.0.ln_2.bias", "F32"),
     ):
-        tensor, wanted = tensors[theirs], mine[ours].numpy()
+        tensor, wanted = tensors[theirs], mine[own].numpy()
         assert tensor.tensor_type.name == expected
         read = gguf.dequantize(tensor.data, tensor.tensor_type)
         bound = tolerance * np.abs(wanted).max() if expected == kind else 0  # of eight bits: of its block's largest

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen3ForCausalLM
 from transformers.generation import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -34,10 +35,14 @@ from gptpipe.model.precision import to_precision
 from gptpipe.tokenizer import get_tokenizer
 from gptpipe.weights.commit import write_checkpoint
 from gptpipe.weights.huggingface import hf_config, hf_tensors
+from tests.fixtures.qwen3 import SHAPES, ours, write
 
 
 def config(**given: object) -> SampleConfig:
     return SampleConfig.model_validate({"temperature": 0, "top_k": 0, "max_new_tokens": 12, **given})
+
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {"gpt2": {}, "qwen3": {"architecture": "qwen3", "n_kv_head": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +86,19 @@ def test_greedy_agrees_with_transformers_token_for_token(pair: tuple[GPT, GPT2LM
         prompt = torch.randint(1, 500, (1, 3 + seed), generator=torch.Generator().manual_seed(seed))
         found = generate_ids(model, prompt.tolist(), config(max_new_tokens=20))
         assert found[0] == their_greedy(theirs, prompt)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_greedy_agrees_with_transformers_qwen3_and_past_the_context(shape: dict[str, Any], tmp_path: Path) -> None:
+    model = ours(vocabulary=500, context=80, **shape)
+    theirs = Qwen3ForCausalLM.from_pretrained(write(model, tmp_path)).eval()
+    prompts = [torch.randint(1, 500, (3 + 6 * seed,), generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    found = generate_ids(model, [prompt.tolist() for prompt in prompts], config(max_new_tokens=100))
+    for prompt, ids in zip(prompts, found, strict=True):
+        given = {"do_sample": False, "max_new_tokens": 64, "eos_token_id": None, "pad_token_id": 0}
+        expected = theirs.generate(prompt[None], attention_mask=torch.ones_like(prompt)[None], **given)
+        assert ids[:64] == expected[0, len(prompt) :].tolist()
+        assert ids == recomputed(model, prompt.tolist(), 100)
 
 
 def recomputed(model: GPT, prompt: list[int], new: int, slide: str = "one") -> list[int]:
@@ -152,20 +170,23 @@ def test_half_a_context_is_computed_anew_once_every_half_context(
 
 
 @pytest.mark.parametrize(
-    ("precision", "slide"),
+    ("precision", "slide", "architecture"),
     [
-        ("float32", "half"),
-        ("bfloat16", "one"),
-        pytest.param("float32", "one", marks=pytest.mark.slow),
-        pytest.param("bfloat16", "half", marks=pytest.mark.slow),
+        ("float32", "half", "gpt2"),
+        ("bfloat16", "one", "gpt2"),
+        ("float32", "one", "qwen3"),
+        pytest.param("float32", "one", "gpt2", marks=pytest.mark.slow),
+        pytest.param("bfloat16", "half", "gpt2", marks=pytest.mark.slow),
+        pytest.param("bfloat16", "half", "qwen3", marks=pytest.mark.slow),
     ],
 )
-def test_a_row_has_the_same_bits_whatever_stands_beside_it(precision: str, slide: str) -> None:
+def test_a_row_has_the_same_bits_whatever_stands_beside_it(precision: str, slide: str, architecture: str) -> None:
     """Rows of other lengths, rows that end, rows past the context; every logit of every step is looked at."""
     torch.manual_seed(6)
-    model = to_precision(
-        GPT(ModelConfig(vocab_size=700, n_layer=3, n_head=4, n_embd=256, context_length=40)), precision
-    ).eval()
+    shape = ModelConfig(
+        vocab_size=700, n_layer=3, n_head=4, n_embd=256, context_length=40, **ARCHITECTURES[architecture]
+    )
+    model = to_precision(GPT(shape), precision).eval()
     lengths = (1, 17, 3, 16, 39, 55, 2)
     prompts = [[(7 * i + j * j) % 700 for j in range(length)] for i, length in enumerate(lengths)]
     generator = torch.Generator().manual_seed(1)
@@ -224,13 +245,23 @@ def test_in_half_precision_the_cache_is_as_long_as_its_longest_row() -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("slide", ["one", "half"])
-def test_the_decoder_of_other_devices_comes_to_the_same(device: str, precision: str, slide: str) -> None:
+@pytest.mark.parametrize(("slide", "architecture"), [("one", "gpt2"), ("half", "gpt2"), ("half", "qwen3")])
+def test_the_decoder_of_other_devices_comes_to_the_same(
+    device: str, precision: str, slide: str, architecture: str
+) -> None:
     """Each token and its log-probability against the model, which reads the whole row; rows come, end and slide."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU is here: a step is computed, and not captured as a graph")
     torch.manual_seed(7)
-    shape = ModelConfig(vocab_size=300, n_layer=2, n_head=4, n_embd=64, context_length=70, tie_weights=False)
+    shape = ModelConfig(
+        vocab_size=300,
+        n_layer=2,
+        n_head=4,
+        n_embd=64,
+        context_length=70,
+        tie_weights=False,
+        **ARCHITECTURES[architecture],
+    )
     whole = to_precision(GPT(shape), precision).eval()
     decoder = GraphedDecoder(to_precision(GPT(shape), precision).to(device).eval(), 60)
     decoder._model.load_state_dict(whole.state_dict())

@@ -14,6 +14,9 @@ import pytest
 from tests.fixtures.trainings import NewTraining, Training, kill
 
 
+QWEN3 = {"architecture": "qwen3", "n_head": 4, "n_kv_head": 2, "dropout": 0.0}
+
+
 def killed_and_resumed(training: Training, kills: int, seed: int) -> None:
     """Kill everything at random instants, each a few steps on, and let it finish after the last."""
     chance = random.Random(seed)
@@ -49,13 +52,18 @@ def killed_and_resumed(training: Training, kills: int, seed: int) -> None:
 
 
 @pytest.mark.slow  # the ordinary run has one in tests/chaos
-@pytest.mark.parametrize(("nproc", "kills"), [(1, 1), (2, 1), (3, 1)])
-def test_killed_runs_end_with_the_same_bits(new_training: NewTraining, nproc: int, kills: int) -> None:
-    settings = {"nproc": nproc, "steps": 16}
-    undisturbed = new_training("undisturbed", train=settings)
+@pytest.mark.parametrize(
+    ("nproc", "more", "model"),
+    [(1, {}, {}), (2, {}, {}), (3, {}, {}), (1, {}, QWEN3), (2, {"optimizer": "muon"}, QWEN3), (4, {}, QWEN3)],
+)
+def test_killed_runs_end_with_the_same_bits(
+    new_training: NewTraining, nproc: int, more: dict[str, Any], model: dict[str, Any]
+) -> None:
+    settings = {"nproc": nproc, "steps": 16, **more}
+    undisturbed = new_training("undisturbed", train=settings, model=model)
     undisturbed.finish()
-    killed = new_training("killed", train=settings)
-    killed_and_resumed(killed, kills, seed=nproc)
+    killed = new_training("killed", train=settings, model=model)
+    killed_and_resumed(killed, 1, seed=nproc)
     assert killed.weights() == undisturbed.weights()
 
 
