@@ -10,6 +10,7 @@ linear layers hold (out, in) as torch does, where GPT-2's files hold (in, out).
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +107,16 @@ class GPT(nn.Module):
     def count_parameters(self) -> int:
         """All parameters, a tied matrix counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def matrices(self) -> dict[Tensor, list[int]]:
+        """Parameters of the blocks that are several matrices, one below the other, with their numbers of rows."""
+        config, found = self.config, dict[Tensor, list[int]]()
+        queries, keys = config.n_head * config.head_width, config.kv_heads * config.head_width
+        for block in cast(list[Block], self.h):
+            found[block.attn.c_attn.weight] = [queries, keys, keys]
+            if config.architecture == "qwen3":
+                found[block.mlp.c_fc.weight] = [config.inner, config.inner]
+        return found
 
     def flops_per_token(self) -> int:
         """FLOPs of one training token, forward and backward: 6 N + 12 · n_layer · width of all heads · context.

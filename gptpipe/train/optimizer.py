@@ -12,6 +12,7 @@ from gptpipe.config import TrainConfig
 from gptpipe.errors import UserError
 from gptpipe.model.gpt import GPT
 from gptpipe.train.adamw import AdamW
+from gptpipe.train.muon import Muon
 
 _STATES = {"AdamW": ("exp_avg", "exp_avg_sq", "step"), "Muon": ("momentum_buffer",)}
 
@@ -32,11 +33,10 @@ class Optimizer(Protocol):
     def zero_grad(self) -> None: ...
 
 
-def make_optimizers(model: GPT, config: TrainConfig) -> list[Optimizer]:
-    """AdamW; with `optimizer=muon` the matrices of the blocks go to Muon.
+def make_optimizers(model: GPT, config: TrainConfig, rank: int = 0, world_size: int = 1) -> list[Optimizer]:
+    """AdamW; with `optimizer=muon` the matrices of the blocks go to Muon, whose work the ranks share.
 
-    Muon (Jordan et al. 2024) scales its update so that its size is AdamW's (Liu et al. 2025), so that both take one
-    learning rate. Biases and layer norms do not decay unless `decay_vectors` says so.
+    Biases and norms do not decay unless `decay_vectors` says so.
     """
     hidden = {p for p in model.h.parameters() if p.ndim == 2} if config.optimizer == "muon" else set()
     rest = [p for p in model.parameters() if p not in hidden]
@@ -53,12 +53,14 @@ def make_optimizers(model: GPT, config: TrainConfig) -> list[Optimizer]:
     ]
     if hidden:
         optimizers.append(
-            torch.optim.Muon(
+            Muon(
                 [p for p in model.parameters() if p in hidden],
-                lr=config.learning_rate,
+                learning_rate=config.learning_rate,
                 weight_decay=config.weight_decay,
                 momentum=config.muon_momentum,
-                adjust_lr_fn="match_rms_adamw",
+                parts=model.matrices(),
+                rank=rank,
+                world_size=world_size,
             )
         )
     return optimizers

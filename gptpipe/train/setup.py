@@ -90,7 +90,7 @@ def set_up(job: Job, ranks: Ranks, phases: Phases) -> Parts:
     memory_before = memory_megabytes() if ranks.device.type == "cpu" else 0.0
     model = checkpointing.initial_model(job, resumed).to(ranks.device)
     model.recompute = config.activation_checkpointing
-    optimizers = make_optimizers(model, config)
+    optimizers = make_optimizers(model, config, ranks.rank, ranks.world_size)
     if resumed is not None:
         checkpointing.restore_optimizers(resumed, model, optimizers)
     model.train()

@@ -13,7 +13,6 @@ import pytest
 
 from tests.fixtures.trainings import NewTraining, Training, kill
 
-
 QWEN3 = {"architecture": "qwen3", "n_head": 4, "n_kv_head": 2, "dropout": 0.0}
 
 
