@@ -27,7 +27,6 @@ from gptpipe.weights.tensors import Stored, check_float16
 from gptpipe.weights.weights import Weights, check_vocabulary
 from gptpipe.wording import side_by_side
 
-NAMES = {"gpt2": "GPT-2", "qwen3": "Qwen3"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -128,9 +127,9 @@ def _tokenizer_files(tokenizer: Tokenizer, context_length: int) -> dict[str, str
 def card(weights: Weights, dtype: str, scores: Evaluation | None = None) -> str:
     """A model card: what is known of data, steps, tokens and scores, and nothing else."""
     config = weights.config
-    name, biases = NAMES[config.architecture], "yes" if config.qkv_bias else "no"
+    biases = "yes" if config.qkv_bias else "no"
     rows = {
-        "architecture": name,
+        "architecture": config.family,
         "parameters": f"{_parameters(weights):,}",
         "blocks, heads, width": f"{config.n_layer}, {config.n_head}, {config.n_embd}",
         **(_qwen3(config) if config.architecture == "qwen3" else {}),
@@ -152,7 +151,7 @@ print(pipeline("text-generation", "path/to/this/folder")("{"def mean(values):"}"
     )
     table = f"| | |\n| --- | --- |\n{table}"
     parts = [
-        f"# A {name} model",
+        f"# A {config.family} model",
         table,
         *_scores(scores),
         "## How to use it",

@@ -38,6 +38,7 @@ from gptpipe.tracking.moves import (
     version_called,
 )
 from gptpipe.tracking.promote import ALREADY, Check, Decision, decide, not_comparable
+from gptpipe.weights.find import read_weights
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -259,9 +260,13 @@ def _decision(
         return not_comparable(f"version {champion.version}, the champion, could not be scored on this text: {error}")
     assert evaluation.against is not None
     against = evaluation.against
-    return decide(
+    decision = decide(
         against.comparison, config.promote, against.corpora, ages=against.ages, samples=samples.samples, copies=copies
     )
+    mine, theirs = (read_weights(url).config.family for url in (result.best_checkpoint, checkpoint_of(champion)))
+    if mine == theirs:
+        return decision
+    return replace(decision, reason=f"{decision.reason} (this is a {mine}, the champion is a {theirs})")
 
 
 def _make_registered_model(client: MlflowClient, name: str) -> None:

@@ -159,6 +159,19 @@ def candidate(dataset: Dataset, folder: Path, kind: str, said: Samples | None = 
     return lambda: register(PipelineConfig(), link, result, evaluation, said or samples[-1], out=out)
 
 
+def test_a_champion_of_the_other_architecture_is_held_against_on_the_same_text(
+    many_documents: Dataset, tmp_path: Path
+) -> None:
+    assert candidate(many_documents, tmp_path / "first", "worse")().decision.promote
+    decision = candidate(many_documents, tmp_path / "second", "qwen3")().decision
+    assert decision.promote
+    assert decision.reason.startswith("better: ")
+    assert decision.reason.endswith("(this is a Qwen3, the champion is a GPT-2)")
+    again = candidate(many_documents, tmp_path / "third", "worse")().decision
+    assert not again.promote
+    assert again.reason.endswith("(this is a GPT-2, the champion is a Qwen3)")
+
+
 def test_a_better_model_that_gives_its_training_text_back_does_not_serve(
     many_documents: Dataset, tmp_path: Path
 ) -> None:

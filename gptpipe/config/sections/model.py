@@ -85,6 +85,11 @@ class ModelConfig(Section):
         )
 
     @property
+    def family(self) -> str:
+        """What people call the architecture."""
+        return {"gpt2": "GPT-2", "qwen3": "Qwen3"}[self.architecture]
+
+    @property
     def kv_heads(self) -> int:
         """Heads of keys and values."""
         return self.n_kv_head or self.n_head
