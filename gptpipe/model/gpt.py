@@ -55,13 +55,13 @@ class GPT(nn.Module):
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False, device=place)
         if config.tie_weights:
             self.lm_head.weight = self.wte.weight
-        if config.init == "gpt2" and not self.wte.weight.is_meta:
+        if config.init != "torch" and not self.wte.weight.is_meta:
             self._init_gpt2()
 
     @torch.no_grad()
     def _init_gpt2(self) -> None:
-        """normal(0, 0.02) for matrices, residual projections scaled by 1 / sqrt(2 n_layer), biases zero."""
-        scaled = 0.02 / math.sqrt(2 * self.config.n_layer)
+        """normal(0, 0.02) for matrices, residual projections scaled by 1 / sqrt(2 n_layer) or zero, biases zero."""
+        scaled = 0.02 / math.sqrt(2 * self.config.n_layer) if self.config.init == "gpt2" else 0.0
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 parameter.normal_(0.0, scaled if name.endswith("c_proj.weight") else 0.02)

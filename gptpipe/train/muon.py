@@ -44,6 +44,7 @@ class Muon:
 
     Args:
         parameters: matrices, (out, in).
+        share: its learning rate, as a share of the schedule's.
         parts: of a parameter that is several matrices, one below the other, their numbers of rows.
         rank, world_size: whose share this one makes.
 
@@ -57,6 +58,7 @@ class Muon:
         parameters: Iterable[Tensor],
         *,
         learning_rate: float,
+        share: float = 1.0,
         weight_decay: float,
         momentum: float,
         parts: Mapping[Tensor, Sequence[int]] | None = None,
@@ -64,7 +66,9 @@ class Muon:
         world_size: int = 1,
     ) -> None:
         every = list(parameters)
-        self.param_groups: list[dict[str, Any]] = [{"params": every, "weight_decay": weight_decay, "lr": learning_rate}]
+        self.param_groups: list[dict[str, Any]] = [
+            {"params": every, "weight_decay": weight_decay, "lr": learning_rate * share, "share": share}
+        ]
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         self._momentum, self._rank = momentum, rank
         matrices = [part for parameter in every for part in _parts(parameter, (parts or {}).get(parameter))]

@@ -21,7 +21,8 @@ class Optimizer(Protocol):
     """What a step needs of an optimizer; torch's own have it too.
 
     Attributes:
-        param_groups: each with `params`, `weight_decay` and the learning rate, `lr`.
+        param_groups: each with `params`, `weight_decay` and the learning rate, `lr`; with `share`, its is so much of
+            the schedule's.
         state: tensors by name, of each parameter that has taken a step.
     """
 
@@ -56,6 +57,7 @@ def make_optimizers(model: GPT, config: TrainConfig, rank: int = 0, world_size: 
             Muon(
                 [p for p in model.parameters() if p in hidden],
                 learning_rate=config.learning_rate,
+                share=(config.muon_learning_rate or config.learning_rate) / config.learning_rate,
                 weight_decay=config.weight_decay,
                 momentum=config.muon_momentum,
                 parts=model.matrices(),

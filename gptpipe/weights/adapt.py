@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -151,9 +152,17 @@ def starting_from(config: PipelineConfig, checkpoint: str) -> PipelineConfig:
     """The configuration of a training that starts from a checkpoint: the model has its shape, and its own dropout.
 
     Raises:
-        UserError: it is no checkpoint.
+        UserError: it is no checkpoint, or is a GPT-2's where another architecture was chosen.
     """
     if not checkpoint:
         return config
-    kept = {"dropout": config.model.dropout, "init": config.model.init}
-    return config.model_copy(update={"model": read_weights(checkpoint).config.model_copy(update=kept)})
+    theirs, kept = read_weights(checkpoint).config, dict[str, Any](init=config.model.init)
+    if theirs.architecture == "gpt2":
+        kept["dropout"] = config.model.dropout
+        if config.model.architecture != "gpt2":  # by a preset or by name: GPT-2 is what stands there otherwise
+            raise UserError(
+                f"the weights are a GPT-2's, and a {config.model.family} is to be trained",
+                where=checkpoint,
+                hint="start from weights of that architecture or from none, or give --set model.architecture=gpt2",
+            )
+    return config.model_copy(update={"model": theirs.model_copy(update=kept)})

@@ -1,7 +1,8 @@
-"""Training steps of ours against transformers' GPT-2 with F.cross_entropy, in turn, each in a process of its own.
+"""Training steps of ours against transformers' GPT-2 or Qwen3 with F.cross_entropy, in turn, each in its own process.
 
 Usage: python tests/benchmarks/step.py [--layers 4] [--width 256] [--batch 8] [--context 256] [--threads 2]
            [--precision float32 bfloat16] [--seconds 20] [--rounds 3] [--device cpu] [--compile]
+           [--architecture gpt2]
        python tests/benchmarks/step.py ranks    two ranks of a thread each against one rank with two
        python tests/benchmarks/step.py profile  where our step's time goes
 
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--architecture", choices=("gpt2", "qwen3"), default="gpt2")
     parser.add_argument("--variant", choices=VARIANTS)
     options = parser.parse_args()
     if options.variant:
@@ -88,18 +90,21 @@ def set_up(options: argparse.Namespace, precision: str) -> tuple[Any, Any, Any, 
     shape = {"n_layer": options.layers, "n_embd": options.width, "n_head": max(1, options.width // 64)}
     tokens = torch.randint(0, 50257, (options.batch, options.context + 1), device=device)
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    config = ModelConfig(architecture=options.architecture, context_length=options.context, **shape)
     with torch.device("meta"):
-        ours = GPT(ModelConfig(context_length=options.context, **shape))
+        ours = GPT(config)
     model: Any
     if options.variant == "transformers":
-        from transformers import GPT2Config, GPT2LMHeadModel
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-        no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        model = GPT2LMHeadModel(GPT2Config(n_positions=options.context, **no_dropout, **shape)).to(device)
+        from gptpipe.weights.huggingface import hf_config
+
+        theirs = hf_config(config, "gpt2", 50256)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**theirs)).to(device)
         run = torch.compile(model) if options.compile else model
     else:
         keep_freed_memory()
-        model = GPT(ModelConfig(context_length=options.context, **shape)).to(device)
+        model = GPT(config).to(device)
         run = model
         if options.compile:
             for block in model.h:

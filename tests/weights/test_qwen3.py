@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptpipe import UserError, load
-from gptpipe.weights.adapt import adapted, import_weights
+from gptpipe import GPT, ModelConfig, UserError, load
+from gptpipe.config import PipelineConfig
+from gptpipe.weights.adapt import adapted, import_weights, starting_from
 from gptpipe.weights.find import read_weights
 from tests.fixtures.qwen3 import SHAPES, ours, theirs, write
 from tests.weights.test_weights import reference
@@ -79,6 +80,15 @@ def test_a_longer_context_is_warned_of(tmp_path: Path, caplog: pytest.LogCapture
     tokens = torch.randint(0, 50257, (1, 40))
     assert torch.equal(longer(tokens), model(tokens))
     assert torch.equal(shorter(tokens), model(tokens))
+
+
+def test_a_training_starts_from_weights_of_its_architecture(tmp_path: Path) -> None:
+    checkpoint = write(ours(n_kv_head=2), tmp_path / "qwen3")
+    started = starting_from(PipelineConfig(model=ModelConfig(dropout=0.1)), checkpoint).model
+    assert (started.architecture, started.kv_heads, started.dropout) == ("qwen3", 2, 0.0)
+    other = write(GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=300, context_length=8)), tmp_path / "gpt2")
+    with pytest.raises(UserError, match="the weights are a GPT-2's, and a Qwen3 is to be trained"):
+        starting_from(PipelineConfig(model=ModelConfig(architecture="qwen3")), other)
 
 
 @pytest.mark.parametrize(

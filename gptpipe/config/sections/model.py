@@ -42,9 +42,10 @@ class ModelConfig(Section):
     )
     qkv_bias: bool = result(True, "Whether the query, key and value projections have a bias; in qwen3 they never have")
     tie_weights: bool = result(True, "Whether the output layer shares its matrix with the token embedding")
-    init: Literal["gpt2", "torch"] = result(
+    init: Literal["gpt2", "zero", "torch"] = result(
         "gpt2",
-        "Initial weights: GPT-2's normal(0, 0.02) with scaled residual projections, or torch's defaults",
+        "Initial weights: GPT-2's normal(0, 0.02) with scaled residual projections, the same with these at zero, or "
+        "torch's defaults",
     )
     layer_norm_epsilon: float = result(1e-5, "Added to the variance in norms", gt=0, lt=0.1)
 

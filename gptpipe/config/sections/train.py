@@ -34,6 +34,9 @@ class TrainConfig(Section):
     beta2: float = result(0.95, "AdamW's decay of the mean of its square", ge=0, lt=1)
     epsilon: float = result(1e-8, "AdamW's epsilon", gt=0, lt=1)
     muon_momentum: float = result(0.95, "Muon's momentum", ge=0, lt=1)
+    muon_learning_rate: float = result(
+        0.0, "Muon's highest learning rate, whose updates have the size of AdamW's; 0: learning_rate", ge=0, lt=10
+    )
     grad_clip: float = result(1.0, "Largest norm of the whole gradient; 0 is unclipped", ge=0)
     mixture: dict[str, float] = result(
         {}, "Weight of each corpus by its name, in tokens drawn; empty draws every token once an epoch"
