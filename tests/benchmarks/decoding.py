@@ -200,9 +200,9 @@ def on_gpu(folder: Path, precision: str, ids: list[list[int]], new: int, device:
 
 def theirs(folder: Path, precision: str, ids: list[list[int]], new: int, device: str) -> Works:
     import torch
-    from transformers import GPT2LMHeadModel
+    from transformers import AutoModelForCausalLM
 
-    model = GPT2LMHeadModel.from_pretrained(folder / "hf", dtype=getattr(torch, precision)).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=getattr(torch, precision)).to(device).eval()
     tokens = torch.tensor(ids, device=device)
 
     def run(count: int) -> None:

@@ -116,9 +116,9 @@ def ours(folder: Path, precision: str, batch: int):  # type: ignore[no-untyped-d
 
 def theirs(folder: Path, precision: str, batch: int):  # type: ignore[no-untyped-def]
     import torch
-    from transformers import GPT2LMHeadModel
+    from transformers import AutoModelForCausalLM
 
-    model = GPT2LMHeadModel.from_pretrained(folder / "hf", dtype=getattr(torch, precision)).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=getattr(torch, precision)).eval()
 
     @torch.no_grad()
     def run(ids):  # type: ignore[no-untyped-def]

@@ -86,7 +86,7 @@ def measure(work: str, folder: Path) -> tuple[float, float]:
     from gptpipe.weights.adapt import import_weights
 
     if work == "transformers":
-        from transformers import GPT2LMHeadModel
+        from transformers import AutoModelForCausalLM
     file, out = folder / "hf" / "model.safetensors", folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     Path("/proc/self/clear_refs").write_text("5")  # the peak from now on
@@ -96,7 +96,7 @@ def measure(work: str, folder: Path) -> tuple[float, float]:
     elif work == "load":
         kept = load(str(file.parent))
     elif work == "transformers":
-        kept = GPT2LMHeadModel.from_pretrained(file.parent)
+        kept = AutoModelForCausalLM.from_pretrained(file.parent)
     elif work == "copy and hash":
         kept, state = None, hashlib.sha256()
         out.mkdir()
