@@ -90,8 +90,14 @@ def test_llama_cpp_gives_the_same_probabilities(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", ["float32", "q8_0"])
-@pytest.mark.parametrize("shape", [{}, {"n_kv_head": 2, "head_size": 32, "tie_weights": False}])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ({"n_kv_head": 2, "head_size": 32, "tie_weights": False}, "float32"),
+        pytest.param({}, "float32", marks=pytest.mark.slow),
+        pytest.param({}, "q8_0", marks=pytest.mark.slow),
+    ],
+)
 def test_llama_cpp_runs_a_qwen3(tmp_path: Path, shape: dict[str, Any], dtype: str) -> None:
     model = ours(vocabulary=50257, n_embd=64, n_layer=2, **shape)
     theirs = LlamaCpp(export_gguf(write(model, tmp_path), str(tmp_path / "out" / "small.gguf"), dtype))
