@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
-    ("wording", "version", "extras", "cores", "startup"),
+    ("wording", "version", "extras", "cores", "processes", "startup"),
     ("errors",),
     ("config", "progress"),
     ("storage", "model", "guard"),

@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 
+from gptpipe.processes import is_running
+
 log = logging.getLogger(__name__)
 _WATCH_SECONDS = 0.5
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -82,11 +84,7 @@ def end_with(launcher: int) -> None:
     def watch() -> None:
         while True:
             time.sleep(_WATCH_SECONDS)
-            try:
-                alive = os.getppid() == parent and psutil.Process(launcher).create_time() == started
-            except psutil.NoSuchProcess:
-                alive = False
-            if not alive:
+            if os.getppid() != parent or not is_running(launcher, started):
                 os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -17,11 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from gptpipe import storage
 from gptpipe.dataset.dataset import LATEST, MANIFEST
 from gptpipe.launch.job import JOB, OUTCOME
+from gptpipe.processes import is_running
 from gptpipe.storage.lease import Held, Lease, is_held
 from gptpipe.tracking.client import Tracking
 from gptpipe.tracking.references import References, folder_name
@@ -188,7 +187,7 @@ def _leftovers(days: float, now: float) -> Iterator[Removal]:
 def _runs(folder: Path) -> bool:
     """Whether the launcher of the job in this folder lives."""
     try:
-        return bool(psutil.pid_exists(int(json.loads((folder / JOB).read_text("utf-8"))["launcher"])))
+        return is_running(int(json.loads((folder / JOB).read_text("utf-8"))["launcher"]))
     except (OSError, ValueError, KeyError):
         return False
 

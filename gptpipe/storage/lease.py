@@ -20,6 +20,7 @@ from typing_extensions import TypedDict  # Pydantic takes Python's own from 3.12
 
 from gptpipe import storage
 from gptpipe.errors import Damaged, UserError
+from gptpipe.processes import is_running
 
 log = logging.getLogger(__name__)
 NAME = "lease.json"
@@ -159,10 +160,7 @@ def lives(process: dict[str, Any]) -> bool | None:
     """
     if (process["host"], process.get("space")) != (socket.gethostname(), _pid_space()):
         return None
-    try:
-        return bool(abs(psutil.Process(process["pid"]).create_time() - process["started"]) < 1)
-    except psutil.NoSuchProcess:
-        return False
+    return is_running(process["pid"], process["started"])
 
 
 def _pid_space() -> str:

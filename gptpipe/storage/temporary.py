@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
+from gptpipe.processes import is_running
 from gptpipe.storage.faults import explained
 from gptpipe.storage.home import scratch_home
 from gptpipe.storage.urls import is_local, local_path
@@ -115,7 +114,7 @@ def sweep_temporaries(url: str, *, below: bool = True) -> None:
     for folder, folders, names in os.walk(local_path(url)):
         for name in folders + names:
             match = _TEMPORARY.match(name)
-            if match and match["host"] == socket.gethostname() and not psutil.pid_exists(int(match["pid"])):
+            if match and match["host"] == socket.gethostname() and not is_running(int(match["pid"])):
                 left = Path(folder) / name
                 if name in folders:
                     shutil.rmtree(left, ignore_errors=True)

@@ -212,6 +212,24 @@ def test_one_folder_has_one_writer(new_training: NewTraining) -> None:
     assert f"(process {first.pid}) is writing here" in out
 
 
+def test_ranks_end_with_a_launcher_that_nobody_waits_for(new_training: NewTraining) -> None:
+    """As in a container whose first process does not: it is dead, and stays in the table of processes."""
+    training = new_training("unwaited", train=LONG)
+    process = training.start()
+    training.wait_for_step(3)
+    ranks = training.ranks()
+    os.kill(process.pid, signal.SIGKILL)
+    until = time.monotonic() + 20
+    while any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks):
+        assert time.monotonic() < until, "a rank outlived its launcher"
+        time.sleep(0.05)
+    assert psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE
+    again = training.start()
+    while not training.ranks():  # another writer may come at once
+        assert again.poll() is None, again.communicate()
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_a_dead_writer_is_replaced_at_once(new_training: NewTraining) -> None:
     training = new_training("dead", train={"steps": 6})
