@@ -146,8 +146,10 @@ class Killing:
 @pytest.mark.slow
 def test_a_build_killed_at_a_random_instant_is_completed_in_a_folder(tmp_path: Path) -> None:
     killing = Killing(tmp_path, str(tmp_path), seed=1)
-    for number in range(2):
+    for number in range(8):  # an instant may lie behind the end
         killing.strike(number)
+        if number and killing.caught:
+            break
     assert killing.caught
 
 
@@ -155,8 +157,10 @@ def test_a_build_killed_at_a_random_instant_is_completed_in_a_folder(tmp_path: P
 @pytest.mark.stack
 def test_a_build_killed_at_a_random_instant_is_completed_in_an_object_store(tmp_path: Path, s3_storage: str) -> None:
     killing = Killing(tmp_path, s3_storage, seed=2)
-    for number in range(2):
+    for number in range(8):  # an instant may lie behind the end
         killing.strike(number)
+        if number and killing.caught:
+            break
     assert killing.caught
 
 
