@@ -84,17 +84,16 @@ class Cluster:
         if self.refuses:
             return self.refuses, {"kind": "Status", "code": self.refuses}
         JobsetV1alpha2JobSet.from_dict(body)  # what the controller's own types take
-        self.made.append(body)
         name = body["metadata"]["name"]
         job = body["spec"]["replicatedJobs"][0]["template"]["spec"]
         (container,) = job["template"]["spec"]["containers"]
-        self.pods[name] = []
+        pods: list[subprocess.Popen[str]] = []
         for number in range(job["parallelism"]):
             given = {each["name"]: each["value"] for each in container["env"] if "value" in each}
             # The image's PATH begins with its Python; the tests' own need not be on the caller's.
             path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
             home = {"GPTPIPE_HOME": str(self.folder / f"{name}-{number}"), "PATH": path}
-            self.pods[name].append(
+            pods.append(
                 subprocess.Popen(
                     [*container["command"], *container["args"]],
                     env={**os.environ, **given, **home},
@@ -103,6 +102,8 @@ class Cluster:
                     start_new_session=True,
                 )
             )
+        self.pods[name] = pods
+        self.made.append(body)  # the last: who waits for it finds its pods
         return 201, body
 
     def read(self, path: str) -> tuple[int, dict[str, Any]]:
