@@ -57,7 +57,7 @@ def open_llmc(path: Path, where: str) -> tuple[dict[str, Any], dict[str, Stored]
     for name, shape in _order(context, padded, layers, width):
         tensors[name] = Stored(shape, dtype, partial(read_at, file, place, shape, dtype, where))
         place += math.prod(shape) * dtype.itemsize
-    tensors["wte.weight"] = tensors["wte.weight"].rows(vocabulary)
+    tensors["wte.weight"] = tensors["wte.weight"].rows(slice(vocabulary))
     config = {
         "model_type": "gpt2",
         "vocab_size": vocabulary,

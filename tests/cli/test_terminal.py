@@ -119,7 +119,7 @@ def test_ctrl_c_in_training_saves_and_ends_with_75_within_seconds(tmp_path: Path
 
 def test_sigterm_ends_with_one_line_and_75_too(tmp_path: Path) -> None:
     with terminal(tmp_path, *run_words()) as made:
-        made.read_until("waiting for Prefect's server")
+        made.wait_for_server()
         os.kill(made.pid, signal.SIGTERM)
         code = made.code(seconds=20)
     assert code == 75
@@ -194,6 +194,6 @@ def test_a_run_whose_server_is_killed_again_and_again_is_finished_all_the_same(t
 @pytest.mark.slow
 def test_nothing_is_left_of_a_run_that_is_killed(tmp_path: Path) -> None:
     with terminal(tmp_path, *run_words("--set", "train.steps=100000")) as made:
-        made.read_until("waiting for Prefect's server")
+        made.wait_for_server()
         os.kill(made.pid, signal.SIGKILL)
         os.waitpid(made.pid, 0)

@@ -103,7 +103,7 @@ def test_llama_cpp_runs_a_qwen3(tmp_path: Path, shape: dict[str, Any], dtype: st
     theirs = LlamaCpp(export_gguf(write(model, tmp_path), str(tmp_path / "out" / "small.gguf"), dtype))
     for prompt in ([1000], TOKENS[0].tolist()):
         mine = model(torch.tensor([prompt]))[0, -1].log_softmax(0).numpy()
-        assert np.abs(theirs.log_probabilities(prompt) - mine).max() < (2e-3 if dtype == "float32" else 2e-1)
+        assert np.abs(theirs.log_probabilities(prompt) - mine).max() < (5e-3 if dtype == "float32" else 2e-1)
     if dtype == "float32":
         given = {"prompt": TOKENS[0].tolist(), "n_predict": 30, "temperature": 0, "return_tokens": True}
         answer = theirs.ask("completion", given)

@@ -25,7 +25,7 @@ def layers(bias: bool = True, dtype: torch.dtype = torch.float32) -> Layers:
 
 PAIRS: dict[str, tuple[Callable[[Tensor, Layers], Tensor], Callable[[Tensor, Layers], Tensor]]] = {
     "norm": (lambda x, made: norm_linear(x, *made), lambda x, made: made[1](made[0](x))),
-    "gelu": (lambda x, made: linear(x, made[1], gelu=True), lambda x, made: made[1](F.gelu(x, approximate="tanh"))),
+    "gelu": (lambda x, made: linear(x, made[1], "gelu"), lambda x, made: made[1](F.gelu(x, approximate="tanh"))),
     "plain": (lambda x, made: linear(x, made[1]), lambda x, made: made[1](x)),
 }
 
@@ -71,6 +71,6 @@ def test_what_needs_no_gradient_gets_none(frozen: str) -> None:
     x = torch.randn(4, WIDTH, requires_grad=frozen != "input")
     for parameter in (*norm.parameters(), *layer.parameters()):
         parameter.requires_grad_(frozen != "layer")
-    (norm_linear(x, norm, layer).sum() + linear(x, layer, gelu=True).sum()).backward()
+    (norm_linear(x, norm, layer).sum() + linear(x, layer, "gelu").sum()).backward()
     assert (x.grad is None) == (frozen == "input")
     assert all((p.grad is None) == (frozen == "layer") for p in (*norm.parameters(), *layer.parameters()))

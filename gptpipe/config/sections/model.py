@@ -61,7 +61,7 @@ class ModelConfig(Section):
                     raise ValueError(f"{name} {getattr(self, name)} is for model.architecture=qwen3: leave it at 0")
             self.rope_base = 1e4
         else:
-            self.qkv_bias = False
+            self.qkv_bias = True  # as it is by itself: it says nothing here
             if self.dropout:
                 raise ValueError("dropout is for model.architecture=gpt2: qwen3 has none, leave it at 0")
             if self.n_head % self.kv_heads:
