@@ -20,7 +20,7 @@ from gptpipe.tokenizer import Tokenizer, get_tokenizer
 from gptpipe.tokenizer.huggingface import vocabulary_of
 from gptpipe.weights.find import read_weights
 from gptpipe.weights.huggingface import hf_stored
-from gptpipe.weights.tensors import Stored, check_float16, zeros
+from gptpipe.weights.tensors import check_float16
 from gptpipe.weights.weights import Weights, check_vocabulary
 
 TYPES = {
@@ -115,7 +115,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, ids: dict[str,
 
 def _write_tensors(writer: gguf.GGUFWriter, weights: Weights, dtype: str) -> None:
     names = gguf.get_tensor_name_map(_architecture(weights.config), weights.config.n_layer)
-    stored = _under_their_names(weights)
+    stored = hf_stored(weights.config, weights.tensors, turned=False)  # the table has transformers' names
     kinds = {name: _kind(name, each.shape, dtype) for name, each in stored.items()}
     for name, each in stored.items():
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -130,20 +130,6 @@ def _write_tensors(writer: gguf.GGUFWriter, weights: Weights, dtype: str) -> Non
         if kinds[name] == gguf.GGMLQuantizationType.F16:
             check_float16(name, tensor, weights.url)
         writer.write_tensor_data(gguf.quantize(tensor.contiguous().numpy(), kinds[name]))
-
-
-def _under_their_names(weights: Weights) -> dict[str, Stored]:
-    """All tensors under transformers' names, which gguf's table has, linear layers (out, in)."""
-    config = weights.config
-    if config.architecture == "qwen3":
-        return hf_stored(config, weights.tensors)
-    stored = {
-        name if name.startswith("lm_head") else f"transformer.{name}": each for name, each in weights.tensors.items()
-    }
-    if not config.qkv_bias:
-        bias = zeros(3 * config.n_embd)
-        stored.update({f"transformer.h.{layer}.attn.c_attn.bias": bias for layer in range(config.n_layer)})
-    return stored
 
 
 def _kind(name: str, shape: Sequence[int], dtype: str) -> gguf.GGMLQuantizationType:

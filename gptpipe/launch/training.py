@@ -33,6 +33,7 @@ from gptpipe.launch.torchrun import Torchrun, Watchers
 from gptpipe.storage.lease import Lease
 from gptpipe.tokenizer import is_own
 from gptpipe.weights.checkpoint import CONFIG, intact_checkpoint, newest_checkpoint, open_checkpoint
+from gptpipe.weights.commit import finish_removals
 from gptpipe.weights.huggingface import model_config_from_hf, ours_in
 from gptpipe.weights.weights import check_same_shape
 from gptpipe.wording import counted
@@ -174,6 +175,8 @@ def _check_hosts(config: TrainConfig, hosts: Hosts | None) -> None:
 def _from_newest(job: Job, passed_over: Collection[str]) -> Job:
     """What to train from now on: the job, from the newest checkpoint there is."""
     newest = newest_checkpoint(job.training, passed_over)
+    if newest is not None:
+        finish_removals(newest)
     return job.model_copy(update={"resume": newest.url if newest else ""})
 
 

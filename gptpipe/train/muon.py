@@ -78,14 +78,11 @@ class Muon:
     def step(self) -> None:
         """Take a step with the gradients there are; every parameter has one."""
         (group,) = self.param_groups
-        directions: dict[Tensor, Tensor] = {}
         for parameter in group["params"]:
-            momentum = self._state_of(parameter)["momentum_buffer"]
-            momentum.lerp_(parameter.grad, 1 - self._momentum)
-            directions[parameter] = parameter.grad.lerp(momentum, self._momentum)
+            self._state_of(parameter)["momentum_buffer"].lerp_(parameter.grad, 1 - self._momentum)
         made: list[Tensor] = []
         for _, alike in groupby(self._shares[self._rank], key=lambda part: part.shape):
-            made += orthogonal(torch.stack([directions[part.parameter][part.rows] for part in alike]))
+            made += orthogonal(torch.stack([self._direction(part) for part in alike]))
         for parameter in group["params"]:
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
         for part, update in self._exchanged(made):
@@ -114,6 +111,12 @@ class Muon:
             dist.broadcast(flat.view(torch.uint8), owner)  # gloo knows no bfloat16
             for part, update in zip(share, torch.split(flat, sizes), strict=True):
                 yield part, update.view(part.shape)
+
+    def _direction(self, part: _Part) -> Tensor:
+        """Nesterov's: the gradient on the way to its mean."""
+        gradient, momentum = part.parameter.grad, self.state[part.parameter]["momentum_buffer"]
+        assert gradient is not None
+        return gradient[part.rows].lerp(momentum[part.rows], self._momentum)
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         if parameter not in self.state:

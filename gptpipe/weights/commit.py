@@ -19,6 +19,7 @@ from gptpipe.weights.checkpoint import (
     MODEL,
     OPTIMIZER,
     STATE,
+    STEP,
     Checkpoint,
     list_checkpoints,
     step_name,
@@ -125,4 +126,19 @@ def prune(training: str, keep: int, best_step: int | None) -> list[int]:
             storage.remove(storage.join(checkpoint.url, MANIFEST))
             storage.remove_tree(checkpoint.url)
             removed.append(checkpoint.step)
+    return removed
+
+
+def finish_removals(newest: Checkpoint) -> list[int]:
+    """Remove what a kill left of checkpoints that were going: older folders without a manifest. Returns their steps.
+
+    Only for who may write there. One whose manifest is damaged stays.
+    """
+    training, removed = storage.parent(newest.url), []
+    for name in storage.list_folders(training):
+        url = storage.join(training, name)
+        step = int(name.removeprefix("step-")) if STEP.match(name) else newest.step
+        if step < newest.step and not storage.exists(storage.join(url, MANIFEST)):
+            storage.remove_tree(url)
+            removed.append(step)
     return removed

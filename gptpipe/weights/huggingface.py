@@ -36,7 +36,7 @@ def model_config_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
         return ModelConfig(
             architecture=kind,
             **theirs.fields(config),
-            qkv_bias=ours.get("qkv_bias", kind == "gpt2"),
+            qkv_bias=ours.get("qkv_bias", True),
             tie_weights=config.get("tie_word_embeddings", kind == "gpt2"),
             init=ours.get("init", "gpt2"),
         )
@@ -111,14 +111,17 @@ def hf_tensors(model: GPT) -> dict[str, Tensor]:
     return tensors | {name: torch.zeros(size) for name, size in theirs.absent(config).items()}
 
 
-def hf_stored(config: ModelConfig, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+def hf_stored(config: ModelConfig, tensors: Mapping[str, Stored], *, turned: bool = True) -> dict[str, Stored]:
     """Tensors that have not been read, under Hugging Face's names and in its layout, float32.
 
     `lm_head.weight` is among them only where it is untied.
+
+    Args:
+        turned: whether linear layers lie as they do there; otherwise (out, in).
     """
     renamed: dict[str, Stored] = {}
     theirs = _ARCHITECTURES[config.architecture]
     for name, each in tensors.items():
-        whole = (each.turned() if theirs.is_turned(name) else each).as_type(torch.float32)
+        whole = (each.turned() if turned and theirs.is_turned(name) else each).as_type(torch.float32)
         renamed |= {part: whole.rows(rows) for part, rows in theirs.parts(config, name)}
     return renamed | {name: zeros(size) for name, size in theirs.absent(config).items()}

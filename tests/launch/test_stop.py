@@ -85,7 +85,7 @@ def test_max_hours_ends_resumable(new_training: NewTraining) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_signal_cancels_at_once(new_training: NewTraining) -> None:
+def test_a_second_signal_cancels_within_two_seconds(new_training: NewTraining) -> None:
     training = new_training("cancel", train={**LONG, "nproc": 2})
     process = training.start()
     training.wait_for_step(3)
@@ -98,8 +98,7 @@ def test_a_second_signal_cancels_at_once(new_training: NewTraining) -> None:
     os.kill(process.pid, signal.SIGINT)
     process.communicate(timeout=30)
     _, alive = psutil.wait_procs(family, timeout=5)
-    # two seconds on a machine of its own; without it they would have train.save_timeout, a minute
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 2 + 1  # a second for a busy machine
     assert not alive
     assert process.returncode == 130
     assert newest_checkpoint(folder_of(training)) is None

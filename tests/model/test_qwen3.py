@@ -126,7 +126,7 @@ def test_one_shape_is_said_in_one_way() -> None:
     )
     assert said == usual
     assert (usual.kv_heads, usual.head_width, usual.inner) == (4, 16, 192)
-    assert ModelConfig(n_head=12, n_kv_head=12, n_inner=3072, rope_base=5.0) == ModelConfig()
+    assert ModelConfig(n_head=12, n_kv_head=12, n_inner=3072) == ModelConfig()
 
 
 @pytest.mark.parametrize(
@@ -135,6 +135,7 @@ def test_one_shape_is_said_in_one_way() -> None:
         ({"n_kv_head": 3}, "n_kv_head 3 is for model.architecture=qwen3"),
         ({"n_inner": 100}, "n_inner 100 is for model.architecture=qwen3"),
         ({"head_size": 32}, "head_size 32 is for model.architecture=qwen3"),
+        ({"rope_base": 5.0}, "rope_base is for model.architecture=qwen3"),
         ({"architecture": "qwen3", "dropout": 0.1}, "dropout is for model.architecture=gpt2"),
         ({"architecture": "qwen3", "n_kv_head": 5}, "n_head 12 is not a multiple of n_kv_head 5"),
         ({"architecture": "qwen3", "head_size": 33}, "head_size 33 is odd"),

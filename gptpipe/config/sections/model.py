@@ -59,7 +59,8 @@ class ModelConfig(Section):
             for name in own:
                 if getattr(self, name):
                     raise ValueError(f"{name} {getattr(self, name)} is for model.architecture=qwen3: leave it at 0")
-            self.rope_base = 1e4
+            if self.rope_base != 1e4:
+                raise ValueError("rope_base is for model.architecture=qwen3: leave it out")
         else:
             self.qkv_bias = True  # as it is by itself: it says nothing here
             if self.dropout:
