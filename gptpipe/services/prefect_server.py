@@ -29,8 +29,10 @@ from gptpipe.services.users import join_alone
 log = logging.getLogger(__name__)
 _START_SECONDS = 180  # 14 s on two cores that did nothing else, ten times as long on a busy machine
 _MOST_STARTS = 5  # before it has answered once
+_EARLY_SECONDS = 60  # a server that ends within them may do so again
 _LONGEST_PAUSE = 10  # seconds between two starts
 _POLL = 0.1
+_BACKLOG = 512  # requests that wait while it starts
 _APP = "prefect.server.api.server:create_app"  # by its name: nothing else here knows Prefect
 _LEAST_FREE = 1_000_000  # bytes on the disk of the home, below which its databases cannot be written
 _SERVER_VARIABLES = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
@@ -44,7 +46,9 @@ def has_no_space(folder: Path) -> bool:
 class PrefectServer:
     """A server on a free port of this machine, with its database in PREFECT_HOME, for this process and its children.
 
-    It is in a session of its own: the signals of a terminal do not reach it. It ends when this process does.
+    It is in a session of its own: the signals of a terminal do not reach it. It ends when this process does. The port
+    is this process's: while a server that was killed starts again, requests wait for it. (Prefect's client asks again
+    where a connection breaks, but a new one gives up at once where it is refused.)
 
     Attributes:
         starts: how often it was started.
@@ -56,10 +60,9 @@ class PrefectServer:
         self._home = Path(os.environ["PREFECT_HOME"])
         self._users, alone = join_alone(self._home)
         self.alone_since = datetime.now(UTC) if alone else None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self.starts = 0
+        self._socket = _listening(0)
+        self._port = self._socket.getsockname()[1]
+        self.starts, self._started = 0, 0.0
         self._ending = threading.Event()
         self._process = self._start()
         threading.Thread(target=self._watch, name="prefect-server", daemon=True).start()
@@ -98,26 +101,41 @@ class PrefectServer:
         return False
 
     def _start(self) -> subprocess.Popen[bytes]:
-        self.starts += 1
+        self.starts, self._started = self.starts + 1, time.monotonic()
         # what it says is for its makers: nobody can act on it
         quiet = None if log.isEnabledFor(logging.DEBUG) else subprocess.DEVNULL
+        number = self._socket.fileno()
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, "--port", str(self._port), "--launcher", str(os.getpid())],
+            [sys.executable, "-P", "-m", __name__, "--socket", str(number), "--launcher", str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=quiet and subprocess.DEVNULL,
             stderr=quiet,
             env=os.environ | _SERVER_VARIABLES,
+            pass_fds=[number],
             start_new_session=True,
         )
 
     def _watch(self) -> None:
-        """Start it again at the same address: Prefect's client asks again for a minute."""
+        """Start it again where it has ended; where it ends again and again, refuse requests in the pauses between."""
+        early = 0
         while not self._ending.wait(_POLL):
             if self._process.poll() is None:
                 continue
             log.warning("Prefect's server went away (%s); starting it again", self._process.returncode)
-            if not self._ending.wait(min(self.starts - 1, _LONGEST_PAUSE)):
-                self._process = self._start()
+            early = early + 1 if time.monotonic() - self._started < _EARLY_SECONDS else 0
+            if early > 1:
+                self._socket.close()
+            while self._socket.fileno() < 0:
+                if self._ending.wait(min(early, _LONGEST_PAUSE)):
+                    return
+                with suppress(OSError):  # somebody else has the port for now
+                    self._socket = _listening(self._port)
+            self._process = self._start()
+
+
+def _listening(port: int) -> socket.socket:
+    """A socket that takes connections on this machine; port 0 is any that is free."""
+    return socket.create_server(("127.0.0.1", port), backlog=_BACKLOG)
 
 
 def main() -> None:
@@ -126,6 +144,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=4200)
     parser.add_argument("--launcher", type=int, help="the process with which it ends; it has no page then")
+    parser.add_argument("--socket", type=int, help="the launcher's, that listens, in place of host and port")
     given = parser.parse_args()
     import uvicorn
     from uvicorn.importer import import_from_string
@@ -139,7 +158,9 @@ def main() -> None:
     level = "error" if given.launcher else "warning"
     app = import_from_string(_APP)(final=True)
     app = Guard(app, server_names(settings()))  # Prefect asks for its password itself
-    uvicorn.run(app, host=given.host, port=given.port, log_level=level, lifespan="on")
+    config = uvicorn.Config(app, host=given.host, port=given.port, log_level=level, lifespan="on")
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(None if given.socket is None else [socket.socket(fileno=given.socket)])
 
 
 if __name__ == "__main__":

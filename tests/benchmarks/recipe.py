@@ -46,13 +46,13 @@ class Variant:
         base = given.pop(0) if given and given[0] in PRESETS else preset
         return cls(name.strip(), load_config(preset=base, overrides=given))
 
-    def run(self, seed: int, data: str, folder: Path) -> None:
+    def run(self, seed: int, data: str, folder: Path, tokens: int) -> None:
         """Train and score, unless that is done."""
         config = self.config.train.model_copy(update={"seed": seed, "validate_every": 0, "checkpoint_every": 0})
         out = str(folder / "trainings")
         result = train(self.config.model, config, data=data, out=out)
         scored = evaluate_once(
-            result.best_checkpoint, data=data, config=EvaluateConfig(max_tokens=262_144), out=str(folder / "scores")
+            result.best_checkpoint, data=data, config=EvaluateConfig(max_tokens=tokens), out=str(folder / "scores")
         )
         last = json.loads((Path(result.training) / "metrics.jsonl").read_text().splitlines()[-1])
         self.losses.append(scored.cross_entropy)
@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("variants", nargs="+")
     parser.add_argument("--preset", default="nano")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=262_144, help="of held-out text that all are scored on")
     parser.add_argument("--folder", type=Path, default=Path(".gptpipe/recipe"))
     options = parser.parse_args()
     variants = [Variant.of(text, options.preset) for text in options.variants]
@@ -92,7 +93,7 @@ def main() -> None:
     data = tokenize(DataConfig(), str(folder / "datasets")).dataset
     for seed in range(options.seeds):
         for variant in variants:
-            variant.run(seed, data, folder)
+            variant.run(seed, data, folder, options.tokens)
             print(f"seed {seed}: {variant.line(variants[0])}", flush=True)
     print()
     for variant in variants:
