@@ -12,7 +12,8 @@ import yaml
 from gptpipe.config.values import nearest
 from gptpipe.errors import UserError
 
-PRESETS = ("nano", "gpt2-124m", "gpt2-355m", "gpt2-774m", "gpt2-1558m", "book-124m")
+PRESETS = ("nano-modern", "nano", "modern-124m", "gpt2-124m", "gpt2-355m", "gpt2-774m", "gpt2-1558m", "book-124m")
+DEFAULT_PRESET = "nano-modern"
 
 
 def preset_values(name: str) -> dict[str, Any]:

@@ -263,7 +263,7 @@ def test_a_valid_file_gives_what_it_says(file: Path) -> None:
                 assert [corpus.name for corpus in found] == [None, "books"]
             else:
                 assert found == (float(value) if isinstance(found, float) else value)
-    assert config.preset == given.get("preset", "nano")
+    assert config.preset == given.get("preset", "nano-modern")
 
 
 @pytest.mark.parametrize("file", sorted((CONFIGS / "invalid").glob("*.yaml")), ids=lambda file: file.stem)

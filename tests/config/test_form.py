@@ -23,7 +23,7 @@ def configured(**given: Any) -> PipelineConfig:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_what_is_left_empty_is_as_the_preset_says(preset: str) -> None:
     assert configured(preset=preset) == PipelineConfig(preset=preset)
-    given: dict[str, Any] = {"preset": preset, "train": {"seed": 7}, "model": {"dropout": 0.25}}
+    given: dict[str, Any] = {"preset": preset, "train": {"seed": 7}, "model": {"n_layer": 5}}
     assert configured(**given) == PipelineConfig(**given)
 
 

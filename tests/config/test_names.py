@@ -39,10 +39,11 @@ NAMES = {
 
 @pytest.mark.parametrize("overrides", NAMES)
 def test_a_retraining_is_called_by_preset_changes_and_texts(overrides: tuple[str, ...]) -> None:
-    assert pipeline_name(load_config(overrides=list(overrides))) == NAMES[overrides]
+    preset = [] if any(override.startswith("preset=") for override in overrides) else ["preset=nano"]
+    assert pipeline_name(load_config(overrides=[*preset, *overrides])) == NAMES[overrides]
 
 
 def test_a_training_is_called_by_what_differs_first_and_never_like_another() -> None:
-    config = load_config(overrides=["train.learning_rate=0.004"])
+    config = load_config(preset="nano", overrides=["train.learning_rate=0.004"])
     assert training_name(config, "stdlib", "3fa2c1aa") == "lr=0.004 · stdlib · nano · 3fa2c1"
-    assert training_name(PipelineConfig(), "stdlib", "77") == "as the preset · stdlib · nano · 77"
+    assert training_name(PipelineConfig(), "stdlib", "77") == "as the preset · stdlib · nano-modern · 77"

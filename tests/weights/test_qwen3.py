@@ -82,13 +82,23 @@ def test_a_longer_context_is_warned_of(tmp_path: Path, caplog: pytest.LogCapture
     assert torch.equal(shorter(tokens), model(tokens))
 
 
-def test_a_training_starts_from_weights_of_its_architecture(tmp_path: Path) -> None:
+def test_a_training_that_starts_from_weights_has_their_architecture_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    modern, usual = PipelineConfig(preset="nano-modern"), PipelineConfig(preset="nano", model=ModelConfig(dropout=0.1))
     checkpoint = write(ours(n_kv_head=2), tmp_path / "qwen3")
-    started = starting_from(PipelineConfig(model=ModelConfig(dropout=0.1)), checkpoint).model
-    assert (started.architecture, started.kv_heads, started.dropout) == ("qwen3", 2, 0.0)
+    started = starting_from(modern, checkpoint).model
+    assert (started.architecture, started.kv_heads, caplog.messages) == ("qwen3", 2, [])
+    started = starting_from(usual, checkpoint).model
+    assert (started.architecture, started.dropout) == ("qwen3", 0.0)
     other = write(GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=300, context_length=8)), tmp_path / "gpt2")
-    with pytest.raises(UserError, match="the weights are a GPT-2's, and a Qwen3 is to be trained"):
-        starting_from(PipelineConfig(model=ModelConfig(architecture="qwen3")), other)
+    assert starting_from(usual, other).model.dropout == 0.1
+    started = starting_from(modern, other).model
+    assert (started.architecture, started.n_layer, started.init) == ("gpt2", 1, "zero")
+    assert [message.removeprefix(f"{tmp_path}/") for message in caplog.messages] == [
+        "qwen3/step-00000003 is a Qwen3: so is the model that is trained, not the GPT-2 that was configured",
+        "gpt2/step-00000003 is a GPT-2: so is the model that is trained, not the Qwen3 that was configured",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from gptpipe.config.fields import Section, operational, result
-from gptpipe.config.presets import PRESETS, preset_values
+from gptpipe.config.presets import DEFAULT_PRESET, PRESETS, preset_values
 from gptpipe.config.sections.data import DataConfig
 from gptpipe.config.sections.drift import DriftConfig
 from gptpipe.config.sections.evaluate import EvaluateConfig
@@ -21,7 +21,9 @@ from gptpipe.config.values import deep_merge
 class PipelineConfig(Section):
     """The whole pipeline. `preset` fills in `model`, `train`, … before anything else given here."""
 
-    preset: Literal[PRESETS] = result("nano", "Model and training settings to start from")  # type: ignore[valid-type]
+    preset: Literal[PRESETS] = result(  # type: ignore[valid-type]
+        DEFAULT_PRESET, "Model and training settings to start from"
+    )
     init: str = result(
         "scratch",
         "Weights to start from: scratch, champion, or any WEIGHTS (folder, file, hf:NAME, models:/…), whose shape the "
@@ -52,7 +54,7 @@ class PipelineConfig(Section):
     def _fill_from_preset(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        name = value.get("preset", "nano")
+        name = value.get("preset", DEFAULT_PRESET)
         if name not in PRESETS:
             return value
         preset, given = preset_values(name), value.get("train")
