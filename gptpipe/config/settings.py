@@ -108,7 +108,8 @@ class Settings(BaseSettings):
     )
     timezone: str = Field("UTC", description="Time zone of the cron expressions, for example Europe/Berlin")
     retrain_config: Path | None = Field(
-        None, description="YAML file with what the deployments train, as for --config; by default the nano-modern preset"
+        None,
+        description="YAML file with what the deployments train, as for --config; by default preset nano-modern",
     )
     same_training: Literal["queue", "drop"] = Field(
         "queue", description="What happens to a retraining that is asked for while the same one runs: it waits, or ends"

@@ -16,7 +16,7 @@ import numpy as np
 from gptpipe import storage
 from gptpipe.config import ModelConfig
 from gptpipe.errors import UserError
-from gptpipe.tokenizer import Tokenizer, get_tokenizer
+from gptpipe.tokenizer import QWEN_PATTERN, Tokenizer, get_tokenizer
 from gptpipe.tokenizer.huggingface import vocabulary_of
 from gptpipe.weights.find import read_weights
 from gptpipe.weights.huggingface import hf_stored
@@ -104,7 +104,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, ids: dict[str,
         kinds[added.id] = gguf.TokenType.CONTROL if added.special else gguf.TokenType.USER_DEFINED
     kinds[tokenizer.end_of_text] = gguf.TokenType.CONTROL
     writer.add_tokenizer_model("gpt2")  # byte-level BPE
-    writer.add_tokenizer_pre("gpt-2")  # how a text is split before it
+    writer.add_tokenizer_pre("qwen2" if tokenizer.pattern == QWEN_PATTERN else "gpt-2")  # how a text is split before it
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_merges(merges)

@@ -6,10 +6,11 @@ import copy
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import tiktoken
@@ -19,6 +20,9 @@ OWN = "bpe-"
 """How the names of tokenizers begin that came in files."""
 
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+QWEN_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 # the same words where no white space is to be left to the next word
@@ -59,6 +63,7 @@ class Tokenizer:
         separator: the text of the token between documents.
         end_of_text: its id.
         added: what text is searched for before bytes are merged, the separator left out.
+        normalization: the form of Unicode that the rest of a text is brought into first; empty leaves it as it is.
         files: of a tokenizer that came in files, those that give it again, by their names.
     """
 
@@ -68,12 +73,14 @@ class Tokenizer:
         *,
         separator: str = "",
         added: Sequence[AddedToken] = (),
+        normalization: Literal["", "NFC"] = "",
     ) -> None:
         self.encoding = encoding
         self.vocab_size = encoding.n_vocab
         self.separator = separator or END_OF_TEXT
         self.end_of_text = encoding._special_tokens[self.separator]
         self.added = tuple(sorted(added, key=lambda token: token.id))
+        self.normalization = normalization
         self.files: dict[str, bytes] = {}
         self._is_own = bool(separator)
         self.name = f"{OWN}{self.sha256[:12]}" if self._is_own else encoding.name
@@ -95,7 +102,7 @@ class Tokenizer:
             state.update(rank.to_bytes(4, "little") + text.encode())
         if self._is_own:
             added = [[token.text, token.id, token.special, token.first] for token in self.added]
-            state.update(json.dumps([self.separator, added]).encode())
+            state.update(json.dumps([self.separator, added]).encode() + self.normalization.encode())
         return state.hexdigest()
 
     @property
@@ -143,22 +150,23 @@ class Tokenizer:
         return self.encoding.encode_to_numpy(text, disallowed_special=()) if ids is None else ids
 
     @cached_property
-    def _searches(self) -> dict[bool, list[_Search]]:
-        """What text is searched for, one after the other: with the separator among it, and without."""
+    def _searches(self) -> dict[bool, tuple[_Search | None, _Search | None]]:
+        """What text is searched for, before it is normalized and after: with the separator among it, and without."""
         first = {token.text: token.id for token in self.added if token.first}
         then = {token.text: token.id for token in self.added if not token.first}
         with_separator = {**first, self.separator: self.end_of_text}
-        return {
-            special: [_search(tokens) for tokens in (with_separator if special else first, then) if tokens]
-            for special in (True, False)
-        }
+        return {True: (_search(with_separator), _search(then)), False: (_search(first), _search(then))}
 
     def _split(self, text: str, *, special: bool) -> list[str | int]:
         """A text as the ids of the tokens that are searched for and the texts between them."""
-        parts: list[str | int] = [text]
-        for pattern, ids in self._searches[special]:
-            parts = [piece for part in parts for piece in _apart(part, pattern, ids)]
-        return parts
+        first, then = self._searches[special]
+        parts = (self._normalized(part) for part in _apart(text, first))
+        return [piece for part in parts for piece in _apart(part, then)]
+
+    def _normalized(self, part: str | int) -> str | int:
+        if self.normalization and isinstance(part, str):
+            return unicodedata.normalize(self.normalization, part)
+        return part
 
     def _encode_without_looking_ahead(self, text: str) -> np.ndarray | None:
         """Ids of a text without added tokens, sooner than tiktoken's own way, or None where this cannot be done.
@@ -196,16 +204,18 @@ class Tokenizer:
         return self.encoding.decode([i for i in ids if i in self._known], errors="replace")
 
 
-def _search(ids: dict[str, int]) -> _Search:
-    """The longest of the tokens that begin at a place is taken, as Hugging Face's tokenizers do."""
+def _search(ids: dict[str, int]) -> _Search | None:
+    """The longest of the tokens that begin at a place is taken, as Hugging Face's tokenizers do; None where none is."""
+    if not ids:
+        return None
     return re.compile("|".join(re.escape(text) for text in sorted(ids, key=len, reverse=True))), ids
 
 
-def _apart(part: str | int, pattern: re.Pattern[str], ids: dict[str, int]) -> Iterator[str | int]:
-    if isinstance(part, int):
+def _apart(part: str | int, search: _Search | None) -> Iterator[str | int]:
+    if isinstance(part, int) or search is None:
         yield part
         return
-    place = 0
+    (pattern, ids), place = search, 0
     for match in pattern.finditer(part):
         if part[place : match.start()]:
             yield part[place : match.start()]

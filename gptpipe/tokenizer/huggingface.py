@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import tiktoken
 
 from gptpipe.errors import UserError
-from gptpipe.tokenizer.encoding import END_OF_TEXT, GPT2_PATTERN, AddedToken, Tokenizer
+from gptpipe.tokenizer.encoding import END_OF_TEXT, GPT2_PATTERN, QWEN_PATTERN, AddedToken, Tokenizer
 from gptpipe.tokenizer.gpt2 import byte_of_character, gpt2, gpt2_files
 
 WHOLE, VOCABULARY, MERGES, ADDED = "tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"
@@ -25,7 +25,7 @@ SPECIAL, SETTINGS, MODEL_SETTINGS = "special_tokens_map.json", "tokenizer_config
 _MOST_IDS = 1 << 24
 FILES = (WHOLE, VOCABULARY, MERGES, ADDED, SPECIAL, SETTINGS)
 _SWITCHES = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
-_HINT = "byte-level BPE in GPT-2's manner is read; for another one train from scratch with a tokenizer of tiktoken's"
+_HINT = "byte-level BPE as GPT-2's or Qwen's is read; for another one train from scratch with a tokenizer of tiktoken's"
 
 
 @dataclass
@@ -37,12 +37,14 @@ class _Parts:
         merges: pairs of the same, the first to be merged first.
         added: tokens that text is searched for, by their text.
         names: the text of special tokens by what they are called (`eos_token`).
+        is_qwen: whether text is brought into NFC and split as for Qwen, not as for GPT-2.
     """
 
     ids: dict[str, int]
     merges: list[tuple[str, str]]
     added: dict[str, AddedToken] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    is_qwen: bool = False
 
     @property
     def everything(self) -> dict[str, int]:
@@ -88,15 +90,17 @@ def _read_parts(values: Mapping[str, dict[str, Any]], merges: bytes | None, wher
     settings = values.get(SETTINGS, {})
     if WHOLE in values:
         whole = values[WHOLE]
-        _check_steps(whole, settings, where)
+        is_qwen = _check_steps(whole, settings, where)
         model = _object(whole.get("model"))
-        parts = _Parts(_ids(model.get("vocab"), where), [_pair(each, where) for each in _list(model.get("merges"))])
+        pairs = [_pair(each, where) for each in _list(model.get("merges"))]
+        parts = _Parts(_ids(model.get("vocab"), where), pairs, is_qwen=is_qwen)
         for each in map(_object, _list(whole.get("added_tokens"))):
             _add(parts, each.get("content"), each.get("id"), each, where)
     elif VOCABULARY in values:
         lines = (merges or b"").decode("utf-8", "replace").split("\n")
         pairs = [_pair(line, where) for line in lines if line.strip() and not line.startswith("#version")]
-        parts = _Parts(_ids(values[VOCABULARY], where), pairs)
+        is_qwen = str(settings.get("tokenizer_class")).startswith("Qwen2Tokenizer")  # Qwen3's is called so too
+        parts = _Parts(_ids(values[VOCABULARY], where), pairs, is_qwen=is_qwen)
         if settings.get("add_prefix_space"):
             raise _changes_text(where)
     else:
@@ -169,8 +173,12 @@ def _name_special(parts: _Parts, named: Mapping[str, Any], where: str) -> None:
                 parts.names[name] = text
 
 
-def _check_steps(whole: dict[str, Any], settings: Mapping[str, Any], where: str) -> None:
-    """What is done before bytes are merged: GPT-2's changes no text, and splits it by its own pattern."""
+def _check_steps(whole: dict[str, Any], settings: Mapping[str, Any], where: str) -> bool:
+    """Whether what is done before bytes are merged is Qwen's way; otherwise it is GPT-2's, which changes no text.
+
+    Raises:
+        UserError: it is a third way.
+    """
     model, splits = _object(whole.get("model")), _object(whole.get("pre_tokenizer"))
     if (kind := model.get("type", "BPE")) != "BPE":
         raise UserError(f"its tokenizer is of the kind {kind}, not BPE", where=where, hint=_HINT)
@@ -178,12 +186,25 @@ def _check_steps(whole: dict[str, Any], settings: Mapping[str, Any], where: str)
         raise UserError(f"its tokenizer uses {', '.join(has)}", where=where, hint=_HINT)
     prefix = splits.get("add_prefix_space") or settings.get("add_prefix_space")
     is_plain = splits.get("type") == "ByteLevel" and splits.get("use_regex", True)
-    if whole.get("normalizer") or not is_plain or prefix:
+    is_gpt2, is_qwen = is_plain and not whole.get("normalizer"), _is_qwens(splits, whole.get("normalizer"))
+    if not (is_gpt2 or is_qwen) or prefix:
         raise _changes_text(where)
+    return is_qwen
+
+
+def _is_qwens(splits: Mapping[str, Any], normalizer: Any) -> bool:
+    steps = [_object(each) for each in _list(splits.get("pretokenizers"))]
+    if splits.get("type") != "Sequence" or [each.get("type") for each in steps] != ["Split", "ByteLevel"]:
+        return False
+    split, level = steps
+    by_pattern = _object(split.get("pattern")).get("Regex") == QWEN_PATTERN and not split.get("invert")
+    whole = not level.get("use_regex", True) and not level.get("add_prefix_space", True)
+    return by_pattern and split.get("behavior") == "Isolated" and whole and normalizer == {"type": "NFC"}
 
 
 def _changes_text(where: str) -> UserError:
-    return UserError("its tokenizer changes or splits text in another way than GPT-2's", where=where, hint=_HINT)
+    message = "its tokenizer changes or splits text in another way than GPT-2's and Qwen's"
+    return UserError(message, where=where, hint=_HINT)
 
 
 def _is_gpt2(parts: _Parts) -> bool:
@@ -191,7 +212,7 @@ def _is_gpt2(parts: _Parts) -> bool:
     lines = merges.split("\n")[1:-1]
     same_merges = not parts.merges or [" ".join(pair) for pair in parts.merges] == lines
     searched = set(parts.added) <= {END_OF_TEXT}
-    return searched and {END_OF_TEXT: len(ids) - 1, **parts.everything} == ids and same_merges
+    return not parts.is_qwen and searched and {END_OF_TEXT: len(ids) - 1, **parts.everything} == ids and same_merges
 
 
 def _separator(parts: _Parts, model: Mapping[str, Any], where: str) -> AddedToken:
@@ -226,9 +247,13 @@ def _build(parts: _Parts, separator: AddedToken, where: str) -> Tokenizer:
     added = [token for text, token in parts.added.items() if text != separator.text]
     _check_apart([*ranks.values(), *(special[text] for text in special if text not in made)], where)
     encoding = tiktoken.Encoding(
-        "own", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={**special, separator.text: separator.id}
+        "own",
+        pat_str=QWEN_PATTERN if parts.is_qwen else GPT2_PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens={**special, separator.text: separator.id},
     )
-    tokenizer = Tokenizer(encoding, separator=separator.text, added=added)
+    normalization: Literal["", "NFC"] = "NFC" if parts.is_qwen else ""
+    tokenizer = Tokenizer(encoding, separator=separator.text, added=added, normalization=normalization)
     tokenizer.files = _files(parts, [*added, separator], tokenizer.name)
     return tokenizer
 
@@ -280,7 +305,9 @@ def _files(parts: _Parts, added: list[AddedToken], name: str) -> dict[str, bytes
         added: every token that text is searched for, the separator last.
         name: what the tokenizer is called; it shows that what is read is what was written.
     """
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    is_qwen = parts.is_qwen
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": not is_qwen, "use_regex": not is_qwen}
+    split = {"type": "Split", "pattern": {"Regex": QWEN_PATTERN}, "behavior": "Isolated", "invert": False}
     tokens = [
         {
             "id": token.id,
@@ -298,8 +325,8 @@ def _files(parts: _Parts, added: list[AddedToken], name: str) -> dict[str, bytes
         "truncation": None,
         "padding": None,
         "added_tokens": tokens,
-        "normalizer": None,
-        "pre_tokenizer": level,
+        "normalizer": {"type": "NFC"} if is_qwen else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]} if is_qwen else level,
         "post_processor": level,
         "decoder": level,
         "model": {

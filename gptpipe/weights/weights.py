@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 _READERS = 2
 _NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _GPT2_TOKENS = 50257
-_PADDED = 128  # a vocabulary is padded to a multiple of at most that
+_PADDED = 128  # GPT-2's vocabulary is padded to a multiple of at most that
+_PADDED_OWN = 1024  # and one whose tokenizer lies beside the weights: Qwen's by 267 to 399
 
 
 class DeferredTensors(Mapping[str, Stored]):
@@ -188,12 +189,12 @@ def _without_padding(
     """Rows that only fill the vocabulary up to a round number, as nanoGPT's 50,304, are left out: no token has them."""
     embedding = tensors.get("wte.weight")
     have = embedding.shape[0] if embedding is not None and embedding.shape else 0
-    true = have
+    true, most = have, _PADDED
     if tokenizer == "gpt2":
         true = _GPT2_TOKENS
     elif is_own(tokenizer.rpartition("#")[2]):
-        true = get_tokenizer(tokenizer).vocab_size
-    if config.get("vocab_size") != have or not 0 < have - true < _PADDED:
+        true, most = get_tokenizer(tokenizer).vocab_size, _PADDED_OWN
+    if config.get("vocab_size") != have or not 0 < have - true < most:
         return tensors
     log.info("%s: %d rows of padding are left out of a vocabulary of %d", where, have - true, have)
     config["vocab_size"] = true

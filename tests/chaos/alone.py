@@ -147,11 +147,11 @@ class Alone:
         """Run it, once with each attack, and once more where the last of them has not ended well."""
         with self._small_disk(attacks):
             for attack in attacks:
-                self._try(attack)
+                self.attempt(attack)
             if not self.tries or self.tries[-1].code:
                 if self.door:
                     self.door.wait()
-                self._try(None)
+                self.attempt(None)
             if any(attack.fault == "full disk" and attack.victim == "home" for attack in attacks):
                 shutil.copytree(self.home, self.folder / "kept")  # off the disk that is gone in a moment
 
@@ -223,7 +223,8 @@ class Alone:
     def _place(self, attack: Attack) -> Path:
         return self.home if attack.victim == "home" else self.temporary
 
-    def _try(self, attack: Attack | None) -> None:
+    def attempt(self, attack: Attack | None = None) -> None:
+        """Run it once, with an attack or without."""
         number = len(self.tries)
         log_file, answer_file = self.folder / f"log-{number}.txt", self.folder / f"answer-{number}.json"
         environment = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import unicodedata
 from functools import cache
 from typing import Any
 from unittest import mock
@@ -15,14 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptpipe.corpus import cuts
-from gptpipe.tokenizer import END_OF_TEXT, AddedToken, Tokenizer
+from gptpipe.tokenizer import END_OF_TEXT, QWEN_PATTERN, AddedToken, Tokenizer
 from tests.fixtures.corpora import CL100K_PATTERN, GPT2, O200K_PATTERN, nasty
 
 
-@pytest.fixture(scope="module", params=["gpt2", "cl100k", "o200k"])
+@pytest.fixture(scope="module", params=["gpt2", "cl100k", "o200k", "qwen"])
 def encoding(request: pytest.FixtureRequest) -> tiktoken.Encoding:
     """The patterns of OpenAI's encodings over GPT-2's ranks: the pattern decides where a token may end."""
-    pattern = {"gpt2": GPT2._pat_str, "cl100k": CL100K_PATTERN, "o200k": O200K_PATTERN}[request.param]
+    own = {"gpt2": GPT2._pat_str, "cl100k": CL100K_PATTERN, "o200k": O200K_PATTERN, "qwen": QWEN_PATTERN}
+    pattern = own[request.param]
     return tiktoken.Encoding(
         request.param, pat_str=pattern, mergeable_ranks=GPT2._mergeable_ranks, special_tokens={END_OF_TEXT: 50_256}
     )
@@ -45,6 +47,8 @@ def test_pieces_have_the_tokens_of_the_whole_wherever_it_is_cut(
     assert words == regex.findall(encoding._pat_str, text)  # whatever the ranks then merge
     together = list(itertools.chain(*(encoding.encode_ordinary(piece) for piece in pieces)))
     assert together == encoding.encode_ordinary(text)
+    whole = unicodedata.normalize("NFC", text)
+    assert "".join(unicodedata.normalize("NFC", piece) for piece in pieces) == whole
 
 
 @given(words=st.lists(st.text("abcXYZ", min_size=1, max_size=9), min_size=1, max_size=60), limit=st.integers(12, 40))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import unicodedata
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import ByteLevelBPETokenizer, Regex, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as HuggingFaceTokenizer
+from tokenizers.decoders import ByteLevel
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from gptpipe.config import Corpus, DataConfig, EvaluateConfig, SampleConfig
@@ -24,7 +27,7 @@ from gptpipe.errors import UserError
 from gptpipe.evaluation.evaluate import evaluate
 from gptpipe.export.folder import export_hf
 from gptpipe.generation.generate import generate
-from gptpipe.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer, gpt2_files, tokenizer_in
+from gptpipe.tokenizer import END_OF_TEXT, QWEN_PATTERN, Tokenizer, get_tokenizer, gpt2_files, tokenizer_in
 from gptpipe.tokenizer.huggingface import read_files
 from gptpipe.weights.adapt import import_weights
 from gptpipe.weights.find import read_weights
@@ -97,6 +100,36 @@ def with_other_names(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({**names, "tokenizer_class": "GPT2Tokenizer"}))
 
 
+def qwen(folder: Path, pattern: str = QWEN_PATTERN) -> None:
+    """A tokenizer as Qwen's: brought into NFC, split by its pattern, marks of turns that are no text."""
+    trained = HuggingFaceTokenizer(models.BPE())
+    trained.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trained.pre_tokenizer = pre_tokenizers.Sequence([split, level])
+    trained.decoder = ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
+    trained.train_from_iterator([GERMAN, "if x:\r\n\n\treturn 1234 'LL don't\n"] * 50, trainer)
+    trained.add_special_tokens([END_OF_TEXT, "<|im_start|>", "<|im_end|>"])
+    trained.add_tokens(["<think>"])
+    folder.mkdir(exist_ok=True)
+    trained.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": END_OF_TEXT}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def qwen_in_two_files(folder: Path) -> None:
+    qwen(folder)
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(whole["model"]["vocab"]))
+    (folder / "merges.txt").write_text("\n".join(" ".join(pair) for pair in whole["model"]["merges"]))
+    (folder / "added_tokens.json").write_text(
+        json.dumps({token["content"]: token["id"] for token in whole["added_tokens"] if token["special"]})
+    )
+
+
 READABLE: dict[str, Callable[[Path], None]] = {
     "another language": german,
     "another language as tokenizer.json": as_whole_file,
@@ -104,6 +137,8 @@ READABLE: dict[str, Callable[[Path], None]] = {
     "marks and words added": with_marks_and_words,
     "tokens added in the old form": in_the_old_form,
     "other names of special tokens": with_other_names,
+    "Qwen's": qwen,
+    "Qwen's in two files": qwen_in_two_files,
 }
 
 
@@ -129,8 +164,9 @@ def test_text_gets_the_ids_of_transformers(tmp_path_factory: pytest.TempPathFact
         ids = theirs(text, add_special_tokens=False)["input_ids"]
         assert ours.encode(text) == ids
         assert ours.encode_array(text).tolist() == ids
-        assert ours.decode(ids) == text
-        assert ours.byte_lengths[ids].sum() == len(text.encode())
+        kept = unicodedata.normalize(ours.normalization, text) if ours.normalization else text
+        assert ours.decode(ids) == kept
+        assert ours.byte_lengths[ids].sum() == len(kept.encode())
 
     check()
     for text in (*TEXTS, GERMAN, GERMAN * 30):
@@ -140,7 +176,7 @@ def test_text_gets_the_ids_of_transformers(tmp_path_factory: pytest.TempPathFact
     assert ours.end_of_text not in ours.encode(both_parts)
 
 
-@pytest.mark.parametrize("case", ["another language", "marks and words added"])
+@pytest.mark.parametrize("case", ["another language", "marks and words added", "Qwen's"])
 def test_it_is_kept_through_import_tokenizing_evaluation_generation_and_export(tmp_path: Path, case: str) -> None:
     folder = tmp_path / "model"
     ours, theirs = both(folder, case)
@@ -206,8 +242,11 @@ def test_rows_are_padding_only_where_no_token_has_them(tmp_path: Path) -> None:
     assert read_weights(str(tmp_path)).config.vocab_size == ours.vocab_size == 50260
     write_model(tmp_path, 50304)
     assert read_weights(str(tmp_path)).config.vocab_size == 50260
+    write_model(tmp_path, 50260 + 267)  # as far as Qwen3's
+    assert read_weights(str(tmp_path)).config.vocab_size == 50260
     for name in ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json"):
         (tmp_path / name).unlink(missing_ok=True)
+    write_model(tmp_path, 50304)
     assert read_weights(str(tmp_path)).config.vocab_size == 50257  # nothing says that it is not GPT-2's
 
 
@@ -347,6 +386,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "a token that is never reached": (made_otherwise, "of a pair that its bytes are never merged to"),
     "a space before the text": (changed(("pre_tokenizer", "add_prefix_space"), True), "splits text in another way"),
     "another way to split": (changed(("pre_tokenizer",), {"type": "Whitespace"}), "splits text in another way"),
+    "an unknown pattern": (lambda folder: qwen(folder, r"\p{L}+|\P{L}+"), "splits text in another way"),
     "text is changed first": (changed(("normalizer",), {"type": "Lowercase"}), "changes or splits text"),
     "not BPE": (changed(("model", "type"), "WordPiece"), "of the kind WordPiece"),
     "dropout": (changed(("model", "dropout"), 0.1), "uses dropout"),

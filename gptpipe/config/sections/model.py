@@ -64,7 +64,7 @@ class ModelConfig(Section):
         else:
             self.qkv_bias = True  # as it is by itself: it says nothing here
             if self.dropout:
-                raise ValueError("dropout is for model.architecture=gpt2: qwen3 has none; leave it at 0, or take preset nano")
+                raise ValueError("dropout is for model.architecture=gpt2: leave it at 0, or take preset nano")
             if self.n_head % self.kv_heads:
                 raise ValueError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
             if self.head_size % 2:
