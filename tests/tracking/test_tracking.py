@@ -62,7 +62,7 @@ def test_a_run_says_what_was_chosen_and_what_it_read(dataset: Dataset) -> None:
     run = tracking().connect().get_run(follow(dataset, "/trainings/z", lines(1, 3)).run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["model.n_layer"] == "4"
-    assert run.data.params["train.learning_rate"] == "0.0015"
+    assert run.data.params["train.learning_rate"] == str(PipelineConfig().train.learning_rate)
     assert run.data.tags["gptpipe.dataset"] == dataset.id
     assert run.data.tags["prefect.flow_run_id"] == "42"
     (given,) = run.inputs.dataset_inputs
@@ -85,7 +85,7 @@ def test_results_registration_and_promotion(many_documents: Dataset, dataset: Da
         folder.mkdir()
         write_model(folder / "step-00000012", dataset, name)
         (folder / "metrics.jsonl").write_text('{"step": 1, "tokens": 10, "train/loss": 4.0}\n')
-        link = follow(dataset, str(folder), lines(1, 3))
+        link = follow(dataset, str(folder), lines(1, 3), config=config)
         result, evaluation, samples = result_of(dataset, str(folder), loss)
         for _ in range(2):  # a second time changes nothing
             picture = log_results(link, result, evaluation, samples)
