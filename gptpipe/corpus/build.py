@@ -130,7 +130,7 @@ def _make(
     began: float,
 ) -> TokenizeResult:
     storage.sweep_temporaries(planned.url)
-    if (dataset := whole_dataset(planned.url, known)) is not None:
+    if (dataset := whole_dataset(planned, known)) is not None:
         _remember(dataset, config, out)
         return _result(dataset, [], None)
     own = _write_tokenizer(planned, config)

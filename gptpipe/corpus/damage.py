@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 from gptpipe import storage
 from gptpipe.corpus.fingerprints import Fingerprints, State, hash_file
+from gptpipe.corpus.plan import DatasetPlan
 from gptpipe.dataset.dataset import MANIFEST, Dataset, open_dataset
 from gptpipe.errors import Damaged
 
 log = logging.getLogger(__name__)
 
 
-def whole_dataset(url: str, known: Fingerprints) -> Dataset | None:
-    """The dataset in a folder, where it is there and no file of it is damaged; those that are, are removed.
+def whole_dataset(planned: DatasetPlan, known: Fingerprints) -> Dataset | None:
+    """The dataset of a plan, where it is there and no file of it is damaged; those that are, are removed.
 
     Args:
         known: hashes of files that have not changed since, which are not read again.
     """
-    manifest = storage.join(url, MANIFEST)
+    manifest = storage.join(planned.url, MANIFEST)
     if not storage.exists(manifest):
         return None
     try:
-        dataset = open_dataset(url)
+        dataset = open_dataset(planned.url)
         dataset.check_records()
+        of_plan = [planned.id, planned.tokenizer, planned.options]
+        if [dataset.id, dataset.tokenizer, dataset.options] != json.loads(json.dumps(of_plan)):
+            raise Damaged("damaged: it is not what this dataset was made with", where=manifest)
         return None if _remove_damaged(dataset, known) else dataset
     except Damaged as error:  # its own records
         log.warning("%s: %s, made again", error.where, error.message)

@@ -44,6 +44,7 @@ class _Corpus(TypedDict):
 class _Tokenizer(TypedDict):
     name: str
     sha256: str
+    vocab_size: int
 
 
 class _Manifest(TypedDict):
@@ -99,7 +100,15 @@ class Dataset:
 
     @cached_property
     def _index(self) -> ShardIndex:
-        return ShardIndex.read(self._read_verified(INDEX, "index_sha256"))
+        index = ShardIndex.read(self._read_verified(INDEX, "index_sha256"))
+        for name, corpus in self.manifest["corpora"].items():
+            for split, totals in corpus["splits"].items():
+                files = index.select(split, name)
+                sums = len(files), int(files.bytes_of.sum()), int(files.stream_lengths.sum())
+                if sums != (totals["shards"], totals["bytes"], totals["tokens"] + totals["documents"]):
+                    message = f"damaged: what it says of the {split} split of {name!r} is not what the index holds"
+                    raise Damaged(message, where=storage.join(self.url, MANIFEST), hint=_AGAIN)
+        return index
 
     def index(self, split: str | None = None) -> ShardIndex:
         """The shards' files in their order, of one split or of all."""
@@ -117,7 +126,7 @@ class Dataset:
         Raises:
             Damaged: one of them is not what was written.
         """
-        self._read_verified(INDEX, "index_sha256")
+        self.index()
         self._read_verified(SOURCES, "sources_sha256")
 
     def _read_verified(self, name: str, digest_key: str) -> bytes:
@@ -133,7 +142,8 @@ class Dataset:
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer that made the dataset; a UserError when the one of that name here is another."""
         tokenizer = get_tokenizer(reference_to(self.tokenizer["name"], self.url))
-        if tokenizer.sha256 != self.tokenizer["sha256"]:
+        own = self.tokenizer
+        if (tokenizer.sha256, tokenizer.vocab_size) != (own["sha256"], own["vocab_size"]):
             raise UserError(
                 f"was made with another tokenizer {self.tokenizer['name']!r} than the one here",
                 where=self.url,

@@ -19,6 +19,9 @@ import psutil
 import pytest
 
 from gptpipe import storage
+from gptpipe.corpus.damage import whole_dataset
+from gptpipe.corpus.fingerprints import Fingerprints
+from gptpipe.corpus.plan import DatasetPlan
 from gptpipe.errors import UserError
 from tests.fixtures.corpora import build, contents, remote_contents, some_text
 from tests.fixtures.datasets import serving
@@ -287,6 +290,39 @@ def test_damaged_records_of_a_dataset_are_named_and_made_again(
     assert contents(again.dataset) == expected
     assert not again.already_done
     assert (str(file) in caplog.text) or (name, damage) == ("manifest.json", "removed")  # then there was no dataset
+
+
+def test_no_bit_of_a_manifest_can_be_flipped_unseen(tmp_path: Path) -> None:
+    """But of what only tells of the sources: how many there were, and what was left out and why."""
+    (tmp_path / "corpus").mkdir()
+    for i in range(10):
+        (tmp_path / "corpus" / f"{i}.txt").write_text(some_text(i))
+    made = build(tmp_path / "out", tmp_path / "corpus", validation=0.3)
+    file = Path(made.dataset, "manifest.json")
+    written = file.read_bytes()
+    says = json.loads(written)
+    planned = DatasetPlan(says["id"], made.dataset, says["options"], says["tokenizer"], (), {})
+    known = Fingerprints(str(tmp_path / "out"))
+
+    def told(content: bytes) -> Any:
+        manifest = json.loads(content)
+        for corpus in manifest["corpora"].values():
+            for key in ("sources", "dropped", "skipped"):
+                corpus.pop(key)
+        return manifest
+
+    draw = random.Random(0)
+    for place in range(len(written)):
+        content = bytearray(written)
+        content[place] ^= 1 << draw.randrange(7)
+        file.write_bytes(content)
+        try:
+            dataset = whole_dataset(planned, known)
+        except UserError:
+            continue  # another format
+        if dataset is not None:
+            assert told(bytes(content)) == told(written), (place, bytes(content))
+            assert dataset.load_tokenizer().vocab_size == 50257
 
 
 @pytest.mark.stack

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer, GPT2LMHeadModel, GPT2Tokenizer, pipeline
+from transformers import AutoTokenizer, GPT2Tokenizer, Qwen3ForCausalLM, pipeline
 
 from gptpipe import load
 from gptpipe.dataset.dataset import open_dataset
@@ -76,7 +76,7 @@ def test_text_in_registered_model_out_and_nothing_twice(
     others = {found["id"] for found in ask(prefect_api, "/flow_runs/filter")}
     first, log = run(corpus)
     checkpoint = first["training"]["best_checkpoint"]
-    assert GPT2LMHeadModel.from_pretrained(checkpoint).config.n_layer == 1
+    assert Qwen3ForCausalLM.from_pretrained(checkpoint).config.num_hidden_layers == 1
     assert load(checkpoint).config.n_embd == 16
     assert first["dataset"]["dataset"].startswith(str(Path(os.environ["GPTPIPE_HOME"]) / "storage"))
     assert first["model"] == {**first["model"], "version": "1", "champion": True}
@@ -113,9 +113,9 @@ def test_text_in_registered_model_out_and_nothing_twice(
     assert before["comparison"]["difference"] == pytest.approx(
         tuned["evaluation"]["cross_entropy"] - before["cross_entropy"]
     )
-    exported = GPT2LMHeadModel.from_pretrained(tuned["export"])
+    exported = Qwen3ForCausalLM.from_pretrained(tuned["export"])
     trained = load(tuned["training"]["best_checkpoint"]).state_dict()
-    assert exported.transformer.wte.weight.equal(trained["wte.weight"])
+    assert exported.model.embed_tokens.weight.equal(trained["wte.weight"])
     page = tuned["evaluation"]["page"]
     assert "nats per token" in Path(page).read_text("utf-8")
     said = [str(artifact["data"]) for artifact in ask(prefect_api, "/artifacts/filter")]

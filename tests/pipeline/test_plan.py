@@ -39,7 +39,7 @@ def test_the_plan_before_and_after_a_run(config: PipelineConfig) -> None:
     tracking = Tracking.of(settings())
     before = plan(config, store(), tracking, measure=False)
     assert (before.steps, before.tokens, before.is_estimate, before.skipped) == (12, 12 * 4 * 32, True, [])
-    # embedding, attention, the gated MLP (8/3 of the width, rounded up to 64), two norms, those of queries and keys, one
+    # embedding, attention, the gated MLP (8/3 of the width, rounded up to 64), norms
     assert before.parameters == 50257 * 32 + 4 * 32 * 32 + 3 * 32 * 128 + 2 * 32 + 2 * 16 + 32
     assert before.parameters - before.parameters_without_embeddings == 50257 * 32
     assert (before.seconds, before.tokens_per_second) == (None, None)
