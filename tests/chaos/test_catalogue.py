@@ -62,7 +62,6 @@ def broken_line(run: Alone) -> None:
 def truncated_weights(run: Alone) -> None:
     checkpoint = newest(run.home / "storage", "trainings/*/step-*")
     shutil.copytree(checkpoint, run.folder / "weights")
-    (run.folder / "weights" / "manifest.json").unlink()  # a folder of anybody's
     file = run.folder / "weights" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
 
