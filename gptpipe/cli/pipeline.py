@@ -26,7 +26,8 @@ from gptpipe.cli.options import (
     print_answer,
     tracking,
 )
-from gptpipe.config import PipelineConfig
+from gptpipe.config import PipelineConfig, preset_reference
+from gptpipe.config.names import changes
 from gptpipe.config.settings import make_home, reload_settings, settings
 from gptpipe.errors import Preempted, UserError, no_space
 from gptpipe.progress import show_on_console
@@ -189,7 +190,7 @@ def summary(parameters: PipelineConfig, result: PipelineResult) -> str:
     part = f"{share:.1%} of" if share < 1 else f"{share:.1f} times"
     # the first of all nights that go on from the champion has none to go on from
     kind = f"a GPT from {parameters.init}" if evaluation.against else f"a {parameters.preset} GPT"
-    first = samples.samples[0]
+    first, reference = samples.samples[0], preset_reference(parameters.preset)
     lines = [
         "",
         f"made      {kind}, {training.steps:,} steps over {training.tokens:,} tokens, {part} the {there:,} there "
@@ -198,6 +199,7 @@ def summary(parameters: PipelineConfig, result: PipelineResult) -> str:
         f"          {evaluation.bits_per_byte:.3f} bits per byte"
         + (f"; {python:.0%} of its lines are Python's" if python is not None else ""),
         *([_change(evaluation.against)] if evaluation.against else []),
+        *([f"against   {reference}"] if is_python and reference and not changes(parameters) else []),
         f"says      {first.text[:100]!r}",
         f"is at     {training.best_checkpoint}",
     ]

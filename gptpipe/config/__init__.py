@@ -5,7 +5,7 @@ May import: errors, wording and the other single files below it.
 
 from gptpipe.config.fields import Section, field_roles
 from gptpipe.config.load import load_config, load_sweep
-from gptpipe.config.presets import PRESETS, preset_summary, preset_values
+from gptpipe.config.presets import PRESETS, preset_reference, preset_summary, preset_values
 from gptpipe.config.sections import (
     Corpus,
     DataConfig,
@@ -43,6 +43,7 @@ __all__ = [
     "load_config",
     "load_sweep",
     "parse",
+    "preset_reference",
     "preset_summary",
     "preset_values",
 ]

@@ -32,6 +32,12 @@ def preset_summary(name: str) -> str:
     return _text(name).splitlines()[0].lstrip("# ")
 
 
+def preset_reference(name: str) -> str:
+    """What a preset was measured against, and how far apart they came; empty where its file does not say."""
+    _, begins, said = _text(name).partition("\n# Against ")
+    return said.partition("\n")[0] if begins else ""
+
+
 def _text(name: str) -> str:
     return resources.files("gptpipe").joinpath("presets", f"{name}.yaml").read_text("utf-8")
 
