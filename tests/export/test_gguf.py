@@ -119,12 +119,19 @@ def test_llama_cpp_splits_texts_as_we_do(tmp_path: Path) -> None:
         assert theirs.ask("detokenize", {"tokens": tokens}) == {"content": text}
 
 
-def test_llama_cpp_splits_texts_by_a_tokenizer_of_another_language(tmp_path: Path) -> None:
-    tokenizer, _ = both(tmp_path / "in", "marks and words added")
+@pytest.mark.parametrize("case", ["marks and words added", "Qwen's"])
+def test_llama_cpp_splits_texts_by_a_tokenizer_of_another_kind(tmp_path: Path, case: str) -> None:
+    tokenizer, _ = both(tmp_path / "in", case)
     write_model(tmp_path / "in", tokenizer.vocab_size)
     file = export_gguf(str(tmp_path / "in"), str(tmp_path / "model.gguf"))
     theirs = LlamaCpp(file)
-    for text in ("wir sind hier, und dort waren wir 1999", "<user>Größe<user2> die Straße", "日本語 🙂"):
+    mark = next(token.text for token in tokenizer.added if token.special)
+    for text in (
+        "wir sind hier, und dort waren wir 1999",
+        f"{mark}Größe{mark} die Straße",
+        "日本語 🙂",
+        "if x:\r\n\n\treturn 'LL don't\n  ",
+    ):
         asked = {"content": text, "parse_special": True}
         assert theirs.ask("tokenize", asked) == {"tokens": tokenizer.encode(text)}
 
