@@ -158,10 +158,11 @@ def _described(info: Any, key: str) -> str:
 
 
 def _presets() -> str:
-    """Each preset's shape and length in a few words."""
+    """Each preset's architecture, shape and length in a few words."""
     words = []
     for name, values in _values().items():
-        shape = f"{values['model.n_layer']} layers x {values['model.n_embd']}"
+        family = PipelineConfig(preset=name).model.family
+        shape = f"{family} of {values['model.n_layer']} layers x {values['model.n_embd']}"
         windows = f"{values['train.steps']:,} steps of {values['train.batch_size']} x {values['model.context_length']}"
         words.append(f"{name}: {shape}, {windows}")
     return "; ".join(words)
