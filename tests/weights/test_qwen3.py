@@ -94,7 +94,7 @@ def test_a_training_that_starts_from_weights_has_their_architecture_and_says_so(
     other = write(GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=300, context_length=8)), tmp_path / "gpt2")
     assert starting_from(usual, other).model.dropout == 0.1
     started = starting_from(modern, other).model
-    assert (started.architecture, started.n_layer, started.init) == ("gpt2", 1, "zero")
+    assert (started.architecture, started.n_layer, started.dropout) == ("gpt2", 1, 0.0)
     assert [message.removeprefix(f"{tmp_path}/") for message in caplog.messages] == [
         "qwen3/step-00000003 is a Qwen3: so is the model that is trained, not the GPT-2 that was configured",
         "gpt2/step-00000003 is a GPT-2: so is the model that is trained, not the Qwen3 that was configured",
