@@ -160,17 +160,21 @@ def _described(info: Any, key: str) -> str:
 def _presets() -> str:
     """Each preset's architecture, shape and length in a few words."""
     words = []
-    for name, values in _values().items():
-        family = PipelineConfig(preset=name).model.family
-        shape = f"{family} of {values['model.n_layer']} layers x {values['model.n_embd']}"
-        windows = f"{values['train.steps']:,} steps of {values['train.batch_size']} x {values['model.context_length']}"
-        words.append(f"{name}: {shape}, {windows}")
+    for name, config in _presets_by_name().items():
+        model, train = config.model, config.train
+        shape = f"{model.family} of {model.n_layer} layers x {model.n_embd}"
+        words.append(f"{name}: {shape}, {train.steps:,} steps of {train.batch_size} x {model.context_length}")
     return "; ".join(words)
 
 
 @cache
+def _presets_by_name() -> dict[str, PipelineConfig]:
+    return {name: PipelineConfig(preset=name) for name in PRESETS}
+
+
+@cache
 def _values() -> dict[str, dict[str, Any]]:
-    return {name: flatten(PipelineConfig(preset=name)) for name in PRESETS}
+    return {name: flatten(config) for name, config in _presets_by_name().items()}
 
 
 def _usual(key: str, info: Any) -> str:

@@ -141,11 +141,11 @@ class Dataset:
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer that made the dataset; a UserError when the one of that name here is another."""
-        tokenizer = get_tokenizer(reference_to(self.tokenizer["name"], self.url))
         own = self.tokenizer
+        tokenizer = get_tokenizer(reference_to(own["name"], self.url))
         if (tokenizer.sha256, tokenizer.vocab_size) != (own["sha256"], own["vocab_size"]):
             raise UserError(
-                f"was made with another tokenizer {self.tokenizer['name']!r} than the one here",
+                f"was made with another tokenizer {own['name']!r} than the one here",
                 where=self.url,
                 hint="tokenize again",
             )

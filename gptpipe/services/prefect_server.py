@@ -94,6 +94,7 @@ class PrefectServer:
         self._ending.set()
         self._process.kill()
         self._process.wait()
+        self._socket.close()  # or what asks it now would wait for ever
 
     def _answers(self) -> bool:
         with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{self.url}/health", timeout=5):

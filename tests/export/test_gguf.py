@@ -125,10 +125,10 @@ def test_llama_cpp_splits_texts_by_a_tokenizer_of_another_kind(tmp_path: Path, c
     write_model(tmp_path / "in", tokenizer.vocab_size)
     file = export_gguf(str(tmp_path / "in"), str(tmp_path / "model.gguf"))
     theirs = LlamaCpp(file)
-    mark = next(token.text for token in tokenizer.added if token.special)
+    mark, other = [token.text for token in tokenizer.added if token.special][:2]
     for text in (
         "wir sind hier, und dort waren wir 1999",
-        f"{mark}Größe{mark} die Straße",
+        f"{mark}Größe{other} die Straße",
         "日本語 🙂",
         "if x:\r\n\n\treturn 'LL don't\n  ",
     ):

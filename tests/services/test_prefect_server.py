@@ -41,6 +41,9 @@ def test_who_asks_a_killed_server_for_the_first_time_waits_for_the_next_one(serv
     # a client of its own, as each flow and task has one: Prefect's gives up where its first connection is refused
     assert httpx.get(f"{server.url}/health", timeout=120).json() is True
     assert server.starts == 2
+    server.stop()
+    with pytest.raises(httpx.ConnectError):  # nobody who asks now waits
+        httpx.get(f"{server.url}/health", timeout=5)
 
 
 @pytest.mark.slow

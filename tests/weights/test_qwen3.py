@@ -95,6 +95,10 @@ def test_a_training_that_starts_from_weights_has_their_architecture_and_says_so(
     assert starting_from(usual, other).model.dropout == 0.1
     started = starting_from(modern, other).model
     assert (started.architecture, started.n_layer, started.dropout) == ("gpt2", 1, 0.0)
+    with pytest.raises(UserError, match="the weights are a GPT-2's, and a Qwen3 is to be trained"):
+        starting_from(PipelineConfig(preset="nano", model=ModelConfig(architecture="qwen3")), other)
+    with pytest.raises(UserError, match="the weights are a GPT-2's, and a Qwen3 is to be trained"):
+        starting_from(PipelineConfig(preset="modern-124m"), other)
     assert [message.removeprefix(f"{tmp_path}/") for message in caplog.messages] == [
         "qwen3/step-00000003 is a Qwen3: so is the model that is trained, not the GPT-2 that was configured",
         "gpt2/step-00000003 is a GPT-2: so is the model that is trained, not the Qwen3 that was configured",
