@@ -18,7 +18,7 @@ from gptpipe.corpus.build import TokenizeResult
 from gptpipe.corpus.build import tokenize as make_dataset
 from gptpipe.dataset.inspect import describe, inspect
 from gptpipe.tracking.plots import length_histogram
-from gptpipe.wording import counted
+from gptpipe.wording import counted, fenced
 
 log = logging.getLogger("gptpipe.flows")
 
@@ -58,7 +58,5 @@ def tokenize(parameters: TokenizeParameters) -> TokenizeResult:
         picture = length_histogram(
             inspection.histogram, f"{counted(inspection.documents, 'document')} of {inspection.id}"
         )
-        report.page(
-            "dataset-at-a-glance", f"```\n{describe(inspection)}\n```", picture, description="What the dataset holds"
-        )
+        report.page("dataset-at-a-glance", fenced(describe(inspection)), picture, description="What the dataset holds")
     return result

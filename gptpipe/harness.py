@@ -18,6 +18,7 @@ from lm_eval.api.registry import register_model
 from gptpipe.config import SampleConfig
 from gptpipe.config.settings import prepare_environment
 from gptpipe.evaluation.continuations import likelihoods
+from gptpipe.evaluation.score import tokens_at_once
 from gptpipe.evaluation.windows import apart_windows
 from gptpipe.generation.generate import generate
 from gptpipe.model.precision import pick_device, to_precision
@@ -33,7 +34,7 @@ class GptpipeLM(TemplateLM):  # type: ignore[misc]
 
     Args:
         weights: any WEIGHTS. precision: float32 or bfloat16. device: auto, cpu or cuda.
-        batch_size: windows or prompts that the model takes at once.
+        batch_size: windows or prompts that the model takes at once; auto is 8, fewer where windows are long.
     """
 
     def __init__(
@@ -41,15 +42,16 @@ class GptpipeLM(TemplateLM):  # type: ignore[misc]
         weights: str,
         precision: str = "float32",
         device: str | None = None,
-        batch_size: int | str = 8,
+        batch_size: int | str = "auto",
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         read = read_weights(weights)
         self.model = to_precision(read.build(), precision).to(pick_device(device or "auto")).eval()
         self.precision, self.encoding = precision, get_tokenizer(read.tokenizer)
-        self.batch_size = 8 if batch_size == "auto" else int(batch_size)
-        self.batch_tokens = self.batch_size * self.model.config.context_length
+        windows = 0 if batch_size == "auto" else int(batch_size)
+        self.batch_size = windows or 8
+        self.batch_tokens = tokens_at_once(windows, self.model.config.context_length)
 
     @property
     def eot_token_id(self) -> int:

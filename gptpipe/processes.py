@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import psutil
 
 _GONE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
@@ -14,12 +16,40 @@ def is_running(pid: int, started: float | None = None) -> bool:
     container without an init, say. Nor does another that got its number since.
 
     Args:
-        started: when it began, as `psutil.Process.create_time` has it; None takes any process of that number.
+        started: what `start_of` said of it; None takes any process of that number.
     """
     try:
-        process = psutil.Process(pid)
-        if process.status() in _GONE:
+        if psutil.Process(pid).status() in _GONE:
             return False
-        return started is None or abs(process.create_time() - started) < 1
+        return started is None or start_of(pid) == started
     except psutil.NoSuchProcess:
         return False
+
+
+def start_of(pid: int) -> float:
+    """When a process began, the same number for as long as it runs, whatever is done to the clock.
+
+    On Linux ticks since the machine started: `psutil.Process.create_time` adds the moment of that, which the kernel
+    tells anew each time by the clock. Elsewhere seconds since the epoch.
+
+    Raises:
+        psutil.NoSuchProcess: there is none.
+    """
+    file = Path(f"/proc/{pid}/stat")
+    try:
+        fields = file.read_bytes().rpartition(b")")[2].split()  # what stands before may hold anything
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            raise psutil.NoSuchProcess(pid) from None
+        return float(psutil.Process(pid).create_time())
+    except ProcessLookupError:
+        raise psutil.NoSuchProcess(pid) from None
+    return float(fields[19])
+
+
+def machine_start() -> str:
+    """What tells this start of the machine from its others; empty where that is not known."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return ""

@@ -73,6 +73,21 @@ def without_password(url: str) -> str:
     return re.sub(r"(://[^/@:\s]*):[^@/\s]*@", r"\1:***@", url)
 
 
+_SIGNED = re.compile(r"[?&](?:X-Amz-Signature|X-Goog-Signature|AWSAccessKeyId|sig|token)=", re.IGNORECASE)
+
+
+def holds_secret(url: str) -> bool:
+    """Whether an address holds a password or a signature, so that whoever sees it may use it."""
+    return without_password(url) != url or bool(_SIGNED.search(url))
+
+
+def fenced(text: str) -> str:
+    """Text as it stands, in Markdown: between more backticks than it has in a row anywhere."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"
+
+
 def visible(text: str, keep: str = "\n\t") -> str:
     """Text that moves no cursor, colours nothing and does not run backwards on a terminal, whoever wrote it.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gptpipe.errors import UserError
-from gptpipe.wording import visible, without_password
+from gptpipe.wording import fenced, holds_secret, visible, without_password
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,28 @@ def test_an_error_is_one_line_whatever_a_file_is_called() -> None:
     error = UserError("not UTF-8", where="a\nerror: all is\x1b[8m well\r.txt", hint="convert it")
     assert str(error) == "a\\nerror: all is\\x1b[8m well\\r.txt: not UTF-8 — convert it"
     assert error.as_dict()["where"] == "a\nerror: all is\x1b[8m well\r.txt"
+
+
+def test_nothing_leaves_a_fence() -> None:
+    text = "a\n````\n![x](https://evil/x.png)\n"
+    shown = fenced(text)
+    assert shown.startswith("`````\n")
+    assert shown.endswith("\n`````")
+    assert fenced("plain") == "```\nplain\n```"
+
+
+@pytest.mark.parametrize(
+    ("url", "has_one"),
+    [
+        ("https://me:word@host/x", True),
+        ("s3://key:secret@bucket/x", True),
+        ("https://host/x?a=1&X-Amz-Signature=00ff", True),
+        ("https://host/x?sig=00", True),
+        ("https://host/x?design=1", False),
+        ("s3://bucket/a:b@c", False),
+        ("hf:owner/name@main", False),
+        ("C:/texts", False),
+    ],
+)
+def test_addresses_that_hold_a_secret_are_told(url: str, has_one: bool) -> None:
+    assert holds_secret(url) is has_one

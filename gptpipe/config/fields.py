@@ -6,6 +6,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gptpipe.wording import holds_secret
+
 
 def _field(role: str, default: Any, description: str, unit: str | None, **bounds: Any) -> Any:
     extra: dict[str, Any] = {"role": role, **({"unit": unit} if unit else {})}
@@ -23,6 +25,17 @@ def result(default: Any, description: str, unit: str | None = None, **bounds: An
 def operational(default: Any, description: str, unit: str | None = None, **bounds: Any) -> Any:
     """A field that decides where, how fast or how often, but not what comes out."""
     return _field("operational", default, description, unit, **bounds)
+
+
+def without_secret(url: str) -> str:
+    """The address, which stands in runs and reports.
+
+    Raises:
+        ValueError: it holds a password or a signature.
+    """
+    if holds_secret(url):
+        raise ValueError("the address holds a password or a signature: fetch what it gives, or set keys in .env")
+    return url
 
 
 class Section(BaseModel):

@@ -6,9 +6,10 @@ import os
 import re
 import tempfile
 import warnings
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -17,6 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gptpipe.cores import allowed_cores, usable_cores
 from gptpipe.errors import UserError
+from gptpipe.wording import without_password
 
 
 class Settings(BaseSettings):
@@ -119,6 +121,11 @@ class Settings(BaseSettings):
         description="Address that gets a POST with JSON when a model becomes champion, and when one does not",
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """An address of a database may hold its password."""
+        for name, value in super().__repr_args__():
+            yield name, without_password(value) if isinstance(value, str) else value
 
     @field_validator("mlflow_uri", "mlflow_ui", "s3_endpoint")
     @classmethod

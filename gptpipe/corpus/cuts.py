@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
+from gptpipe.errors import UserError
 from gptpipe.tokenizer import GPT2_PATTERN, Tokenizer
 
 CELL = 500_000  # bytes
 PIECE_TOKENS = 2 * CELL  # no token is shorter than a byte, so the parts of a piece are never more than its cells
 _BLOCK = 1 << 20
+_LONGEST = 256_000_000  # bytes between two places, which are held at once
 
 _NOT_SPACE = (  # any character that is no white space, seen from its last bytes
     rb"(?<![\x00-\x20\x7f])(?<!\xc2[\x85\xa0])(?<!\xe1\x9a\x80)(?<!\xe2\x80[\x80-\x8a\xa8\xa9\xaf])"
@@ -91,7 +93,9 @@ def cell_of(place: int) -> int:
     return place // CELL
 
 
-def cut(stream: IO[bytes], safe: SafePlaces, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
+def cut(
+    stream: IO[bytes], safe: SafePlaces, start: int = 0, stop: int | None = None, *, where: str = ""
+) -> Iterator[Piece]:
     """The pieces of a text that begin in [start, stop): what a range of it holds.
 
     A piece holds `CELL` bytes and the few up to a safe place; more only where the text has none.
@@ -100,8 +104,12 @@ def cut(stream: IO[bytes], safe: SafePlaces, start: int = 0, stop: int | None = 
         stream: the text, from `first_byte(start, safe)` on.
         safe: the places where it may be cut, from `safe_places`.
         start, stop: multiples of `CELL`; `stop` None is the end.
+        where: what a person calls the text.
+
+    Raises:
+        UserError: it goes on for `_LONGEST` bytes without such a place.
     """
-    reader = _Reader(stream, first_byte(start, safe), safe)
+    reader = _Reader(stream, first_byte(start, safe), safe, where)
     place = reader.next_cut(start) if start else 0
     while (stop is None or place < stop) and not reader.ends_at(place):
         until = reader.next_cut((cell_of(place) + 1) * CELL)
@@ -117,8 +125,8 @@ def first_byte(start: int, safe: SafePlaces) -> int:
 class _Reader:
     """A window on a stream that grows forwards as cuts are looked for, and drops what was taken."""
 
-    def __init__(self, stream: IO[bytes], base: int, safe: SafePlaces) -> None:
-        self._stream, self._base, self._safe = stream, base, safe
+    def __init__(self, stream: IO[bytes], base: int, safe: SafePlaces, where: str) -> None:
+        self._stream, self._base, self._safe, self._where = stream, base, safe, where
         self._data = bytearray()
         self._ended = False
 
@@ -142,6 +150,12 @@ class _Reader:
                 return self._base + match.start()
             if self._ended:
                 return end
+            if end - start > _LONGEST:
+                raise UserError(
+                    f"{_LONGEST // 1_000_000} MB from byte {start:,} on without a space or a line break",
+                    where=self._where,
+                    hint="leave it out: it is no text",
+                )
             at = max(start, judged + 1)
 
     def ends_at(self, place: int) -> bool:

@@ -38,7 +38,7 @@ def text_pieces(source: Source, safe: SafePlaces, start: int = 0, stop: int | No
     """The pieces of a text file, or of the range of it that begins in [start, stop)."""
     ranged = start > 0 or stop is not None
     with open_range(source, first_byte(start, safe)) if ranged else open_whole(source) as stream:
-        yield from cut(stream, safe, start, stop)
+        yield from cut(stream, safe, start, stop, where=source.url)
 
 
 def read_text(source: Source, safe: SafePlaces, options: ReadOptions) -> tuple[TextFacts, Iterable[Piece]]:

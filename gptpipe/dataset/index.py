@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gptpipe.dataset.rows import ShardFile
+from gptpipe.errors import Damaged
 
 _SCHEMA = pa.schema(
     [
@@ -28,6 +30,7 @@ _SCHEMA = pa.schema(
     ]
 )
 _REPEATING = ["corpus", "split"]
+_PATH, _SHA256 = re.compile(r"(?:train|validation)/[0-9A-Za-z_-]+\.parquet"), re.compile(r"[0-9a-f]{64}")
 _OFFSETS = "row_group_offsets"
 _ROWS = 8192  # of a row group of the index: what is decoded to look at one file's row groups
 
@@ -112,7 +115,9 @@ class ShardIndex:
     def __getitem__(self, number: int) -> ShardFile:
         row = self.pieces.row(int(self.rows[number]))
         offsets = row.pop(_OFFSETS).values.to_numpy()
-        return ShardFile(row_group_offsets=offsets, **{name: value.as_py() for name, value in row.items()})
+        file = ShardFile(row_group_offsets=offsets, **{name: value.as_py() for name, value in row.items()})
+        _check_names([file.path], [file.sha256])
+        return file
 
     def __iter__(self) -> Iterator[ShardFile]:
         return (self[number] for number in range(len(self)))
@@ -152,10 +157,14 @@ class ShardIndex:
         return [str(name) for name in self.corpora_of.unique().to_pylist()]
 
     def paths(self) -> list[str]:
-        return [str(path) for path in self.pieces.column("path").take(pa.array(self.rows)).to_pylist()]
+        paths = [str(path) for path in self.pieces.column("path").take(pa.array(self.rows)).to_pylist()]
+        _check_names(paths, [])
+        return paths
 
     def digests(self) -> list[str]:
-        return [str(sha256) for sha256 in self.pieces.column("sha256").take(pa.array(self.rows)).to_pylist()]
+        digests = [str(sha256) for sha256 in self.pieces.column("sha256").take(pa.array(self.rows)).to_pylist()]
+        _check_names([], digests)
+        return digests
 
     @property
     def bytes(self) -> int:
@@ -167,6 +176,13 @@ class ShardIndex:
         of_code = np.array([numbers.get(name, -1) for name in self.corpora_of.dictionary.to_pylist()], dtype=np.int64)
         codes: np.ndarray = of_code[_codes(self.corpora_of)]
         return codes
+
+
+def _check_names(paths: list[str], digests: list[str]) -> None:
+    """A Damaged for what would be read, made or removed elsewhere than in the dataset or the cache."""
+    for pattern, names in ((_PATH, paths), (_SHA256, digests)):
+        if strange := next((name for name in names if not pattern.fullmatch(name)), None):
+            raise Damaged(f"the dataset's index names {strange!r}", hint="tokenize again into an empty folder")
 
 
 def _codes(column: pa.DictionaryArray) -> np.ndarray:

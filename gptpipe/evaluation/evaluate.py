@@ -23,7 +23,7 @@ from gptpipe.evaluation.confidence import Comparison, compare, mean_interval
 from gptpipe.evaluation.documents import Documents, documents_of_split, documents_of_text, in_tokens_of
 from gptpipe.evaluation.parallel import score_on_ranks
 from gptpipe.evaluation.result import Evaluation, Scored, entropy, power
-from gptpipe.evaluation.score import score
+from gptpipe.evaluation.score import score, tokens_at_once
 from gptpipe.evaluation.tally import Tally
 from gptpipe.evaluation.tasks import read_questions, score_task
 from gptpipe.evaluation.windows import apart_windows, spread
@@ -106,7 +106,7 @@ def evaluate_whole(
         documents = documents_of_text(text, encoding, apart=config.documents == "apart")
         what = f"a text of {counted(documents.tokens.length, 'token')}"
     windows, how, whole = _windows(documents, config, context, stride)
-    batch_tokens = config.batch_size * context
+    batch_tokens = tokens_at_once(config.batch_size, context)
     tally = None
     if isinstance(read, Weights):
         if config.nproc > 1:

@@ -16,6 +16,16 @@ from gptpipe.progress import NowAndThen
 from gptpipe.wording import counted, duration
 
 
+def tokens_at_once(windows: int, context: int) -> int:
+    """Tokens that a model takes at once: those of so many windows.
+
+    Args:
+        windows: 0 is 8 of them, or as many fewer as 8,192 tokens hold: the memory that is needed grows with tokens.
+        context: tokens of a window.
+    """
+    return (windows or max(1, min(8, 8192 // context))) * context
+
+
 def batches_of(windows: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
     """Numbers of windows in batches of about so many tokens, the longest windows first: equal lengths pad nothing."""
     order = np.argsort(-windows[:, 1], kind="stable")

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from gptpipe.processes import is_running
+from gptpipe.processes import is_running, start_of
 
 log = logging.getLogger(__name__)
 _WATCH_SECONDS = 0.5
@@ -77,7 +77,7 @@ def end_with(launcher: int) -> None:
     """
     parent = os.getppid()
     try:
-        started = psutil.Process(launcher).create_time()
+        started = start_of(launcher)
     except psutil.NoSuchProcess:
         os._exit(1)
 

@@ -10,6 +10,7 @@ import logging
 import os
 import queue
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -102,7 +103,9 @@ class Rendezvous:
 def torchrun_command(job: RankedJob, rendezvous: Rendezvous | None = None) -> list[str]:
     """One node by itself, or one of several that meet."""
     if rendezvous is None:
-        meeting = ["--nnodes=1", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+        # torchrun unpickles what it finds there: a file in a folder of ours, not a port that other users reach
+        place = job.folder / f"rendezvous-{secrets.token_hex(8)}"
+        meeting = ["--nnodes=1", f"--rdzv-endpoint={place}", "--rdzv-conf=store_type=file", "--local-addr=127.0.0.1"]
     else:
         meeting = [
             f"--nnodes={rendezvous.nodes}",

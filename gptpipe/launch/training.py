@@ -33,7 +33,7 @@ from gptpipe.launch.torchrun import Torchrun, Watchers
 from gptpipe.storage.lease import Lease
 from gptpipe.tokenizer import is_own
 from gptpipe.weights.checkpoint import CONFIG, intact_checkpoint, newest_checkpoint, open_checkpoint
-from gptpipe.weights.commit import finish_removals
+from gptpipe.weights.commit import finish_removals, remove_checkpoint
 from gptpipe.weights.huggingface import model_config_from_hf, ours_in
 from gptpipe.weights.weights import check_same_shape
 from gptpipe.wording import counted
@@ -145,7 +145,7 @@ def train(
             job = job.model_copy(update={"news": place, "news_sha256": write_stretches(place, news)})
         if not resume:
             for name in storage.list_folders(training):
-                storage.remove_tree(storage.join(training, name))
+                remove_checkpoint(storage.join(training, name))
         passed_over: list[str] = []
         while True:
             outcome = _run(partial(_from_newest, job, passed_over), config, hosts, watchers, variables)

@@ -102,7 +102,8 @@ class GPT(nn.Module):
         """What the first block sees, and what every block is given beside it."""
         if self.config.architecture == "gpt2":
             return self.drop(words + self.wpe(positions)), ()
-        return words, (qwen3.rotation(self.config, positions),)
+        # a half-precision embedding is float32 from here on, as the sum with that of positions is
+        return words.to(torch.promote_types(words.dtype, torch.float32)), (qwen3.rotation(self.config, positions),)
 
     def count_parameters(self) -> int:
         """All parameters, a tied matrix counted once."""

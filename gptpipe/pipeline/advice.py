@@ -12,6 +12,7 @@ from gptpipe.wording import counted
 _EPOCHS = 4  # Muennighoff et al. 2023, "Scaling Data-Constrained Language Models": more gain little
 _TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022, "Training Compute-Optimal Large Language Models"
 _FAR = 4.0  # times more or less
+_MUON = 2.0  # its best rate was twice AdamW's: tests/benchmarks/RESULTS.md, "what each ingredient is worth"
 
 
 def advice(
@@ -78,9 +79,9 @@ def _validation(config: PipelineConfig, amount: Amount, last: Comparison | None)
 
 
 def _learning_rate(config: PipelineConfig, parameters: int) -> str:
-    if config.train.optimizer != "adamw":
-        return ""
     usual = usual_learning_rate(parameters)
+    if config.train.optimizer == "muon":
+        usual *= _MUON
     ratio = config.train.learning_rate / usual
     if ratio > _FAR or (ratio < 1 / _FAR and config.init == "scratch"):
         kind = "high" if ratio > 1 else "low"

@@ -19,6 +19,7 @@ from gptpipe.pipeline.speed import Speed, last_speed, measure_speed
 from gptpipe.tracking.client import Tracking
 from gptpipe.tracking.registry import last_comparison, starting_weights
 from gptpipe.train.budget import MemoryBudget
+from gptpipe.weights.adapt import starting_from
 from gptpipe.weights.checkpoint import newest_checkpoint
 from gptpipe.weights.find import read_weights
 from gptpipe.wording import cell, counted, duration
@@ -158,8 +159,7 @@ def _settled(config: PipelineConfig, tracking: Tracking) -> tuple[PipelineConfig
     weights = "" if config.init.startswith("hf:") else starting_weights(config, tracking)
     if not weights:
         return config, config.init if config.init.startswith("hf:") else ""
-    read = read_weights(weights)
-    shape = read.config
+    read, shape = read_weights(weights), starting_from(config, weights).model
     if config.init_context_length:
         shape = shape.model_copy(update={"context_length": config.init_context_length})
     data = config.data.model_copy(update={"tokenizer": config.data.tokenizer or read.tokenizer})

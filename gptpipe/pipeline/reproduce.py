@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from gptpipe import storage
-from gptpipe.config import load_config
+from gptpipe.config import PipelineConfig, load_config
 from gptpipe.dataset.cache import TokenCache
-from gptpipe.dataset.dataset import open_dataset
+from gptpipe.dataset.dataset import Dataset, open_dataset
 from gptpipe.errors import UserError
 from gptpipe.launch.job import OUTCOME, Outcome
-from gptpipe.launch.training import train
+from gptpipe.launch.training import check_start, train, training_id
 from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, Tracking
 from gptpipe.tracking.comparison import find_run
 from gptpipe.tracking.follow import CONFIG_FILE, ENVIRONMENT_FILE, INIT_TAG, SINCE_TAG, environment
@@ -65,7 +65,8 @@ def reproduce(name: str, tracking: Tracking, out: str, cache: TokenCache) -> Rep
         name: of the run, as `gptpipe compare` takes it.
 
     Raises:
-        UserError: there is no such run, or its dataset or the weights that it started from are gone.
+        UserError: there is no such run, its dataset or the weights that it started from are gone, or the configuration
+            that it keeps is damaged.
     """
     with tracking.reached() as client:
         run = find_run(client, tracking, name)
@@ -74,10 +75,13 @@ def reproduce(name: str, tracking: Tracking, out: str, cache: TokenCache) -> Rep
         if DATASET_TAG not in tags or CONFIG_FILE not in kept:
             raise UserError("the run does not say how it was trained", where=name, hint="it was made before it did")
         with storage.passing_folder() as folder:
-            config = load_config(file=Path(client.download_artifacts(run.info.run_id, CONFIG_FILE, str(folder))))
-            then = Path(client.download_artifacts(run.info.run_id, ENVIRONMENT_FILE, str(folder))).read_text("utf-8")
+            file = Path(client.download_artifacts(run.info.run_id, CONFIG_FILE, str(folder)))
+            config = _config_in(file, run.info.run_id)
+            file = Path(client.download_artifacts(run.info.run_id, ENVIRONMENT_FILE, str(folder)))
+            then = file.read_text("utf-8", "replace")
         history = {key: client.get_metric_history(run.info.run_id, key) for key in _LOSSES}
     dataset = open_dataset(tags[DATASET_TAG])
+    _check_identity(config, dataset, tags, run.info.run_id)
     result = train(
         config.model,
         config.train,
@@ -105,6 +109,31 @@ def reproduce(name: str, tracking: Tracking, out: str, cache: TokenCache) -> Rep
         same_weights=_same_weights(_best_checkpoint(tags), result.best_checkpoint),
         changed=_changed(then, environment()),
     )
+
+
+def _config_in(file: Path, run_id: str) -> PipelineConfig:
+    try:
+        return load_config(file=file)
+    except UserError as error:
+        raise UserError(
+            f"its configuration cannot be read: {error.message}",
+            where=f"{CONFIG_FILE} of run {run_id}",
+            hint="bring the file back as it was",
+        ) from None
+
+
+def _check_identity(config: PipelineConfig, dataset: Dataset, tags: Mapping[str, str], run_id: str) -> None:
+    """Hold the configuration that a run keeps against the id of its training, which is made of it."""
+    init, since = tags.get(INIT_TAG, ""), tags.get(SINCE_TAG, "")
+    start = check_start(init, config.model, dataset) if init else ""
+    seen = open_dataset(since).id if since else ""
+    name = tags[TRAINING_TAG].rstrip("/").rpartition("/")[2]
+    if training_id(config.model, config.train, dataset.id, start, seen) != name.partition("-")[0]:
+        raise UserError(
+            f"its configuration is not that of training {name}: the file was changed, or this version trains otherwise",
+            where=f"{CONFIG_FILE} of run {run_id}",
+            hint=f"bring the file back as it was, or take the versions in {ENVIRONMENT_FILE}",
+        )
 
 
 def _digits(first: float, second: float) -> int:

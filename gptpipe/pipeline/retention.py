@@ -23,7 +23,7 @@ from gptpipe.launch.job import JOB, OUTCOME
 from gptpipe.processes import is_running
 from gptpipe.storage.lease import Held, Lease, is_held
 from gptpipe.tracking.client import Tracking
-from gptpipe.tracking.references import References, folder_name
+from gptpipe.tracking.references import References, folder_name, registered_trainings
 from gptpipe.weights.checkpoint import STATE, newest_checkpoint
 
 KINDS = ("training", "dataset", "upload", "leftover")
@@ -83,11 +83,11 @@ def clean(store: str, tracking: Tracking, days: float) -> list[Removal]:
     """Remove all that may be removed; what is gone. Trainings first: the dataset of one that goes on by now stays."""
     gone = []
     for kinds in (("training",), ("dataset", "upload", "leftover")):
-        gone += [each for each in removals(store, tracking, days, kinds=kinds) if remove(each)]
+        gone += [each for each in removals(store, tracking, days, kinds=kinds) if remove(each, tracking)]
     return gone
 
 
-def remove(removal: Removal) -> bool:
+def remove(removal: Removal, tracking: Tracking) -> bool:
     """Remove it; False where somebody uses it by now. Whatever says that something is whole goes first."""
     if removal.upload is not None:
         storage.abort_upload(removal.upload)
@@ -98,6 +98,8 @@ def remove(removal: Removal) -> bool:
     try:
         if removal.kind == "training":
             with Lease(removal.place):
+                if folder_name(removal.place) in registered_trainings(tracking):  # since it was listed
+                    return False
                 _remove_tree(removal.place)
         else:
             _remove_tree(removal.place)

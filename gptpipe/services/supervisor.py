@@ -155,7 +155,7 @@ class Supervisor:
             "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
         ]
         for number, program in enumerate(programs):
-            given = ",".join(f"{name}={_quoted(value)}" for name, value in sorted(program.environment.items()))
+            given = ",".join(f"{name}={_quoted(value, name)}" for name, value in sorted(program.environment.items()))
             lines += [
                 f"[program:{program.name}]",
                 f"command={_escape(shlex.join(program.command))}",
@@ -188,9 +188,9 @@ def _escape(text: str) -> str:
     return text.replace("%", "%%")
 
 
-def _quoted(value: str) -> str:
-    """A value as supervisord's own shlex reads it, which knows no escapes."""
+def _quoted(value: str, name: str) -> str:
+    """A value as supervisord's own shlex reads it, which knows no escapes; `name` is what it is called."""
     quote = next((quote for quote in ('"', "'") if quote not in value), None)
     if quote is None or "\n" in value:
-        raise UserError("holds both kinds of quotes, or a line break", where=value, hint="choose another value")
+        raise UserError("holds both kinds of quotes, or a line break", where=name, hint="choose another value")
     return f"{quote}{_escape(value)}{quote}"

@@ -12,15 +12,17 @@ import threading
 import time
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import (
+    Any,
+    NotRequired,  # Pydantic takes Python's own from 3.12 on
+)
 
-import psutil
 from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # Pydantic takes Python's own from 3.12 on
+from typing_extensions import TypedDict
 
 from gptpipe import storage
 from gptpipe.errors import Damaged, UserError
-from gptpipe.processes import is_running
+from gptpipe.processes import is_running, machine_start, start_of
 
 log = logging.getLogger(__name__)
 NAME = "lease.json"
@@ -35,6 +37,7 @@ class _Holder(TypedDict):
     host: str
     space: str
     pid: int
+    boot: NotRequired[str]  # leases of earlier versions have none, and a start by the clock
     started: float
     until: float
 
@@ -149,7 +152,8 @@ def this_process() -> dict[str, Any]:
         "host": socket.gethostname(),
         "space": _pid_space(),
         "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
+        "boot": machine_start(),
+        "started": start_of(os.getpid()),
     }
 
 
@@ -160,7 +164,10 @@ def lives(process: dict[str, Any]) -> bool | None:
     """
     if (process["host"], process.get("space")) != (socket.gethostname(), _pid_space()):
         return None
-    return is_running(process["pid"], process["started"])
+    boot = process.get("boot")
+    if boot is not None and boot != machine_start():
+        return False
+    return is_running(process["pid"], process["started"] if boot is not None else None)
 
 
 def _pid_space() -> str:

@@ -19,6 +19,7 @@ from gptpipe.storage.listing import Entry
 from gptpipe.storage.urls import check_whole
 
 _PART = 32 << 20  # of a multipart upload
+_MOST_AT_ONCE = 1 << 28  # bytes of a web server's answer that is read whole
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -65,9 +66,25 @@ class Remote:
 
     def read(self, url: str, *, small: bool) -> bytes:
         fs, path = filesystem(url)
+        if url.startswith(("http://", "https://")):
+            return self._read_answer(url)
         # s3fs asks for the size first, to read large objects in parts at once
         once = {"max_concurrency": 1} if small and url.startswith("s3") else {}
         return bytes(fs.cat_file(path, **once))
+
+    def _read_answer(self, url: str) -> bytes:
+        """The whole answer of a web server, which need not end."""
+        with self.open_read(url) as stream:
+            content = bytearray()
+            while block := stream.read(_PART):
+                content += block
+                if len(content) > _MOST_AT_ONCE:
+                    raise UserError(
+                        f"more than {_MOST_AT_ONCE // 1_000_000} MB",
+                        where=url,
+                        hint="fetch it, and give the local file",
+                    )
+        return bytes(content)
 
     def write(self, url: str, data: bytes) -> None:
         fs, path = filesystem(url)

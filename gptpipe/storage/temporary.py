@@ -9,7 +9,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gptpipe.processes import is_running
@@ -108,7 +108,10 @@ def atomic_link(path: Path) -> Iterator[Path]:
 
 
 def sweep_temporaries(url: str, *, below: bool = True) -> None:
-    """Remove what processes of this machine that no longer live left half-written in a local folder."""
+    """Remove what processes of this machine that no longer live left half-written in a local folder.
+
+    What another user's process left there, and cannot be removed, stays.
+    """
     if not is_local(url):
         return
     for folder, folders, names in os.walk(local_path(url)):
@@ -119,5 +122,6 @@ def sweep_temporaries(url: str, *, below: bool = True) -> None:
                 if name in folders:
                     shutil.rmtree(left, ignore_errors=True)
                 else:
-                    left.unlink(missing_ok=True)
+                    with suppress(PermissionError):
+                        left.unlink(missing_ok=True)
         folders[:] = [name for name in folders if below and not is_temporary(name)]

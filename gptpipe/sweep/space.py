@@ -160,10 +160,11 @@ def _field(key: str, base: PipelineConfig) -> TypeAdapter[Any]:
     if section not in SECTIONS or key == "train.device":
         raise UserError("it is the same for all trainings of a sweep", where=place, hint=_SEARCHED)
     if section == "model" and leaf != "dropout" and base.init != "scratch":
+        free = "train, or model.dropout" if base.model.architecture == "gpt2" else "train"
         raise UserError(
             f"the model has the shape of the weights it starts from, init={base.init}",
             where=place,
-            hint="search keys of train, or model.dropout, or set init=scratch",
+            hint=f"search keys of {free}, or set init=scratch",
         )
     kind: Any = PipelineConfig.model_fields[section].annotation
     assert issubclass(kind, Section)

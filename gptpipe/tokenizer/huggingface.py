@@ -22,8 +22,10 @@ from gptpipe.tokenizer.gpt2 import byte_of_character, gpt2, gpt2_files
 
 WHOLE, VOCABULARY, MERGES, ADDED = "tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"
 SPECIAL, SETTINGS, MODEL_SETTINGS = "special_tokens_map.json", "tokenizer_config.json", "config.json"
+TEMPLATE = "chat_template.jinja"
 _MOST_IDS = 1 << 24
-FILES = (WHOLE, VOCABULARY, MERGES, ADDED, SPECIAL, SETTINGS)
+_TEXTS = (MERGES, TEMPLATE)  # all others are JSON
+FILES = (WHOLE, VOCABULARY, MERGES, ADDED, SPECIAL, SETTINGS, TEMPLATE)
 _SWITCHES = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
 _HINT = "byte-level BPE as GPT-2's or Qwen's is read; for another one train from scratch with a tokenizer of tiktoken's"
 
@@ -38,6 +40,7 @@ class _Parts:
         added: tokens that text is searched for, by their text.
         names: the text of special tokens by what they are called (`eos_token`).
         is_qwen: whether text is brought into NFC and split as for Qwen, not as for GPT-2.
+        template: how `transformers` writes a conversation as text; nothing here uses it.
     """
 
     ids: dict[str, int]
@@ -45,6 +48,7 @@ class _Parts:
     added: dict[str, AddedToken] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     is_qwen: bool = False
+    template: str = ""
 
     @property
     def everything(self) -> dict[str, int]:
@@ -63,10 +67,13 @@ def read_files(contents: tuple[tuple[str, bytes], ...], where: str) -> Tokenizer
     Raises:
         UserError: a file is damaged, or the tokenizer gives ids that cannot be given here.
     """
-    values = {name: _parsed(name, content, where) for name, content in contents if name != MERGES}
-    parts = _read_parts(values, dict(contents).get(MERGES), where)
+    values = {name: _parsed(name, content, where) for name, content in contents if name not in _TEXTS}
+    texts = {name: content.decode("utf-8", "replace") for name, content in contents if name in _TEXTS}
+    parts = _read_parts(values, texts.get(MERGES, ""), where)
     if parts is None:
         return None
+    inline = values.get(SETTINGS, {}).get("chat_template")
+    parts.template = texts.get(TEMPLATE, "") or (inline if isinstance(inline, str) else "")
     if _is_gpt2(parts):
         return gpt2()
     made = _build(parts, _separator(parts, values.get(MODEL_SETTINGS, {}), where), where)
@@ -86,7 +93,7 @@ def _parsed(name: str, content: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def _read_parts(values: Mapping[str, dict[str, Any]], merges: bytes | None, where: str) -> _Parts | None:
+def _read_parts(values: Mapping[str, dict[str, Any]], merges: str, where: str) -> _Parts | None:
     settings = values.get(SETTINGS, {})
     if WHOLE in values:
         whole = values[WHOLE]
@@ -97,8 +104,7 @@ def _read_parts(values: Mapping[str, dict[str, Any]], merges: bytes | None, wher
         for each in map(_object, _list(whole.get("added_tokens"))):
             _add(parts, each.get("content"), each.get("id"), each, where)
     elif VOCABULARY in values:
-        lines = (merges or b"").decode("utf-8", "replace").split("\n")
-        pairs = [_pair(line, where) for line in lines if line.strip() and not line.startswith("#version")]
+        pairs = [_pair(line, where) for line in merges.split("\n") if line.strip() and not line.startswith("#version")]
         is_qwen = str(settings.get("tokenizer_class")).startswith("Qwen2Tokenizer")  # Qwen3's is called so too
         parts = _Parts(_ids(values[VOCABULARY], where), pairs, is_qwen=is_qwen)
         if settings.get("add_prefix_space"):
@@ -109,7 +115,7 @@ def _read_parts(values: Mapping[str, dict[str, Any]], merges: bytes | None, wher
         _add(parts, text, id_, {}, where)
     for number, value in _object(settings.get("added_tokens_decoder")).items():
         each = _object(value)
-        _add(parts, each.get("content"), int(number) if number.isdecimal() else None, each, where)
+        _add(parts, each.get("content"), int(number) if number.isdecimal() and len(number) < 20 else None, each, where)
     _name_special(parts, {**values.get(SPECIAL, {}), **settings}, where)
     return parts
 
@@ -351,6 +357,7 @@ def _files(parts: _Parts, added: list[AddedToken], name: str) -> dict[str, bytes
         "clean_up_tokenization_spaces": False,
         **special,
         "eos_token": separator,
+        **({"chat_template": parts.template} if parts.template else {}),
         "gptpipe": {"tokenizer": name},
     }
     return {WHOLE: _json(whole), SETTINGS: _json(settings)}

@@ -45,7 +45,7 @@ def answer(promote: PromoteConfig, tracking: Tracking, number: str, *, agreed: b
     from mlflow.exceptions import MlflowException
 
     name = promote.model_name
-    with tracking.reached() as client:
+    with tracking.moving(name) as client:
         finished = finish(client, promote)
         if agreed and finished and (finished.kind, finished.after) == (APPROVAL, number):
             decision = decision_of(client.get_model_version(name, number))
@@ -110,7 +110,7 @@ def rollback(promote: PromoteConfig, tracking: Tracking, to: str = "") -> tuple[
     from mlflow.exceptions import MlflowException
 
     name = promote.model_name
-    with tracking.reached() as client:
+    with tracking.moving(name) as client:
         finished = finish(client, promote)
         if finished and finished.kind == ROLLBACK and to in ("", finished.after):
             return finished.before, Registered(tracking, name, finished.after, Decision(True, finished.reason))

@@ -6,8 +6,9 @@ import errno
 import logging
 import shlex
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -17,6 +18,7 @@ from urllib.parse import quote
 from gptpipe import storage
 from gptpipe.config.settings import Settings, make_home
 from gptpipe.errors import UserError, no_space
+from gptpipe.storage.lease import Held, Lease
 from gptpipe.tracking.database import make_database
 from gptpipe.wording import first_line, without_password
 
@@ -34,6 +36,7 @@ _VIEW = "workflowType=machine_learning"
 _DOCTOR = "`gptpipe doctor` tries the server; what is trained is found again"
 _MLFLOW_UI = "http://127.0.0.1:5000"  # where `mlflow ui` shows its pages
 _LONGEST = 300  # characters of a reason
+_MOVING_SECONDS, _ASK_SECONDS = 120.0, 0.2
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 
 
@@ -47,6 +50,7 @@ class Tracking:
         artifact_root: where a new experiment keeps its artifacts; None leaves it to the server.
         pages: where a browser finds MLflow; those of `mlflow ui` where there is no server.
         home: the local folder, where the database lies in it; it is made when the database is first needed.
+        leases: folder or URL of the leases by which one process at a time moves the aliases of a model.
     """
 
     uri: str
@@ -54,6 +58,7 @@ class Tracking:
     artifact_root: str | None
     pages: str
     home: Path | None
+    leases: str
 
     @classmethod
     def of(cls, settings: Settings) -> Tracking:
@@ -66,6 +71,7 @@ class Tracking:
             settings.artifact_root,
             pages if pages.startswith("http") else _MLFLOW_UI,
             None if settings.mlflow_uri else settings.home_path,
+            storage.join(settings.storage_url, "leases"),
         )
 
     @property
@@ -174,6 +180,27 @@ class Tracking:
             if not is_away(error):
                 raise self.refusal(error) from error
             raise UserError(f"MLflow cannot be reached: {reason(error)}", where=self.place, hint=_DOCTOR) from error
+
+    @contextmanager
+    def moving(self, model: str) -> Iterator[MlflowClient]:
+        """A client, while nobody else with the same store moves the aliases of a model.
+
+        A gate, an approval and a rollback read them, and then write in several steps; MLflow compares nothing.
+
+        Raises:
+            UserError: somebody else has been at it for two minutes; or as `reached` raises it.
+        """
+        folder, until = storage.join(self.leases, quote(model, safe="")), time.monotonic() + _MOVING_SECONDS
+        with ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(Lease(folder))
+                    break
+                except Held:  # for a few requests, or until the lease of a machine that is gone is over
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(_ASK_SECONDS)
+            yield stack.enter_context(self.reached())
 
 
 def _is_of_a_store(error: BaseException) -> bool:

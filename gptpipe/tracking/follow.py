@@ -72,7 +72,7 @@ class TrainingTracker:
     ) -> None:
         self._tracking = tracking
         self._config, self._dataset, self._tags, self._on_link = config, dataset, tags, on_link
-        self._lines: list[dict[str, Any]] = []
+        self._lines: list[tuple[int, dict[str, Any]]] = []  # with the milliseconds since 1970 at which each came
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._ending = False
@@ -109,7 +109,7 @@ class TrainingTracker:
             raise self._error
         self._has_begun = True
         with self._lock:
-            self._lines += lines
+            self._lines += [(int(time.time() * 1000), line) for line in lines]
         self._wake.set()
 
     def finish(self, status: str, why: str = "") -> RunLink | None:
@@ -176,7 +176,7 @@ class TrainingTracker:
             self._client.update_run(run_id, status="RUNNING")
         self._on_link(RunLink(self._tracking, run_id, self._run.info.experiment_id).url)
         self._log_facts(self._client, self._run)
-        history = self._client.get_metric_history(run_id, "train/loss")
+        history = self._client.get_metric_history(run_id, "train/tokens")  # of every line, also without a loss
         self._logged_step = max((point.step for point in history), default=-1)
 
     def _is_whole(self) -> bool:
@@ -237,11 +237,11 @@ class TrainingTracker:
         assert self._client is not None
         assert self._run is not None
         with self._lock:
-            lines = [line for line in self._lines if line["step"] > self._logged_step]
-        now = int(time.time() * 1000)
+            lines = [each for each in self._lines if each[1]["step"] > self._logged_step]
+        # MLflow takes the same point once, and it is the same only with the same time: an answer may be lost
         points = [
-            (line["step"], Metric("train/tokens" if key == "tokens" else key, float(value), now, line["step"]))
-            for line in lines
+            (line["step"], Metric("train/tokens" if key == "tokens" else key, float(value), at, line["step"]))
+            for at, line in lines
             for key, value in line.items()
             if key != "step"
         ]
@@ -252,7 +252,7 @@ class TrainingTracker:
             self._client.log_batch(self._run.info.run_id, metrics=[metric for _, metric in batch])
             self._logged_step = batch[-1][0]
         with self._lock:
-            self._lines = [line for line in self._lines if line["step"] > self._logged_step]
+            self._lines = [each for each in self._lines if each[1]["step"] > self._logged_step]
 
 
 def _log_inputs(client: MlflowClient, run_id: str, inputs: list[Any]) -> None:

@@ -45,8 +45,8 @@ class References:
         Raises:
             UserError: MLflow does not answer.
         """
+        registered = registered_trainings(tracking)
         with tracking.reached() as client:
-            registered = {folder_name(storage.parent(checkpoint_of(version))) for version in all_versions(client)}
             runs = all_runs(client)
         kept = {run.info.run_id for run in runs if _is_kept(run)}
         sweeps = {run.info.run_id for run in runs if SWEEP_TAG in run.data.tags and run.info.run_id in kept}
@@ -67,6 +67,12 @@ class References:
         datasets |= {dataset_of[each] for each in trainings if each in dataset_of}
         datasets |= {each for training in trainings for each in more.get(training, ())}
         return cls(trainings, datasets, dataset_of, more)
+
+
+def registered_trainings(tracking: Tracking) -> set[str]:
+    """Names of the folders of trainings whose weights are a version of a model."""
+    with tracking.reached() as client:
+        return {folder_name(storage.parent(checkpoint_of(version))) for version in all_versions(client)}
 
 
 def all_versions(client: MlflowClient) -> list[Any]:

@@ -128,7 +128,7 @@ def register(
     """
     promote = config.promote
     tracking = link.tracking
-    with tracking.reached() as client:
+    with tracking.moving(promote.model_name) as client:
         source = storage.as_uri(result.best_checkpoint)
         _make_registered_model(client, promote.model_name)
         versions = client.search_model_versions(f"run_id = '{link.run_id}'")
@@ -162,7 +162,7 @@ def register(
         waits = decision.promote and promote.approval_hours > 0
         if waits:
             decision = decision.settled(False, f"{WAITS}{decision.reason}")
-        with tracking.reached() as client:
+        with tracking.moving(promote.model_name) as client:
             now = version_called(client, promote.model_name, promote.alias)
             if number(now) == number(champion):
                 _move(client, promote, number(version), champion, decision)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from gptpipe import storage
-from gptpipe.config import PipelineConfig
+from gptpipe.config import PipelineConfig, digest
 from gptpipe.dataset.drift import Measure
 from gptpipe.launch.training import TrainResult
 from gptpipe.tracking.client import RunLink, Tracking
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 REPORT_PAGE = "report.html"
-_NIGHT_FILE = "night.json"
+_NIGHT_FILE, _DIGEST = "night.json", "sha256"  # the second is a key in the first, of all others
 _MOST_SAMPLES = 5
 
 
@@ -100,7 +100,8 @@ def log_night(link: RunLink, night: Night, *, already_done: bool) -> None:
     """
     with link.tracking.reached() as client:
         if not already_done or _NIGHT_FILE not in _names(client, link.run_id, None):
-            client.log_dict(link.run_id, asdict(night), _NIGHT_FILE)
+            kept = asdict(night)
+            client.log_dict(link.run_id, {**kept, _DIGEST: digest(kept)}, _NIGHT_FILE)
 
 
 def log_report(tracking: Tracking, run_id: str, page: str) -> None:
@@ -194,13 +195,19 @@ def _samples(client: MlflowClient, run_id: str) -> dict[str, str]:
     columns = table.get("columns", []) if isinstance(table, dict) else []
     if not {"prompt", "continuation"} <= set(columns):
         return {}
-    prompt, text = columns.index("prompt"), columns.index("continuation")
-    return {str(row[prompt]): str(row[text]) for row in table["data"]}
+    prompt, text, rows = columns.index("prompt"), columns.index("continuation"), table.get("data")
+    if not isinstance(rows, list):
+        return {}
+    return {str(row[prompt]): str(row[text]) for row in rows if isinstance(row, list) and len(row) == len(columns)}
 
 
 def _night_of(client: MlflowClient, run_id: str) -> Night | None:
     kept = _artifact(client, run_id, _NIGHT_FILE if _NIGHT_FILE in _names(client, run_id, None) else "")
     if kept is None:
+        return None
+    # earlier versions kept no digest
+    if isinstance(kept, dict) and kept.pop(_DIGEST, digest(kept)) != digest(kept):
+        log.warning("report: %s of run %s is damaged: it is not what its digest says", _NIGHT_FILE, run_id[:8])
         return None
     try:
         return _NIGHT.validate_python(kept)

@@ -133,8 +133,12 @@ def _of_kind(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
 
 
 def write(job: Job, taken: Snapshot, metrics: bytes) -> None:
-    """Write a snapshot as the checkpoint of its step, and remove those that are no longer kept."""
+    """Write a snapshot as the checkpoint of its step, and remove those that are no longer kept.
+
+    The metrics go first: a training that goes on from the checkpoint keeps those up to its step, and has no others.
+    """
     taken.ready()
+    storage.write_bytes(storage.join(job.training, METRICS), metrics)
     write_checkpoint(
         job.training,
         taken.state.step,
@@ -144,5 +148,4 @@ def write(job: Job, taken: Snapshot, metrics: bytes) -> None:
         state=taken.facts,
         others=taken.tokenizer.files,
     )
-    storage.write_bytes(storage.join(job.training, METRICS), metrics)
     prune(job.training, job.train.keep_checkpoints, taken.state.best_step)

@@ -170,13 +170,15 @@ class Loop:
 
     def _save(self) -> None:
         """Rank 0 copies the checkpoint's content and has it written in the background."""
-        parts, step = self.parts, self._state.step
+        parts, step, before = self.parts, self._state.step, self._saved_step
         self._saved_step = step
         self._reporter.share_loss()
         if self._reporter.file is None:
             return
         began = time.perf_counter()
         self._saver.wait()
+        if self._saver.failed is not None and self._state.best_step == before:
+            self._saver.again()  # its copies are still there: without it another model than the best would be used
         taken = checkpointing.snapshot(
             parts.job, parts.model, parts.optimizers, self._state, parts.tokenizer, parts.copies
         )

@@ -16,6 +16,7 @@ from gptpipe.errors import UserError
 log = logging.getLogger(__name__)
 ATTEMPTS = 3
 PAUSE = 2.0  # seconds before another attempt, growing
+PATIENCE = 300.0  # seconds for what is needed; ranks that wait for this one give up after more
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,22 @@ class Saver:
             what: its name in the log.
         """
         assert self._thread is None
+        self._work, self._what = work, what
         self._thread = threading.Thread(target=self._do, args=(work, what), name="saver", daemon=True)
         self._thread.start()
+
+    def again(self) -> None:
+        """Do the newest piece again, which failed, until it goes well.
+
+        Raises:
+            Exception: what went wrong the last time, once `PATIENCE` is over.
+        """
+        until = time.monotonic() + PATIENCE
+        while self.failed is not None:
+            self.start(self._work, self._what)
+            self.wait()
+            if self.failed is not None and time.monotonic() > until:
+                raise self.failed
 
     def _do(self, work: Callable[[], None], what: str) -> None:
         for attempt in range(1, self._attempts + 1):

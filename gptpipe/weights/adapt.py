@@ -12,7 +12,6 @@ from torch import Tensor
 
 from gptpipe import storage
 from gptpipe.config import ModelConfig, PipelineConfig, digest, parse
-from gptpipe.config.presets import DEFAULT_PRESET
 from gptpipe.errors import UserError
 from gptpipe.storage.hub import HUB
 from gptpipe.tokenizer import Tokenizer, get_tokenizer
@@ -152,22 +151,17 @@ def _means(tensor: Stored, pieces: list[list[int]]) -> Stored:
 def starting_from(config: PipelineConfig, checkpoint: str) -> PipelineConfig:
     """The configuration of a training that starts from a checkpoint: the model has its architecture and its shape.
 
-    Dropout stays the configuration's, where the architecture has some. The preset that is there by itself chooses none.
+    Dropout stays the configuration's, where the architecture has some. A warning tells where another architecture was
+    configured.
 
     Raises:
-        UserError: it is no checkpoint, or is a GPT-2's where another architecture was chosen.
+        UserError: it is no checkpoint.
     """
     if not checkpoint:
         return config
     theirs, kept = read_weights(checkpoint).config, dict[str, Any](init=config.model.init)
     if theirs.architecture == "gpt2":
         kept["dropout"] = config.model.dropout
-        if config.model.architecture != "gpt2" and config.preset != DEFAULT_PRESET:
-            raise UserError(
-                f"the weights are a GPT-2's, and a {config.model.family} is to be trained",
-                where=checkpoint,
-                hint="start from weights of that architecture or from none, or give --set model.architecture=gpt2",
-            )
     if theirs.architecture != config.model.architecture:
         said = "%s is a %s: so is the model that is trained, not the %s that was configured"
         log.warning(said, checkpoint, theirs.family, config.model.family)

@@ -115,18 +115,20 @@ def _json_bytes(value: Any) -> bytes:
 
 
 def prune(training: str, keep: int, best_step: int | None) -> list[int]:
-    """Remove all but the last `keep` checkpoints and the best. Returns the steps removed.
-
-    The manifest goes first, so that a folder half removed is not taken for a checkpoint.
-    """
+    """Remove all but the last `keep` checkpoints and the best. Returns the steps removed."""
     checkpoints = list_checkpoints(training)
     removed = []
     for checkpoint in checkpoints[:-keep]:
         if checkpoint.step != best_step:
-            storage.remove(storage.join(checkpoint.url, MANIFEST))
-            storage.remove_tree(checkpoint.url)
+            remove_checkpoint(checkpoint.url)
             removed.append(checkpoint.step)
     return removed
+
+
+def remove_checkpoint(url: str) -> None:
+    """Remove a checkpoint, its manifest first, so that a folder half removed is not taken for one."""
+    storage.remove(storage.join(url, MANIFEST))
+    storage.remove_tree(url)
 
 
 def finish_removals(newest: Checkpoint) -> list[int]:

@@ -167,9 +167,11 @@ def _state_dict(loaded: dict[str, Any], url: str) -> dict[str, Stored]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is a tensor whose numbers lie in memory."""
-    strided = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
-    return strided and value.device.type == "cpu" and not value.is_quantized
+    """Whether it is a tensor whose numbers all lie in memory: one that is repeated would grow as it is copied."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_nested:
+        return False
+    there = value.device.type == "cpu" and not value.is_quantized
+    return there and value.numel() * value.itemsize <= value.untyped_storage().nbytes()
 
 
 def _read_state_dict(url: str) -> Weights:

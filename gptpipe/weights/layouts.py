@@ -132,7 +132,7 @@ def _from_book(tensors: dict[str, Stored], where: str) -> dict[str, Stored]:
             raise UserError(
                 f"{name}: no W_{absent[0]} beside the others", where=where, hint="save the whole model.state_dict()"
             )
-        renamed[name] = stacked([parts["query"], parts["key"], parts["value"]])
+        renamed[name] = stacked({f"{name}: W_{part}": parts[part] for part in ("query", "key", "value")}, where)
     return renamed
 
 

@@ -19,7 +19,6 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False,),
     "use_sliding_window": (False,),
-    "rope_scaling": (None,),
 }
 """Switches that change what is computed, and the values of them that are supported."""
 
@@ -41,7 +40,7 @@ _OURS = re.compile(r"^h\.(\d+)\.(.+)$")
 
 
 def fields(config: dict[str, Any]) -> dict[str, Any]:
-    """Our fields of the shape. A KeyError where one is missing."""
+    """Our fields of the shape. A KeyError where one is missing; what may be, is as `transformers` has it then."""
     rope = config.get("rope_parameters") or {}
     return {
         "vocab_size": config["vocab_size"],
@@ -49,8 +48,8 @@ def fields(config: dict[str, Any]) -> dict[str, Any]:
         "n_layer": config["num_hidden_layers"],
         "n_head": config["num_attention_heads"],
         "n_embd": config["hidden_size"],
-        "n_kv_head": config.get("num_key_value_heads") or 0,
-        "head_size": config.get("head_dim") or 0,
+        "n_kv_head": config.get("num_key_value_heads", 32) or 0,
+        "head_size": config.get("head_dim", 128) or 0,
         "n_inner": config["intermediate_size"],
         "rope_base": rope.get("rope_theta", config.get("rope_theta", 1e4)),
         "layer_norm_epsilon": config.get("rms_norm_eps", 1e-6),
@@ -111,7 +110,7 @@ def standardized(tensors: dict[str, Stored], where: str) -> dict[str, Stored]:
     """Our names and layout. What is no part of a Qwen3 keeps its name, and is named later.
 
     Raises:
-        UserError: of what belongs together, a part is missing.
+        UserError: of what belongs together, a part is missing, or is not like the others.
     """
     ours: dict[str, Stored] = {}
     apart: dict[str, dict[str, Stored]] = {}
@@ -128,24 +127,27 @@ def standardized(tensors: dict[str, Stored], where: str) -> dict[str, Stored]:
         else:
             ours[name] = each
     for name, have in apart.items():
-        needed = _STACKED[name.split(".", 2)[2]]
-        if missing := [rest for rest in needed if rest not in have]:
+        _, layer, rest = name.split(".", 2)
+        if missing := [each for each in _STACKED[rest] if each not in have]:
             raise UserError(
-                f"no {missing[0]} beside the others of layer {name.split('.')[1]}",
-                where=where,
-                hint="save the whole model",
+                f"no {missing[0]} beside the others of layer {layer}", where=where, hint="save the whole model"
             )
-        ours[name] = stacked([have[rest] for rest in needed])
+        ours[name] = stacked({f"layers.{layer}.{each}": have[each] for each in _STACKED[rest]}, where)
     return ours
 
 
 def other_positions(config: dict[str, Any]) -> str:
     """What of the positions is not supported, as `key is value`; empty where all is."""
-    rope, layers = config.get("rope_parameters") or {}, config.get("layer_types") or []
-    if not isinstance(rope, dict):
-        return f"rope_parameters is {rope!r}"
-    if (kind := rope.get("rope_type", "default")) != "default":
-        return f"rope_parameters.rope_type is {kind!r}"
+    for key in ("rope_parameters", "rope_scaling"):  # what transformers calls it from version 5 on, and before
+        rope = config.get(key) or {}
+        if not isinstance(rope, dict):
+            return f"{key} is {rope!r}"
+        for name in ("rope_type", "type"):  # so it was called once
+            if (kind := rope.get(name, "default")) != "default":
+                return f"{key}.{name} is {kind!r}"
+        if apart := [name for name, value in rope.items() if isinstance(value, dict)]:
+            return f"{key} has {apart[0]!r}"
+    layers = config.get("layer_types") or []
     if not isinstance(layers, list):
         return f"layer_types is {layers!r}"
     other = [each for each in layers if each != "full_attention"]

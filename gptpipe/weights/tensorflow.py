@@ -23,6 +23,7 @@ from gptpipe.weights.tensors import Stored, read_at
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER, _BLOCK_TRAILER = 48, 5  # bytes; the trailer: a byte for the compression, four for a checksum
 _TYPES = {1: torch.float32, 2: torch.float64, 3: torch.int32, 9: torch.int64, 14: torch.bfloat16, 19: torch.float16}
+_LONGEST_NAME = 512  # bytes
 _HINT = "fetch the whole checkpoint again: its .index and .data files"
 
 
@@ -103,6 +104,8 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
     while place < end:
         (shared, unshared, length), place = _varints(data, place, 3)
         key = key[:shared] + data[place : place + unshared]
+        if len(key) > _LONGEST_NAME:  # what two names share takes no room in the file
+            raise ValueError(f"a name of {len(key):,} bytes")
         yield key, data[place + unshared : place + unshared + length]
         place += unshared + length
 
@@ -119,6 +122,8 @@ def _varints(data: bytes, place: int, count: int) -> tuple[list[int], int]:
             shift += 7
             if byte < 0x80:
                 break
+            if shift > 63:
+                raise ValueError("a number of more than 64 bits")
         entries.append(value)
     return entries, place
 

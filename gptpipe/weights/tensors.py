@@ -8,7 +8,7 @@ import pickle
 import pickletools
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -37,11 +37,16 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor that is read when it is needed; what `read` gives may be a view of it."""
+    """A tensor that is read when it is needed; what `read` gives may be a view of it.
+
+    Attributes:
+        pieces: tensors that lie below one another in it, where it was put together from some.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
+    pieces: tuple[Stored, ...] = ()
 
     @classmethod
     def of(cls, tensor: Tensor) -> Stored:
@@ -59,11 +64,28 @@ class Stored:
         """Some rows of it."""
         if some == slice(None):
             return self
+        begin = 0
+        for piece in self.pieces:  # one of them is read without the others
+            end = begin + piece.shape[0]
+            if some == slice(begin, end):
+                return piece
+            begin = end
         count = len(range(*some.indices(self.shape[0])))
         return Stored((count, *self.shape[1:]), self.dtype, lambda: self.read()[some])
 
     def as_type(self, dtype: torch.dtype) -> Stored:
-        return Stored(self.shape, dtype, lambda: self.read().to(dtype))
+        pieces = tuple(piece.as_type(dtype) for piece in self.pieces)
+        return Stored(self.shape, dtype, lambda: self.read().to(dtype), pieces)
+
+    def checked(self, check: Callable[[Tensor], None]) -> Stored:
+        """The same, with something that sees what is read first."""
+
+        def read() -> Tensor:
+            tensor = self.read()
+            check(tensor)
+            return tensor
+
+        return Stored(self.shape, self.dtype, read, tuple(piece.checked(check) for piece in self.pieces))
 
 
 def check_float16(name: str, tensor: Tensor, where: str) -> None:
@@ -76,11 +98,23 @@ def zeros(*shape: int) -> Stored:
     return Stored(shape, torch.float32, lambda: torch.zeros(shape))
 
 
-def stacked(parts: Sequence[Stored]) -> Stored:
-    """One below the other, along the first dimension."""
-    first = parts[0]
-    shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
-    return Stored(shape, first.dtype, lambda: torch.cat([part.read() for part in parts]))
+def stacked(parts: Mapping[str, Stored], where: str) -> Stored:
+    """Tensors, by their names, one below the other, along the first dimension.
+
+    Raises:
+        UserError: they have other widths or types.
+    """
+    pieces = tuple(parts.values())
+    first = pieces[0]
+    for name, each in parts.items():
+        if not each.shape or (each.shape[1:], each.dtype) != (first.shape[1:], first.dtype):
+            raise UserError(
+                f"{name} is {each.shape} of {each.dtype}, {next(iter(parts))} is {first.shape} of {first.dtype}",
+                where=where,
+                hint="save the whole model again, in one type",
+            )
+    shape = (sum(piece.shape[0] for piece in pieces), *first.shape[1:])
+    return Stored(shape, first.dtype, lambda: torch.cat([piece.read() for piece in pieces]), pieces)
 
 
 def is_finite(tensor: Tensor) -> bool:

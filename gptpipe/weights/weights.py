@@ -9,7 +9,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -159,7 +159,7 @@ def from_our_tensors(url: str, config: dict[str, Any] | None, tensors: dict[str,
         check_tensors(model, tensors, url)
     if model.tie_weights:
         tensors.pop("lm_head.weight", None)
-    tensors = {name: replace(each, read=partial(_finite, name, each, url)) for name, each in tensors.items()}
+    tensors = {name: each.checked(partial(_check_finite, name, url)) for name, each in tensors.items()}
     return Weights(url, model, tensors, tokenizer=tokenizer)
 
 
@@ -171,16 +171,14 @@ def tokenizer_of(config: dict[str, Any] | None, folder: str, where: str) -> str:
     return tokenizer.reference if tokenizer is not None else "gpt2"
 
 
-def _finite(name: str, stored: Stored, where: str) -> Tensor:
-    """The tensor, once it is known to be finite: what is computed from it does not tell which one was not."""
-    tensor = stored.read()
+def _check_finite(name: str, where: str, tensor: Tensor) -> None:
+    """What is computed from tensors does not tell which one was not finite."""
     if not is_finite(tensor):
         raise UserError(
             f"{name} holds numbers that are not finite",
             where=where,
             hint="take an earlier checkpoint of the training that made it",
         )
-    return tensor
 
 
 def _without_padding(
@@ -204,7 +202,10 @@ def _without_padding(
 
 def check_tensors(config: ModelConfig, tensors: dict[str, Stored], where: str) -> None:
     """Hold names and shapes against the configuration; every tensor that does not fit is named at once."""
-    expected = {name: tuple(value.shape) for name, value in empty_model(config).state_dict().items()}
+    model = empty_model(config)
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    matrices = model.matrices()
+    rows = {name: matrices[value] for name, value in model.named_parameters() if value in matrices}
     if config.tie_weights:
         expected.pop("lm_head.weight")
     problems = [f"{name} is missing" for name in expected if name not in tensors]
@@ -213,6 +214,12 @@ def check_tensors(config: ModelConfig, tensors: dict[str, Stored], where: str) -
         f"{name} is {tensors[name].shape} instead of {shape}"
         for name, shape in expected.items()
         if name in tensors and tensors[name].shape != shape
+    ]
+    together = {name: [piece.shape[0] for piece in each.pieces] for name, each in tensors.items() if each.pieces}
+    problems += [
+        f"{name} is put together of {have} rows instead of {rows[name]}"
+        for name, have in together.items()
+        if name in rows and have != rows[name] and sum(have) == sum(rows[name])
     ]
     problems += [f"{name} is {t.dtype}" for name, t in tensors.items() if t.dtype not in _NUMBERS]
     if problems:

@@ -97,7 +97,9 @@ def made(options: argparse.Namespace, folder: Path, data: str, method: str, seed
     )
     place = folder / f"{method}-{seed}"
     place.mkdir()
-    tracking = Tracking(f"sqlite:///{place}/mlflow.db", "sweeps", str(place / "mlflow"), "http://127.0.0.1:5000", None)
+    tracking = Tracking(
+        f"sqlite:///{place}/mlflow.db", "sweeps", str(place / "mlflow"), "http://127.0.0.1:5000", None, str(place)
+    )
     places = Places(data, "", str(place), f"sqlite:///{place}/sweeps.db", tracking, TokenCache())
     began = time.perf_counter()
     result, _ = sweep(Plan.of(base, settings), places)

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptpipe.corpus import cuts
+from gptpipe.errors import UserError
 from gptpipe.tokenizer import END_OF_TEXT, QWEN_PATTERN, AddedToken, Tokenizer
 from tests.fixtures.corpora import CL100K_PATTERN, GPT2, O200K_PATTERN, nasty
 
@@ -112,3 +113,16 @@ def test_text_without_a_place_to_cut_stays_whole() -> None:
     assert pieces_of("1" * 500, 10, cuts.SAFE_ANYWHERE) == ["1" * 500]
     assert pieces_of("", 10, cuts.SAFE_ANYWHERE) == []
     assert pieces_of("1" * 50 + "word and", 10, cuts.SAFE_ANYWHERE) == ["1" * 50, "word and"]
+
+
+class Endless(io.RawIOBase):
+    """Letters without an end, as a small packed file may hold them."""
+
+    def read(self, size: int = -1) -> bytes:
+        return b"a" * size
+
+
+def test_a_text_without_a_place_to_cut_is_refused_before_it_fills_the_memory() -> None:
+    with pytest.raises(UserError, match="256 MB from byte 500,000 on without a space") as refused:
+        list(cuts.cut(Endless(), cuts.SAFE_IN_GPT2, where="bomb.txt.gz"))  # type: ignore[arg-type]
+    assert refused.value.where == "bomb.txt.gz"

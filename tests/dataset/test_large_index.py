@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from gptpipe.dataset.index import ShardIndex, index_table
 from gptpipe.dataset.rows import ShardFile
+from gptpipe.errors import Damaged
 from tests.fixtures.datasets import in_threads
 
 ROWS = 300_000
@@ -180,3 +182,14 @@ print((peak() - before) / 1024)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 500
     assert path.stat().st_size < 120 * ROWS
+
+
+@pytest.mark.parametrize("strange", [{"path": "../../x.parquet"}, {"path": "/etc/x.parquet"}, {"sha256": "/home/x"}])
+def test_names_that_lead_elsewhere_are_refused(strange: dict[str, str]) -> None:
+    good = shard_file(1, "web", "train", np.array([0]))
+    index = ShardIndex.read(index_table([good, replace(good, **strange)]))
+    assert index[0].path == good.path
+    with pytest.raises(Damaged, match="the dataset's index names"):
+        index[1]
+    with pytest.raises(Damaged, match="the dataset's index names"):
+        (index.paths(), index.digests())

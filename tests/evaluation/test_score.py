@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from gptpipe.evaluation.breakdown import calibration
 from gptpipe.evaluation.documents import count_words, documents_of_text
 from gptpipe.evaluation.evaluate import evaluate_whole, in_one_window
 from gptpipe.evaluation.excerpts import look
-from gptpipe.evaluation.score import score
+from gptpipe.evaluation.score import score, tokens_at_once
 from gptpipe.evaluation.tally import BINS, Tally
 from gptpipe.model.precision import to_precision
 from gptpipe.tokenizer import get_tokenizer
@@ -210,11 +211,15 @@ def test_accuracy_and_calibration_are_those_of_the_probabilities() -> None:
     assert found.evaluation.calibration_error == pytest.approx(error, rel=1e-3)
 
 
-def test_bfloat16_stays_within_its_rounding() -> None:
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
+def test_bfloat16_stays_within_its_rounding(architecture: Literal["gpt2", "qwen3"]) -> None:
     torch.manual_seed(3)
-    model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=64, context_length=32))
+    model = GPT(ModelConfig(architecture=architecture, n_layer=2, n_head=2, n_embd=64, context_length=32))
     exact = evaluate(model, text="".join(TEXTS)).cross_entropy
-    kept = model.wpe.weight.clone()
+    between: set[torch.dtype] = set()
+    for block in model.h:
+        block.register_forward_hook(lambda _block, given, result: between.update((given[0].dtype, result.dtype)))
+    kept = {name: each.clone() for name, each in model.named_parameters() if each.ndim == 1 or name.startswith("wpe")}
     rounded = evaluate(
         to_precision(model, "bfloat16"), text="".join(TEXTS), config=EvaluateConfig(precision="bfloat16")
     )
@@ -222,7 +227,14 @@ def test_bfloat16_stays_within_its_rounding() -> None:
     assert rounded.cross_entropy != exact
     assert model.lm_head.weight.dtype == model.wte.weight.dtype == torch.bfloat16
     assert model.lm_head.weight is model.wte.weight
-    assert torch.equal(model.wpe.weight, kept)
+    assert between == {torch.float32}
+    assert all(torch.equal(model.get_parameter(name), each) for name, each in kept.items())
+
+
+def test_long_windows_are_scored_fewer_at_once() -> None:
+    expected = {128: 1024, 1024: 8192, 2048: 8192, 3000: 6000, 40_960: 40_960}
+    assert {context: tokens_at_once(0, context) for context in expected} == expected
+    assert tokens_at_once(3, 40_960) == 3 * 40_960
 
 
 @torch.no_grad()

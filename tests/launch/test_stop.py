@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import pickle
 import re
 import signal
 import time
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from torch.distributed import TCPStore
 
 from gptpipe.launch.torchrun import last_words
 from gptpipe.weights.checkpoint import list_checkpoints, newest_checkpoint
@@ -21,6 +27,40 @@ LONG = {"steps": 100_000, "checkpoint_every": 100_000, "validate_every": 0}
 def folder_of(training: Training) -> str:
     (folder,) = (training.folder / "out").glob("*")
     return str(folder)
+
+
+class Planted:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.file,))
+
+
+def test_a_pickle_from_another_user_of_the_machine_is_not_run(new_training: NewTraining, tmp_path: Path) -> None:
+    """torchrun unpickles the state of its meeting every five seconds; its ports are open to all who are here."""
+    training = new_training("attacked", train={"steps": 100_000, "validate_every": 0, "checkpoint_every": 1000})
+    process = training.start()
+    training.wait_for_step(2)
+    planted = base64.b64encode(pickle.dumps(Planted(tmp_path / "planted")))
+    ports = {
+        connection.laddr.port
+        for each in training.family()
+        for connection in each.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    for port in ports:
+        with suppress(RuntimeError):  # not every port is a store's
+            store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=3), wait_for_workers=False)
+            store.set("torch.rendezvous.none", planted.decode())
+    assert ports
+    time.sleep(7)
+    assert not (tmp_path / "planted").exists()
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(60) == 75
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ def said(tokens: int, text: Amount, last: Comparison | None = None, **changes: A
 
 def test_nothing_is_said_of_what_is_usual() -> None:
     assert said(1_700_000_000, amount(), LAST, train__learning_rate="6e-4") == []
+    assert said(1_700_000_000, amount(), LAST, train__learning_rate="2e-3", train__optimizer="muon") == []
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,12 @@ def test_nothing_is_said_of_what_is_usual() -> None:
         (1_700_000_000, amount(held=4), {}, "4 documents held out: with fewer than 10"),
         (1_700_000_000, amount(), {"train__learning_rate": "1e-2"}, "a learning rate of 0.01 is high for 85 M"),
         (1_700_000_000, amount(), {"train__learning_rate": "1e-5"}, "a learning rate of 1e-05 is low for 85 M"),
+        (
+            1_700_000_000,
+            amount(),
+            {"train__optimizer": "muon", "train__learning_rate": "6e-3"},
+            "a learning rate of 0.006 is high for 85 M parameters: 0.001 is usual",
+        ),
     ],
 )
 def test_what_is_unusual_is_named(tokens: int, text: Amount, changes: dict[str, Any], words: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from gptpipe.dataset.cache import TokenCache
 from gptpipe.errors import UserError
 from gptpipe.pipeline.reproduce import Reproduction, reproduce
 from gptpipe.tracking.client import Tracking
+from gptpipe.tracking.follow import CONFIG_FILE
 from gptpipe.tracking.training import train_and_track
 
 TINY = ["model.n_layer=1", "model.n_embd=32", "model.n_head=2", "model.context_length=32", "train.steps=12"]
@@ -50,6 +52,17 @@ def test_a_training_comes_out_the_same_or_it_is_said_where_not(tmp_path: Path) -
     other = again(link.run_id)
     assert (other.first_difference, other.digits, other.same_weights) == (7, 6, None)
     assert other.sentence == "the losses differ from step 7 on: all 15 losses agree to 6 digits"
+
+    kept = Path(client.download_artifacts(link.run_id, CONFIG_FILE, str(tmp_path))).read_text()
+    for damaged, said in (("learning_rate: 0.005", "is not that of training"), ("learning_rate: [", "cannot be read")):
+        changed = re.sub(r"learning_rate: \S+", damaged, kept, count=1)
+        assert changed != kept
+        client.log_text(link.run_id, changed, CONFIG_FILE)
+        with pytest.raises(UserError, match=said) as refused:
+            again(link.run_id)
+        assert refused.value.where == f"reproduce/config.yaml of run {link.run_id}"
+        assert "\n" not in str(refused.value)
+    client.log_text(link.run_id, kept, CONFIG_FILE)
 
     shutil.rmtree(Path(dataset))
     with pytest.raises(UserError, match="nothing there"):

@@ -195,10 +195,21 @@ def test_a_training_that_begins_meanwhile_stays(store: Path) -> None:
     age(store, 40)
     first = removals(str(store), Tracking.of(settings()), 30)[0]
     with Lease(folder):
-        assert not remove(first)
+        assert not remove(first, Tracking.of(settings()))
     assert (store / "trainings" / ID_OF["plain"] / "step-00000012" / "manifest.json").exists()
-    assert remove(first)
+    assert remove(first, Tracking.of(settings()))
     assert not (store / "trainings" / ID_OF["plain"]).exists()
+
+
+def test_a_training_that_is_registered_meanwhile_stays(store: Path) -> None:
+    folder = training(store, "plain", dataset(store, "a"))
+    age(store, 40)
+    first = removals(str(store), Tracking.of(settings()), 30)[0]
+    client = Tracking.of(settings()).connect()
+    client.create_registered_model("gptpipe")
+    client.create_model_version("gptpipe", f"file://{folder}/step-00000012")
+    assert not remove(first, Tracking.of(settings()))
+    assert (Path(folder) / "step-00000012" / "manifest.json").exists()
 
 
 def test_a_removal_that_is_killed_leaves_nothing_that_looks_whole(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,11 +223,11 @@ def test_a_removal_that_is_killed_leaves_nothing_that_looks_whole(store: Path, m
     with monkeypatch.context() as patch:
         patch.setattr(storage, "remove_tree", killed)
         with pytest.raises(KeyboardInterrupt):
-            remove(removal)
+            remove(removal, Tracking.of(settings()))
     assert not Path(place, "manifest.json").exists()
     (again,) = removals(str(store), Tracking.of(settings()), 0)
     assert again.reason == "never finished"
-    assert remove(again)
+    assert remove(again, Tracking.of(settings()))
 
 
 def test_leftovers_of_processes_that_ended_go_and_those_of_living_ones_stay(store: Path, tmp_path: Path) -> None:
@@ -245,5 +256,5 @@ def test_uploads_that_never_ended_are_given_up_in_a_real_store(s3_storage: str) 
     assert uploads(time.time) == []
     (upload,) = uploads(lambda: time.time() + 2 * DAY)
     assert upload.place.endswith("trainings/x/model.safetensors")
-    assert remove(upload)
+    assert remove(upload, Tracking.of(settings()))
     assert uploads(lambda: time.time() + 2 * DAY) == []

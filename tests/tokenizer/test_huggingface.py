@@ -100,6 +100,9 @@ def with_other_names(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({**names, "tokenizer_class": "GPT2Tokenizer"}))
 
 
+CHAT = "{% for each in messages %}<|im_start|>{{ each.content }}<|im_end|>{% endfor %}"
+
+
 def qwen(folder: Path, pattern: str = QWEN_PATTERN) -> None:
     """A tokenizer as Qwen's: brought into NFC, split by its pattern, marks of turns that are no text."""
     trained = HuggingFaceTokenizer(models.BPE())
@@ -116,7 +119,7 @@ def qwen(folder: Path, pattern: str = QWEN_PATTERN) -> None:
     folder.mkdir(exist_ok=True)
     trained.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": END_OF_TEXT}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": CHAT}))
 
 
 def qwen_in_two_files(folder: Path) -> None:
@@ -128,6 +131,9 @@ def qwen_in_two_files(folder: Path) -> None:
     (folder / "added_tokens.json").write_text(
         json.dumps({token["content"]: token["id"] for token in whole["added_tokens"] if token["special"]})
     )
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "chat_template.jinja").write_text(settings.pop("chat_template"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 READABLE: dict[str, Callable[[Path], None]] = {
@@ -176,7 +182,7 @@ def test_text_gets_the_ids_of_transformers(tmp_path_factory: pytest.TempPathFact
     assert ours.end_of_text not in ours.encode(both_parts)
 
 
-@pytest.mark.parametrize("case", ["another language", "marks and words added", "Qwen's"])
+@pytest.mark.parametrize("case", ["another language", "marks and words added", "Qwen's", "Qwen's in two files"])
 def test_it_is_kept_through_import_tokenizing_evaluation_generation_and_export(tmp_path: Path, case: str) -> None:
     folder = tmp_path / "model"
     ours, theirs = both(folder, case)
@@ -223,6 +229,9 @@ def test_it_is_kept_through_import_tokenizing_evaluation_generation_and_export(t
         out = AutoTokenizer.from_pretrained(place)
         assert out(text)["input_ids"] == theirs(text)["input_ids"]
         assert out.eos_token_id == ours.end_of_text
+        if "Qwen" in case:
+            said = out.apply_chat_template([{"content": "wir"}], tokenize=False)
+            assert said == "<|im_start|>wir<|im_end|>"
         again_read = read_weights(place)
         assert get_tokenizer(again_read.tokenizer).sha256 == ours.sha256
         with torch.inference_mode():

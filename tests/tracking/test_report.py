@@ -93,6 +93,26 @@ def test_the_report_holds_decision_samples_text_and_cost(nights: list[RunLink], 
     assert report_of(tracking(), first.run_id).night is None
 
 
+def test_a_flipped_bit_of_what_a_night_kept_shows_nothing_wrong(nights: list[RunLink], tmp_path: Path) -> None:
+    link = nights[1]
+    measure = Measure("text in all", "1 MB", "2 MB", "at least 50% of before", True)
+    kept = Night("12 documents of 40 tokens new", [measure], ["tokenize"], 4_200_000)
+    log_night(link, kept, already_done=False)
+    client = tracking().connect()
+    night_file = Path(client.download_artifacts(link.run_id, "night.json", str(tmp_path)))
+    whole = night_file.read_bytes()
+    for place in range(0, len(whole), 7):
+        other = bytearray(whole)
+        other[place] ^= 1 << place % 8
+        client.log_text(link.run_id, other.decode("latin-1"), "night.json")
+        assert report_of(tracking(), link.run_id).night in (None, kept)
+    samples = max(item.path for item in client.list_artifacts(link.run_id, "samples"))
+    table = json.loads(Path(client.download_artifacts(link.run_id, samples, str(tmp_path))).read_bytes())
+    for damaged in ({**table, "data": [["one"]]}, {**table, "data": 7}, {**table, "columns": []}, []):
+        client.log_dict(link.run_id, damaged, samples)
+        assert report_of(tracking(), link.run_id).samples == []
+
+
 def test_a_period_tells_which_became_champion_by_how_much_and_at_what_cost(nights: list[RunLink]) -> None:
     now = time.time()
     skipped = Entry(now - 60, "retrain", "", "skipped", "nothing is new", flow_run="7")

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+from mlflow import MlflowClient
 
 from gptpipe.cli.services import is_time
 from gptpipe.config import DataConfig, PipelineConfig, PromoteConfig, flatten, load_config
@@ -46,6 +48,23 @@ pytestmark = pytest.mark.usefixtures("database")
 def curve(link: RunLink) -> list[tuple[int, float]]:
     history = tracking().connect().get_metric_history(link.run_id, "train/loss")
     return sorted((point.step, point.value) for point in history)
+
+
+def test_an_answer_of_mlflow_that_is_lost_makes_no_point_twice(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, lost = MlflowClient.log_batch, []
+
+    def cut_off(*given: Any, **named: Any) -> None:
+        whole(*given, **named)
+        if named.get("metrics") and not lost:
+            lost.append(named)
+            raise requests.ConnectionError("the answer did not come")
+
+    monkeypatch.setattr(MlflowClient, "log_batch", cut_off)
+    monkeypatch.setattr(following, "RETRY_SECONDS", 0.1)
+    assert curve(follow(dataset, "/trainings/x", lines(1, 5))) == [(s, 10.0 / s) for s in range(1, 6)]
+    assert lost
 
 
 def test_a_resumed_training_logs_each_step_once_in_one_run(dataset: Dataset) -> None:
@@ -321,6 +340,37 @@ def test_a_rollback_brings_the_one_before_back_and_the_one_that_went_stays_away(
     assert better().decision.reason == "it is the champion already"
     version = tracking().connect().get_model_version("gptpipe", "2")
     assert version.tags["gptpipe.decision"] == "champion again by a rollback from version 1"
+
+
+def test_who_rolls_back_while_a_gate_moves_the_champion_waits_until_it_has(
+    many_documents: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidate(many_documents, tmp_path / "first", "worse")()
+    better = candidate(many_documents, tmp_path / "better", "better")
+    whole, ended, person = MlflowClient.set_registered_model_alias, list[str](), list[threading.Thread]()
+
+    def roll_back() -> None:
+        ended.append(rollback(PromoteConfig(), tracking())[1].version)
+
+    def slow(*given: Any, **named: Any) -> Any:
+        if not person:  # between two writes of the gate
+            person.append(
+                threading.Thread(target=lambda: ended.append(rollback(PromoteConfig(), tracking())[1].version))
+            )
+            person[0].start()
+            time.sleep(2)
+            assert ended == []
+        return whole(*given, **named)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", slow)
+    assert better().decision.promote
+    person[0].join(60)
+    assert ended == ["1"]
+    assert aliases() == {"champion": "1", "previous": "2"}
+    with tracking().reached() as client:
+        assert "gptpipe.rolled_back" in client.get_model_version("gptpipe", "2").tags
+        assert client.get_registered_model("gptpipe").tags == {}
+    assert list(Path(tracking().leases).glob("*/*")) == []
 
 
 @pytest.mark.parametrize("weights", ["models:/nobody@champion", "models:/gptpipe/9", "champion"])

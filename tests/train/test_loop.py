@@ -32,7 +32,7 @@ from gptpipe.train.runtime import check_memory
 from gptpipe.train.saver import Saver
 from gptpipe.train.spikes import SpikeGuard
 from gptpipe.train.step import Stepper
-from gptpipe.weights.checkpoint import newest_checkpoint
+from gptpipe.weights.checkpoint import list_checkpoints, newest_checkpoint
 from tests.fixtures.trainings import MODEL, TRAIN, text_of
 
 Run = Callable[..., Outcome]
@@ -179,6 +179,45 @@ def test_an_upload_that_fails_does_not_stop_training_but_the_last_must_be_saved(
     never_after = 0
     with pytest.raises(UserError, match="away"):
         run(steps=6)
+
+
+def test_the_best_checkpoint_is_waited_for_and_another_one_is_not(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it the model that is registered would be another one than without the failure."""
+    from gptpipe.train import checkpointing as resume
+
+    monkeypatch.setattr(loop, "Saver", partial(Saver, attempts=1, pause=0.0))
+    real, steps = resume.write, []
+
+    def away(job: Job, taken: Any, metrics: bytes) -> None:
+        steps.append(taken.state.step)
+        if taken.state.step == 2 or (taken.state.step == 3 and steps.count(3) < 3):
+            raise UserError("away", where="s3://bucket")
+        real(job, taken, metrics)
+
+    monkeypatch.setattr(resume, "write", away)
+    run(steps=5, validate_every=3, checkpoint_every=1, keep_checkpoints=9)  # at step 3 it is validated first
+    assert steps == [1, 2, 3, 3, 3, 4, 5]
+    assert [checkpoint.step for checkpoint in list_checkpoints(str(tmp_path / "training"))] == [1, 3, 4, 5]
+
+
+def test_metrics_of_a_checkpoint_are_there_before_it_counts(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed right after the commit, a training would go on from there, and the lines would be gone."""
+    from gptpipe.train import checkpointing as resume
+
+    whole, seen = resume.write_checkpoint, []
+
+    def looking(training: str, step: int, **given: Any) -> Any:
+        written = (tmp_path / "training" / "metrics.jsonl").read_text().splitlines()
+        seen.append((step, json.loads(written[-1])["step"]))
+        return whole(training, step, **given)
+
+    monkeypatch.setattr(resume, "write_checkpoint", looking)
+    run(steps=6)
+    assert seen == [(3, 3), (6, 6)]
 
 
 def test_numbers_that_are_logged(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,3 +81,40 @@ def test_what_is_damaged_is_one_line(case: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message) as caught:
         read_weights(str(folder))
     assert "\n" not in str(caught.value)
+
+
+def number(value: int) -> bytes:
+    """As protocol buffers and LevelDB write it, seven bits a byte."""
+    out = b""
+    while value > 0x7F:
+        out += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    return out + bytes([value])
+
+
+def table(content: bytes) -> bytes:
+    """A table of LevelDB's with one block."""
+
+    def block(entries: bytes) -> bytes:
+        return entries + bytes(4) + b"\x01\0\0\0"
+
+    body = block(content)
+    place = len(body) + 5
+    index = block(
+        number(0) + number(1) + number(len(number(0) + number(len(body)))) + b"z" + number(0) + number(len(body))
+    )
+    footer = number(0) + number(0) + number(place) + number(len(index))
+    return body + bytes(5) + index + bytes(5) + footer.ljust(40, b"\0") + (0xDB4775248B80FB57).to_bytes(8, "little")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (number(0) + number(600) + number(0) + b"n" * 600, "a name of 600 bytes"),
+        (b"\xff" * 40, "a number of more than 64 bits"),
+    ],
+)
+def test_a_small_index_that_would_fill_the_memory_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt.index").write_bytes(table(content))
+    with pytest.raises(UserError, match=said):
+        read_bundle(str(tmp_path / "model.ckpt"))

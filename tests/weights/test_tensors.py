@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from gptpipe import UserError
+from gptpipe.weights.find import read_weights
 from gptpipe.weights.tensors import is_finite
 
 TYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -21,3 +24,10 @@ def test_finite_is_what_torch_says(dtype: torch.dtype, turned: bool) -> None:
         tensor[2, 1] = torch.tensor(value, dtype=dtype)
         tensor = tensor.t() if turned else tensor
         assert is_finite(tensor) == bool(tensor.isfinite().all()), value
+
+
+def test_a_tensor_larger_than_its_numbers_is_refused(tmp_path: Path) -> None:
+    """A few bytes that are copied out to terabytes."""
+    torch.save({"wte.weight": torch.zeros(1).expand(1 << 20, 1 << 20)}, tmp_path / "bomb.pth")
+    with pytest.raises(UserError, match="not a state dict of tensors"):
+        read_weights(str(tmp_path / "bomb.pth"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
-from gptpipe.config.fields import Section, operational, result
+from gptpipe.config.fields import Section, operational, result, without_secret
 
 
 class Corpus(Section):
@@ -25,6 +25,11 @@ class Corpus(Section):
         if isinstance(value, dict) and len(value) == 1 and None in value.values():
             value = f"{next(iter(value))}:"  # YAML reads `stdlib:` as a key without a value
         return {"url": value} if isinstance(value, str) else value
+
+    @field_validator("url")
+    @classmethod
+    def _holds_no_secret(cls, value: str) -> str:
+        return without_secret(value)
 
 
 class DataConfig(Section):

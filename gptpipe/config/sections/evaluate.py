@@ -45,7 +45,9 @@ class EvaluateConfig(Section):
         "auto", "Where it is computed; auto takes a GPU if there is one"
     )
     nproc: int = operational(1, "Processes, a GPU each where there are some", "ranks", ge=1, le=64)
-    batch_size: int = operational(8, "Windows scored at once", "windows", ge=1)
+    batch_size: int = operational(
+        0, "Windows scored at once; 0 is 8, or fewer where these have more than 8,192 tokens", "windows", ge=0
+    )
 
     @model_validator(mode="after")
     def _windows_leave_nothing_out(self) -> EvaluateConfig:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gptpipe.config.fields import Section, operational, result
+from gptpipe.config.fields import Section, operational, result, without_secret
 from gptpipe.config.presets import DEFAULT_PRESET, PRESETS, preset_values
 from gptpipe.config.sections.data import DataConfig
 from gptpipe.config.sections.drift import DriftConfig
@@ -66,4 +66,4 @@ class PipelineConfig(Section):
     @field_validator("init")
     @classmethod
     def _init_not_empty(cls, value: str) -> str:
-        return value.strip() or "scratch"
+        return without_secret(value.strip() or "scratch")
