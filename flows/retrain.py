@@ -41,6 +41,7 @@ from gptpipe.tracking.registry import Champion, Registered, champion, register, 
 from gptpipe.tracking.report import REPORT_PAGE, Night, has_report, log_night, log_report, report_of, stored_bytes
 from gptpipe.tracking.report_page import report_page
 from gptpipe.tracking.results import describe, log_results
+from gptpipe.weights.checkpoint import CONFIG
 from gptpipe.weights.find import read_weights
 from gptpipe.wording import cell
 
@@ -172,7 +173,7 @@ def finish(config: PipelineConfig, tracking: Tracking, before: Champion) -> None
     announce(registered, config.promote.alias, partial(report.emit, registered.name), settings().webhook_url)
     if before.run_id and not has_report(tracking, before.run_id):
         log_report(tracking, before.run_id, report_page(report_of(tracking, before.run_id)))
-    if config.export and not storage.list_files(config.export):
+    if config.export and not storage.exists(storage.join(config.export, CONFIG)):  # the last file of an export
         export_hf(before.checkpoint, config.export, replace=True)
 
 

@@ -16,6 +16,7 @@ from gptpipe.errors import UserError
 from gptpipe.evaluation.result import Evaluation
 from gptpipe.launch.job import METRICS
 from gptpipe.launch.metrics import keep_until
+from gptpipe.storage.objects import PROBE
 from gptpipe.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer, gpt2_files
 from gptpipe.tokenizer.huggingface import SETTINGS, WHOLE
 from gptpipe.version import __version__
@@ -42,7 +43,12 @@ def check_place(out: str, *, replace: bool = False) -> None:
         replace: whether a whole export may be there; one that was broken off always may.
     """
     out = storage.normalize(out)
-    names = storage.list_names(out)
+    names = []
+    for name in storage.list_names(out):
+        if name.startswith(PROBE):  # of a process that was killed
+            storage.remove(storage.join(out, name))
+        else:
+            names.append(name)
     if CONFIG in names and not replace:
         raise UserError("a model is there already", where=out, hint="choose another folder")
     begun = MODEL in names and set(names) <= _FILES  # the model is the first that is written

@@ -1,26 +1,28 @@
-"""A certificate that the object store's services know one another by, so that nobody else calls them."""
+"""What the object store's services know one another by, so that nobody else calls them: a certificate and keys."""
 
 from __future__ import annotations
 
 import ipaddress
+import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from gptpipe.services.supervisor import write_private
 
 _COMPONENTS = ("master", "volume", "filer", "s3", "client")
+_TOKENS = ("signing", "signing.read", "filer_signing", "filer_signing.read")
 _YEARS = 20
 
 
 def close_inner_ports(home: Path) -> None:
-    """Make the services of a SeaweedFS whose HOME is this ask every caller of their inner ports for a certificate.
+    """Make the services of a SeaweedFS whose HOME is this ask every caller of their inner ports who it is.
 
-    Those ports take orders, new keys among them, and ask nobody by themselves. The certificate is its own authority,
-    and its key stays here.
+    Those ports take orders, new keys among them, and ask nobody by themselves. Over gRPC they ask for a certificate,
+    which is its own authority and whose key stays here; over HTTP for a token, signed with a key that is here too.
     """
     folder = home / ".seaweedfs"
     configuration, certificate, key = folder / "security.toml", folder / "inner.pem", folder / "inner.key"
-    if configuration.exists():
+    if configuration.exists() and "[jwt." in configuration.read_text("utf-8"):  # earlier versions wrote no tokens' keys
         return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     made, secret = _make()
@@ -28,6 +30,8 @@ def close_inner_ports(home: Path) -> None:
     write_private(certificate, made)
     lines = [f'[grpc]\nca = "{certificate}"\n']
     lines += [f'[grpc.{name}]\ncert = "{certificate}"\nkey = "{key}"\n' for name in _COMPONENTS]
+    lines += [f'[jwt.{name}]\nkey = "{secrets.token_hex(32)}"\nexpires_after_seconds = 60\n' for name in _TOKENS]
+    lines += ['[cors.allowed_origins]\nvalues = ""\n']
     write_private(configuration, "\n".join(lines))
 
 

@@ -41,8 +41,9 @@ def weed_command(
         sockets: where its UNIX sockets go, whose paths must be short; by default the folder for temporary files.
     """
     command = [
-        # all but S3 asks nobody for a key: they talk to one another on this machine alone
+        # filer and master take requests of anybody over HTTP, to remove a bucket for one: S3 does without
         weed, f"-logdir={logs}", "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.ip.bind={host}",
+        "-disableHttp=true",
         "-master.telemetry=false", "-master.volumeSizeLimitMB=128", "-master.electionTimeout=1s",
         "-volume.max=0", "-volume.preStopSeconds=0",
         "-filer", "-s3", "-s3.iam=false", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0",

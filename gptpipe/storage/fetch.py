@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import logging
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import IO, Any
 from gptpipe import storage
 from gptpipe.config import digest
 from gptpipe.errors import Damaged, UserError
+from gptpipe.storage.temporary import atomic_link
 
 log = logging.getLogger("gptpipe.progress")
 _BLOCK = 8 << 20
@@ -44,13 +44,14 @@ def local_copy(url: str, sha256: str = "", hint: str = "fetch or write it again"
     else:
         cache = storage.cache_home()
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache, prefix=".fetch-") as file:
+        storage.sweep_temporaries(str(cache), below=False)  # what killed processes left
+        with atomic_link(cache / "fetched") as path, path.open("x+b") as file:
             state = hashlib.sha256()
             _fetch(url, file, storage.describe(url).size, state)
             file.flush()
             if sha256 and state.hexdigest() != sha256:
                 raise _damaged(url, hint)
-            yield Path(file.name)
+            yield path
 
 
 def _downloaded(url: str, sha256: str, hint: str) -> Path:

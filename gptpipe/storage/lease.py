@@ -52,7 +52,8 @@ class Held(UserError):
 class Lease:
     """Hold a folder while the block runs.
 
-    A holder on this machine that no longer lives is replaced at once, one elsewhere when its lease is over.
+    A holder on this machine that no longer lives is replaced at once. One elsewhere is replaced when its lease is over,
+    and has not been renewed while one looked on: clocks of two machines may differ.
 
     Raises:
         Held: on entering, another process holds it; the holder is named.
@@ -71,7 +72,7 @@ class Lease:
                 holder = _holder(self.url)
             # its own one, where the store did it but the answer was lost, and its client asked again
             is_own = holder is not None and holder["token"] == self._token
-            if holder is not None and not is_own and _holds(holder):
+            if holder is not None and not is_own and _renews(self.url, holder):
                 who = f"{holder['user']}@{holder['host']} (process {holder['pid']})"
                 raise Held(
                     f"{who} is writing here",
@@ -118,6 +119,10 @@ class Lease:
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_EVERY):
             try:
+                now = _holder(self.url)
+                if now is not None and now["token"] != self._token:
+                    log.error("%s: another process took over, this one was not heard of for a minute", self.url)
+                    return
                 storage.write_bytes(self.url, self._content())
             except (UserError, OSError) as problem:
                 log.warning("the lease could not be renewed (%s)", problem)
@@ -179,5 +184,26 @@ def _pid_space() -> str:
 
 
 def _holds(holder: dict[str, Any]) -> bool:
+    """Whether somebody holds it, as far as one look tells."""
     alive = lives(holder)
     return bool(time.time() < holder["until"]) if alive is None else alive
+
+
+def _renews(url: str, holder: dict[str, Any]) -> bool:
+    """Whether somebody holds it: where the clocks tell nothing, whether it is renewed in the next half minute."""
+    alive = lives(holder)
+    if alive is not None:
+        return alive
+    if 0 < holder["until"] - time.time() <= LIFETIME:
+        return True
+    log.info("%s: the lease of %s is over; is it renewed?", url, holder["host"])
+    until = time.monotonic() + 2 * RENEW_EVERY
+    while time.monotonic() < until:
+        time.sleep(min(1.0, RENEW_EVERY))
+        with suppress(Damaged):
+            now = _holder(url)
+            if now is None:
+                return False
+            if (now["token"], now["until"]) != (holder["token"], holder["until"]):
+                return True
+    return False

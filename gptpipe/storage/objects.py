@@ -218,9 +218,12 @@ def remove_if_empty(url: str) -> None:
     _store(url).remove_if_empty(url)
 
 
+PROBE = ".gptpipe-probe-"  # how the name of the object begins by which it is tried whether a place can be written
+
+
 def check_writable(url: str) -> None:
     """Write, read back and remove a small object; raises the UserError that a run would meet."""
-    probe = join(normalize(url), f".gptpipe-probe-{secrets.token_hex(4)}")
+    probe = join(normalize(url), f"{PROBE}{secrets.token_hex(4)}")
     try:
         _probe(url, probe)
     except UserError as error:  # of the place that was given, not of the probe in it

@@ -193,9 +193,11 @@ def test_what_a_killed_one_left_is_removed(what: str, checkpoint: str, tmp_path:
     left = out / f".tmp-{socket.gethostname()}-{gone.pid}-0a1b2c3d-model.safetensors"
     left.write_bytes(b"half of it")
     if what == "export":
+        (out / ".gptpipe-probe-0a1b2c3d").write_bytes(b"probe")
+    if what == "export":
         export_hf(checkpoint, str(out))
     else:
         reference(1, 2, 16, 8, 50257).save_pretrained(tmp_path / "hf")
         import_weights(str(tmp_path / "hf"), str(out))
-    assert not left.exists()
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
     assert list(out.iterdir())

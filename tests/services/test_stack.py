@@ -96,6 +96,11 @@ def test_all_are_well_listen_here_only_and_keep_their_secrets(stack: Place) -> N
         assert stat.S_IMODE((stack.folder / ".gptpipe" / "stack" / name).stat().st_mode) == 0o600
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(f"http://127.0.0.1:{stack.ports['S3']}/gptpipe/.ready", timeout=10)
+    inner = json.loads((stack.folder / ".gptpipe" / "stack" / "ports.json").read_text())
+    for name in ("master", "filer", "volume"):  # a page in a browser may ask these too, and needs no answer
+        for path in ("/buckets/gptpipe/.ready", "/dir/assign", "/col/delete?collection=gptpipe"):
+            with pytest.raises(urllib.error.HTTPError, match=r"40\d"):
+                urllib.request.urlopen(f"http://127.0.0.1:{inner[name]}{path}", timeout=10)
     lured = {"Host": "evil.example.com"}, {"Origin": "http://evil.example.com"}, {"Origin": "http://127.0.0.1:9"}
     for name, path in PAGES.items():
         assert status(stack, name, path) == 200
