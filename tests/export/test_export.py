@@ -194,7 +194,6 @@ def test_what_a_killed_one_left_is_removed(what: str, checkpoint: str, tmp_path:
     left.write_bytes(b"half of it")
     if what == "export":
         (out / ".gptpipe-probe-0a1b2c3d").write_bytes(b"probe")
-    if what == "export":
         export_hf(checkpoint, str(out))
     else:
         reference(1, 2, 16, 8, 50257).save_pretrained(tmp_path / "hf")
