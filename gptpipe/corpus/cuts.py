@@ -23,7 +23,7 @@ from gptpipe.tokenizer import GPT2_PATTERN, Tokenizer
 CELL = 500_000  # bytes
 PIECE_TOKENS = 2 * CELL  # no token is shorter than a byte, so the parts of a piece are never more than its cells
 _BLOCK = 1 << 20
-_LONGEST = 256_000_000  # bytes between two places, which are held at once
+LONGEST = 64_000_000  # bytes between two places, which are held at once
 
 _NOT_SPACE = (  # any character that is no white space, seen from its last bytes
     rb"(?<![\x00-\x20\x7f])(?<!\xc2[\x85\xa0])(?<!\xe1\x9a\x80)(?<!\xe2\x80[\x80-\x8a\xa8\xa9\xaf])"
@@ -107,7 +107,7 @@ def cut(
         where: what a person calls the text.
 
     Raises:
-        UserError: it goes on for `_LONGEST` bytes without such a place.
+        UserError: it goes on for `LONGEST` bytes without such a place.
     """
     reader = _Reader(stream, first_byte(start, safe), safe, where)
     place = reader.next_cut(start) if start else 0
@@ -150,9 +150,9 @@ class _Reader:
                 return self._base + match.start()
             if self._ended:
                 return end
-            if end - start > _LONGEST:
+            if end - start > LONGEST:
                 raise UserError(
-                    f"{_LONGEST // 1_000_000} MB from byte {start:,} on without a space or a line break",
+                    f"{LONGEST // 1_000_000} MB from byte {start:,} on without a space or a line break",
                     where=self._where,
                     hint="leave it out: it is no text",
                 )

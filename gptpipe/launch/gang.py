@@ -205,10 +205,9 @@ class Gang:
         self.watchers.on_start(self.job)
         if before := metrics_before(self.job):
             self.watchers.on_metrics(records_of(before))
-        run_id = f"{self.job.id[:12]}-{self._attempt}-{self._token}"
-        for member in self.members:
+        for node, member in enumerate(self.members):
             about = member.about
-            place = Rendezvous(endpoint, run_id, len(self.members), about.address, about.interface)
+            place = Rendezvous(endpoint, node, len(self.members), about.address, about.interface)
             member.channel.send(Meet(rendezvous=place))
         return self._follow()
 

@@ -10,13 +10,13 @@ import logging
 import os
 import queue
 import re
-import secrets
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -26,12 +26,14 @@ import psutil
 from gptpipe.launch.job import METRICS, OUTCOME, RANK_LINE, Job, Outcome
 from gptpipe.launch.memory_kills import memory_figures, memory_kills
 from gptpipe.launch.metrics import MetricsFollower
+from gptpipe.launch.network import listen, rendezvous_store
 from gptpipe.launch.signals import STOP_SIGNALS, StopSignals, send_signal
 
 log = logging.getLogger(__name__)
 
 _POLL = 0.1  # seconds
 _ASK_SECONDS = 1.0
+_HERE = "127.0.0.1"
 
 
 class Cancelled(BaseException):
@@ -87,40 +89,30 @@ class Rendezvous:
 
     Attributes:
         endpoint: host:port of the store, which lives in the parent.
-        run_id: of this attempt; holds its token, so that nobody without it can join.
-        nodes: how many must come.
+        node: which one this is, from 0. nodes: how many there are.
         address: of this node, where ranks of other nodes reach it.
         interface: the network interface with that address, for NCCL and gloo.
     """
 
     endpoint: str
-    run_id: str
+    node: int
     nodes: int
     address: str
     interface: str
 
 
-def torchrun_command(job: RankedJob, rendezvous: Rendezvous | None = None) -> list[str]:
-    """One node by itself, or one of several that meet."""
-    if rendezvous is None:
-        # torchrun unpickles what it finds there: a file in a folder of ours, not a port that other users reach
-        place = job.folder / f"rendezvous-{secrets.token_hex(8)}"
-        meeting = ["--nnodes=1", f"--rdzv-endpoint={place}", "--rdzv-conf=store_type=file", "--local-addr=127.0.0.1"]
-    else:
-        meeting = [
-            f"--nnodes={rendezvous.nodes}",
-            f"--rdzv-endpoint={rendezvous.endpoint}",
-            f"--local-addr={rendezvous.address}",
-            f"--rdzv-id={rendezvous.run_id}",
-            "--rdzv-conf=is_host=false,join_timeout=60",
-        ]
+def torchrun_command(job: RankedJob, endpoint: str, node: int, nodes: int, address: str) -> list[str]:
+    """torchrun as one node of several, or as the only one; see `Rendezvous`."""
     return [
         sys.executable,
         "-m",
         "torch.distributed.run",
         f"--nproc-per-node={job.nproc}",
-        "--rdzv-backend=c10d",
-        *meeting,
+        f"--nnodes={nodes}",
+        "--rdzv-backend=gptpipe",
+        f"--rdzv-endpoint={endpoint}",
+        f"--rdzv-conf=node={node}",
+        f"--local-addr={address}",
         "--max-restarts=0",
         "--monitor-interval=0.1",
         f"--log-dir={job.folder / 'torchelastic'}",  # else it leaves a folder in the one for temporary files
@@ -183,9 +175,9 @@ class Torchrun:
             follower.poll()  # what a resumed run has behind it: the parent knows
             for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
                 environment.setdefault(name, self.rendezvous.interface)
-        with self.signals.caught():
+        with self.signals.caught(), self._meeting() as command:
             self.process = subprocess.Popen(
-                torchrun_command(self.job, self.rendezvous),
+                command,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 encoding="utf-8",
@@ -210,6 +202,20 @@ class Torchrun:
             finally:
                 self.kill()
         return self._outcome(memory_kills() - kills)
+
+    @contextmanager
+    def _meeting(self) -> Iterator[list[str]]:
+        """torchrun's command, and a store of this process's for it where nobody else has one."""
+        if there := self.rendezvous:
+            yield torchrun_command(self.job, there.endpoint, there.node, there.nodes, there.address)
+            return
+        listening = listen(_HERE, range(1))
+        endpoint = f"{_HERE}:{listening.getsockname()[1]}"
+        store = rendezvous_store(_HERE, listening)
+        try:
+            yield torchrun_command(self.job, endpoint, 0, 1, _HERE)
+        finally:
+            del store
 
     def preempt(self, reason: str) -> None:
         """Ask the ranks to finish their step, save and end; after the job's `save_timeout` they are killed."""

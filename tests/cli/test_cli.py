@@ -359,7 +359,9 @@ def test_a_home_that_cannot_be_written_is_a_line() -> None:
     assert ended.stderr.count(b"\n") == 1
 
 
-@pytest.mark.parametrize("command", ["generate --prompt def --max-new-tokens 2", "evaluate --text -"])
+@pytest.mark.parametrize(
+    "command", [pytest.param("generate --prompt def --max-new-tokens 2", marks=pytest.mark.slow), "evaluate --text -"]
+)
 def test_what_needs_no_local_folder_makes_none(weights: str, tmp_path: Path, command: str) -> None:
     for home in ("/proc/nothing", str(tmp_path / "home")):
         ended = shell(f"echo some words of text | gptpipe {command} --weights {weights}", GPTPIPE_HOME=home)

@@ -461,7 +461,9 @@ def test_a_damaged_row_group_is_refused_by_the_file_s_name(tmp_path: Path) -> No
 # --- a file that does not stay as it was ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    "kind", ["txt", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("jsonl", "parquet"))]
+)
 @pytest.mark.parametrize(
     ("act", "message"), [("change", "changed"), ("append", "changed"), ("remove", "gone"), ("replace", "changed")]
 )

@@ -40,22 +40,18 @@ class Planted:
 
 
 def test_a_pickle_from_another_user_of_the_machine_is_not_run(new_training: NewTraining, tmp_path: Path) -> None:
-    """torchrun unpickles the state of its meeting every five seconds; its ports are open to all who are here."""
+    """torchrun's own meeting unpickles its state every five seconds, from a port that is open to every machine."""
     training = new_training("attacked", train={"steps": 100_000, "validate_every": 0, "checkpoint_every": 1000})
     process = training.start()
     training.wait_for_step(2)
     planted = base64.b64encode(pickle.dumps(Planted(tmp_path / "planted")))
-    ports = {
-        connection.laddr.port
-        for each in training.family()
-        for connection in each.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN
-    }
-    for port in ports:
+    connections = [each for process in training.family() for each in process.net_connections("tcp")]
+    listening = {each.laddr for each in connections if each.status == psutil.CONN_LISTEN}
+    assert {each.ip for each in listening} == {"127.0.0.1"}
+    for _, port in listening:
         with suppress(RuntimeError):  # not every port is a store's
             store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=3), wait_for_workers=False)
             store.set("torch.rendezvous.none", planted.decode())
-    assert ports
     time.sleep(7)
     assert not (tmp_path / "planted").exists()
     assert process.poll() is None

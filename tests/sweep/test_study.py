@@ -70,7 +70,7 @@ def test_a_grid_trains_every_combination_once() -> None:
 
 
 @pytest.mark.parametrize(("reduction", "rungs", "steps"), [(3, 2, 27 * 10 + 9 * 20 + 3 * 60), (4, 1, 27 * 23 + 6 * 67)])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_halving_finds_the_grid_s_best_with_a_part_of_its_steps(
     reduction: int, rungs: int, steps: int, seed: int
 ) -> None:

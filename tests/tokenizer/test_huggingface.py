@@ -182,7 +182,14 @@ def test_text_gets_the_ids_of_transformers(tmp_path_factory: pytest.TempPathFact
     assert ours.end_of_text not in ours.encode(both_parts)
 
 
-@pytest.mark.parametrize("case", ["another language", "marks and words added", "Qwen's", "Qwen's in two files"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "marks and words added",
+        "Qwen's in two files",
+        *(pytest.param(case, marks=pytest.mark.slow) for case in ("another language", "Qwen's")),
+    ],
+)
 def test_it_is_kept_through_import_tokenizing_evaluation_generation_and_export(tmp_path: Path, case: str) -> None:
     folder = tmp_path / "model"
     ours, theirs = both(folder, case)

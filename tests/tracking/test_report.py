@@ -101,7 +101,7 @@ def test_a_flipped_bit_of_what_a_night_kept_shows_nothing_wrong(nights: list[Run
     client = tracking().connect()
     night_file = Path(client.download_artifacts(link.run_id, "night.json", str(tmp_path)))
     whole = night_file.read_bytes()
-    for place in range(0, len(whole), 7):
+    for place in range(0, len(whole), 29):
         other = bytearray(whole)
         other[place] ^= 1 << place % 8
         client.log_text(link.run_id, other.decode("latin-1"), "night.json")

@@ -43,6 +43,7 @@ def test_the_law_behind_exact_losses_is_found() -> None:
     assert law.best(1e20)[0] == pytest.approx(CHINCHILLA.best(1e20)[0], rel=0.1)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_and_say_how_far_it_is_extrapolated() -> None:
     held = 0
     for seed in range(4):
