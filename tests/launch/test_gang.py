@@ -121,8 +121,7 @@ def test_cancelled_it_leaves_no_process(new_training: NewTraining) -> None:
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    took = wait_until(lambda: not any(map(lives, family[1:])), 10, "all gone")
-    assert took < 20  # it waits for nothing to be saved
+    wait_until(lambda: not any(map(lives, family[1:])), 10, "all gone")
     process.communicate(timeout=20)
     assert process.returncode == 130
 
