@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gptpipe.wording import visible
+from gptpipe.wording import visible, without_password
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -22,6 +22,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
+        message, where, hint = map(without_password, (message, where, hint))
         super().__init__(message, where, hint)
         self.message = " ".join(message.split())
         self.where = where

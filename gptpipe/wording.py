@@ -73,7 +73,7 @@ def without_password(url: str) -> str:
     return re.sub(r"(://[^/@:\s]*):[^@/\s]*@", r"\1:***@", url)
 
 
-_SIGNED = re.compile(r"[?&](?:X-Amz-Signature|X-Goog-Signature|AWSAccessKeyId|sig|token)=", re.IGNORECASE)
+_SIGNED = re.compile(r"[?&](?:[\w-]*signature|[\w-]*token|sig|AWSAccessKeyId)=|^https?://[^/?#]*@", re.IGNORECASE)
 
 
 def holds_secret(url: str) -> bool:

@@ -34,14 +34,15 @@ def without_secret(url: str) -> str:
         ValueError: it holds a password or a signature.
     """
     if holds_secret(url):
-        raise ValueError("the address holds a password or a signature: fetch what it gives, or set keys in .env")
+        raise ValueError("the address holds a password or a signature: download the file, and give its path")
     return url
 
 
 class Section(BaseModel):
     """A group of fields. Unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    # what is refused may hold a password
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False, hide_input_in_errors=True)
 
     def result_fields(self) -> dict[str, Any]:
         """The fields that decide the result and differ from their default, by dotted name."""

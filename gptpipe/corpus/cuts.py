@@ -152,9 +152,9 @@ class _Reader:
                 return end
             if end - start > LONGEST:
                 raise UserError(
-                    f"{LONGEST // 1_000_000} MB from byte {start:,} on without a space or a line break",
+                    f"{LONGEST // 1_000_000} MB from byte {start:,} on without a place where it may be cut",
                     where=self._where,
-                    hint="leave it out: it is no text",
+                    hint="split the file, or leave it out if it is no text",
                 )
             at = max(start, judged + 1)
 

@@ -20,7 +20,7 @@ def tokens_at_once(windows: int, context: int) -> int:
     """Tokens that a model takes at once: those of so many windows.
 
     Args:
-        windows: 0 is 8 of them, or as many fewer as 8,192 tokens hold: the memory that is needed grows with tokens.
+        windows: 0 is 8, or fewer where 8 have more than 8,192 tokens: the memory that is needed grows with tokens.
         context: tokens of a window.
     """
     return (windows or max(1, min(8, 8192 // context))) * context

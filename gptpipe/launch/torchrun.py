@@ -18,11 +18,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import psutil
 
+from gptpipe.errors import UserError
 from gptpipe.launch.job import METRICS, OUTCOME, RANK_LINE, Job, Outcome
 from gptpipe.launch.memory_kills import memory_figures, memory_kills
 from gptpipe.launch.metrics import MetricsFollower
@@ -206,6 +208,8 @@ class Torchrun:
     @contextmanager
     def _meeting(self) -> Iterator[list[str]]:
         """torchrun's command, and a store of this process's for it where nobody else has one."""
+        if not distribution("gptpipe").entry_points.select(group="torchrun.handlers"):
+            raise UserError("was updated, and not installed again", where="gptpipe", hint="`pip install -e .` there")
         if there := self.rendezvous:
             yield torchrun_command(self.job, there.endpoint, there.node, there.nodes, there.address)
             return

@@ -12,7 +12,7 @@ from gptpipe.wording import counted
 _EPOCHS = 4  # Muennighoff et al. 2023, "Scaling Data-Constrained Language Models": more gain little
 _TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022, "Training Compute-Optimal Large Language Models"
 _FAR = 4.0  # times more or less
-_MUON = 2.0  # its best rate was twice AdamW's: tests/benchmarks/RESULTS.md, "what each ingredient is worth"
+_MUON = 2.0  # preset nano-modern's rate, found by trying, over AdamW's at its best: tests/benchmarks/RESULTS.md
 
 
 def advice(

@@ -12,13 +12,10 @@ import threading
 import time
 from contextlib import suppress
 from types import TracebackType
-from typing import (
-    Any,
-    NotRequired,  # Pydantic takes Python's own from 3.12 on
-)
+from typing import Any, NotRequired
 
 from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # Pydantic takes Python's own from 3.12 on
 
 from gptpipe import storage
 from gptpipe.errors import Damaged, UserError
@@ -77,7 +74,7 @@ class Lease:
                 raise Held(
                     f"{who} is writing here",
                     where=storage.parent(self.url),
-                    hint="wait until it ends, or stop it; a dead holder's lease is over after a minute",
+                    hint="wait until it ends, or stop it; a dead holder's lease is over after a minute and a half",
                 )
             storage.write_bytes(self.url, self._content())
             time.sleep(_SETTLE)
@@ -101,7 +98,7 @@ class Lease:
             if now is not None and now["token"] == self._token:
                 storage.remove(self.url)
         except (UserError, OSError) as problem:
-            log.warning("the lease could not be given back (%s); it is over in a minute", problem)
+            log.warning("the lease could not be given back (%s); it is over in a minute and a half", problem)
 
     def _content(self) -> bytes:
         try:
@@ -171,7 +168,7 @@ def lives(process: dict[str, Any]) -> bool | None:
         return None
     boot = process.get("boot")
     if boot is not None and boot != machine_start():
-        return False
+        return None  # before this machine was started again, or on another one of its name
     return is_running(process["pid"], process["started"] if boot is not None else None)
 
 

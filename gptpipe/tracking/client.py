@@ -200,6 +200,9 @@ class Tracking:
                     if time.monotonic() > until:
                         raise
                     time.sleep(_ASK_SECONDS)
+                except (UserError, OSError) as problem:  # a bad champion must go, whatever the store does
+                    log.warning("nobody is kept from moving the aliases of %s meanwhile: %s", model, problem)
+                    break
             yield stack.enter_context(self.reached())
 
 

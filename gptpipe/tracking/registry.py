@@ -149,12 +149,8 @@ def register(
             return Registered(tracking, promote.model_name, str(version.version), decided)
     if champion is not None and champion.version == version.version:
         return Registered(tracking, promote.model_name, str(version.version), ALREADY)
-    if ROLLED_BACK_TAG in version.tags:
-        reason = f"a person rolled it back; `gptpipe rollback --to {version.version}` makes it {promote.alias} again"
-        return Registered(tracking, promote.model_name, str(version.version), Decision(False, reason))
-    if REFUSED_TAG in version.tags:
-        reason = f"a person refused it; `gptpipe approve {version.version}` makes it {promote.alias} after all"
-        return Registered(tracking, promote.model_name, str(version.version), Decision(False, reason))
+    if said := _said_by_a_person(version, promote.alias):
+        return Registered(tracking, promote.model_name, str(version.version), said)
     cache = cache or TokenCache()
     copies = _copies(samples, result.dataset, promote.max_copied, cache)
     while True:
@@ -164,6 +160,9 @@ def register(
             decision = decision.settled(False, f"{WAITS}{decision.reason}")
         with tracking.moving(promote.model_name) as client:
             now = version_called(client, promote.model_name, promote.alias)
+            version = client.get_model_version(promote.model_name, version.version)
+            if said := _said_by_a_person(version, promote.alias):  # while it was scored
+                return Registered(tracking, promote.model_name, str(version.version), said)
             if number(now) == number(champion):
                 _move(client, promote, number(version), champion, decision)
                 if waits:
@@ -176,6 +175,16 @@ def register(
         log.info("register: version %s is the %s by now", number(now), promote.alias)
         champion = now
     return Registered(tracking, promote.model_name, str(version.version), decision, waits)
+
+
+def _said_by_a_person(version: Any, alias: str) -> Decision | None:
+    """What a person decided of a version, which the gate decides no more; None where nobody has."""
+    number = version.version
+    if ROLLED_BACK_TAG in version.tags:
+        return Decision(False, f"a person rolled it back; `gptpipe rollback --to {number}` makes it {alias} again")
+    if REFUSED_TAG in version.tags:
+        return Decision(False, f"a person refused it; `gptpipe approve {number}` makes it {alias} after all")
+    return None
 
 
 def _move(client: MlflowClient, promote: PromoteConfig, version: str, champion: Any, decision: Decision) -> None:

@@ -114,12 +114,11 @@ class Saver:
         """
         until = time.monotonic() + PATIENCE
         while self.failed is not None:
-            self.start(self._work, self._what)
-            self.wait()
+            self._do(self._work, self._what, "training waits")
             if self.failed is not None and time.monotonic() > until:
                 raise self.failed
 
-    def _do(self, work: Callable[[], None], what: str) -> None:
+    def _do(self, work: Callable[[], None], what: str, then: str = "training goes on") -> None:
         for attempt in range(1, self._attempts + 1):
             began = time.perf_counter()
             try:
@@ -131,7 +130,7 @@ class Saver:
                     log.warning("%s not saved, trying again: %s", what, reason)
                     time.sleep(self._pause * attempt)
                 else:
-                    log.warning("%s not saved, training goes on: %s", what, reason)
+                    log.warning("%s not saved, %s: %s", what, then, reason)
             else:
                 self.failed = None
                 log.info("%s in %.1f s", what, time.perf_counter() - began)

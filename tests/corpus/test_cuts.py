@@ -125,7 +125,7 @@ class Endless(io.RawIOBase):
 def test_a_text_without_a_place_to_cut_is_refused_before_it_fills_the_memory() -> None:
     with (
         mock.patch.object(cuts, "LONGEST", 3_000_000),
-        pytest.raises(UserError, match="3 MB from byte 500,000 on without a space") as refused,
+        pytest.raises(UserError, match="3 MB from byte 500,000 on without a place") as refused,
     ):
         list(cuts.cut(Endless(), cuts.SAFE_IN_GPT2, where="bomb.txt.gz"))  # type: ignore[arg-type]
     assert refused.value.where == "bomb.txt.gz"

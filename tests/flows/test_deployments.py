@@ -151,6 +151,7 @@ def test_a_schedule_starts_runs_that_train_and_one_that_watches_does(
     assert doctor["logs"]["ok"], doctor["logs"]
 
 
+@pytest.mark.timeout(1200)
 def test_nights_that_were_missed_are_run_once(place: Place, up_again: Callable[..., None]) -> None:
     """The servers are away while a schedule of every minute goes on: of those nights one is run, the last."""
     up_again(GPTPIPE_NIGHTLY_CRON="* * * * *")
@@ -172,7 +173,7 @@ def test_nights_that_were_missed_are_run_once(place: Place, up_again: Callable[.
         return found
 
     over = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-    wait_until(lambda: due() and all(run["state_type"] in over for run in due()), 300, "the nights that were missed")
+    wait_until(lambda: due() and all(run["state_type"] in over for run in due()), 600, "the nights that were missed")
     runs = sorted(due(), key=lambda run: str(run["expected_start_time"]))
     assert len(runs) >= 3
     assert {run["state_type"] for run in runs} == {"COMPLETED"}

@@ -48,10 +48,13 @@ def test_a_pickle_from_another_user_of_the_machine_is_not_run(new_training: NewT
     connections = [each for process in training.family() for each in process.net_connections("tcp")]
     listening = {each.laddr for each in connections if each.status == psutil.CONN_LISTEN}
     assert {each.ip for each in listening} == {"127.0.0.1"}
+    stores = 0
     for _, port in listening:
         with suppress(RuntimeError):  # not every port is a store's
             store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=3), wait_for_workers=False)
             store.set("torch.rendezvous.none", planted.decode())
+            stores += 1
+    assert stores == 1
     time.sleep(7)
     assert not (tmp_path / "planted").exists()
     assert process.poll() is None

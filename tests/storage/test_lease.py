@@ -46,7 +46,7 @@ def test_a_holder_whose_clock_differs_is_not_taken_for_gone(
         while not stop.wait(0.3):
             elsewhere(tmp_path, time.time() + off)
 
-    thread = threading.Thread(target=renew)
+    thread = threading.Thread(target=renew, daemon=True)
     thread.start()
     with pytest.raises(Held, match="somebody@another"), Lease(str(tmp_path)):
         pass

@@ -354,9 +354,7 @@ def test_who_rolls_back_while_a_gate_moves_the_champion_waits_until_it_has(
 
     def slow(*given: Any, **named: Any) -> Any:
         if not person:  # between two writes of the gate
-            person.append(
-                threading.Thread(target=lambda: ended.append(rollback(PromoteConfig(), tracking())[1].version))
-            )
+            person.append(threading.Thread(target=roll_back))
             person[0].start()
             time.sleep(2)
             assert ended == []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,9 +63,11 @@ def test_the_bits_are_those_of_torchs_class(skipped: tuple[int, ...]) -> None:
 def test_a_step_loads_no_compiler() -> None:
     words = """
 import sys
+from pathlib import Path
 from tests.train.test_step import Rig, batch
 assert "torch._dynamo" not in sys.modules, "before"
 Rig().stepper.take(batch())
 assert "torch._dynamo" not in sys.modules, "after"
 """
-    subprocess.run([sys.executable, "-c", words], check=True, timeout=120)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}  # prepare_environment closes the folder
+    subprocess.run([sys.executable, "-c", words], check=True, timeout=120, env=environment)

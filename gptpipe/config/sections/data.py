@@ -69,6 +69,11 @@ class DataConfig(Section):
     )
     workers: int = operational(0, "Processes that tokenize; 0 is one per core", "processes", ge=0, le=4096)
 
+    @field_validator("tokenizer")
+    @classmethod
+    def _holds_no_secret(cls, value: str) -> str:
+        return without_secret(value)
+
     @model_validator(mode="after")
     def _lengths_meet(self) -> DataConfig:
         if self.max_bytes and self.max_bytes < self.min_bytes:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
-from gptpipe.config.fields import Section, operational, result
+from gptpipe.config.fields import Section, operational, result, without_secret
 
 
 class EvaluateConfig(Section):
@@ -48,6 +48,13 @@ class EvaluateConfig(Section):
     batch_size: int = operational(
         0, "Windows scored at once; 0 is 8, or fewer where these have more than 8,192 tokens", "windows", ge=0
     )
+
+    @field_validator("data", "tasks")
+    @classmethod
+    def _holds_no_secret(cls, value: str | list[str] | None) -> str | list[str] | None:
+        for url in [value] if isinstance(value, str) else value or []:
+            without_secret(url)
+        return value
 
     @model_validator(mode="after")
     def _windows_leave_nothing_out(self) -> EvaluateConfig:
