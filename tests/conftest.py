@@ -30,6 +30,7 @@ PREFIXES = ("GPTPIPE_", "AWS_")
 LONG = (
     "flows/test_retrain.py",
     "flows/test_deployments.py",
+    "flows/test_schedules.py",
     "flows/test_hosts.py",
     "services/test_stack.py",
     "flows/test_evening.py",

@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from gptpipe.tracking.sweeps import PARENT_TAG, SWEEP_TAG
+from tests.fixtures.deployed import TEXT, TINY
 from tests.fixtures.place import Place, folder_for_all, stack_in, wait_until
-from tests.flows.test_deployments import TEXT, TINY
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(600)]
 
