@@ -104,7 +104,7 @@ def check(stream: TokenStream, sample: Sample) -> None:
 # --- together ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("limit", [10**12, 150_000], ids=["room", "almost full"])
+@pytest.mark.parametrize("limit", [pytest.param(10**12, marks=pytest.mark.slow), 150_000], ids=["room", "almost full"])
 def test_processes_that_share_a_cache_read_the_right_tokens(readers: Readers, limit: int) -> None:
     kinds = ["part", "part", "whole" if limit > 10**9 else "part"]
     started = [readers.start(how, seed, limit, rounds=4) for seed, how in enumerate(kinds)]
@@ -115,7 +115,7 @@ def test_processes_that_share_a_cache_read_the_right_tokens(readers: Readers, li
         assert (process.returncode, out) == (0, "right\n"), err
 
 
-@pytest.mark.parametrize("how", ["part", "whole"])
+@pytest.mark.parametrize("how", ["part", pytest.param("whole", marks=pytest.mark.slow)])
 def test_a_killed_process_leaves_a_cache_that_reads_right(readers: Readers, sample: Sample, how: str) -> None:
     draw = random.Random(7)
     for attempt in range(5):

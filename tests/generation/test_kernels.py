@@ -15,7 +15,7 @@ ATTENDED |= {"heads": "i32", "size": "i32", "capacity": "i32", "share": "fp32"}
 
 
 @needs_triton
-@pytest.mark.parametrize("run", [run_by_python, run_on_a_gpu])
+@pytest.mark.parametrize("run", [pytest.param(run_by_python, marks=pytest.mark.slow), run_on_a_gpu])
 def test_a_decoding_step(run: Callable[[str], None]) -> None:
     run("tests/generation/kernels_of_decoding.py")
 

@@ -33,6 +33,7 @@ def servers() -> list[psutil.Process]:
     return [each for each in psutil.Process().children() if "gptpipe.services.prefect_server" in each.cmdline()]
 
 
+@pytest.mark.slow
 def test_who_asks_a_killed_server_for_the_first_time_waits_for_the_next_one(server: PrefectServer) -> None:
     server.wait()
     (process,) = servers()

@@ -346,7 +346,7 @@ def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
     assert "not MLflow's own" in refused.value.hint
 
 
-@pytest.mark.parametrize("method", ["grid", "asha"])
+@pytest.mark.parametrize("method", ["grid", pytest.param("asha", marks=pytest.mark.slow)])
 def test_importances_are_in_the_order_of_what_matters(method: str) -> None:
     study = finish(plan_of(*LISTS, method=method), MEMORY)
     shares = study.importances()

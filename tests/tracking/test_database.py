@@ -37,6 +37,7 @@ def test_a_process_that_is_killed_while_it_makes_it_is_none(tmp_path: Path, tabl
     assert [each.name for each in MlflowClient(f"sqlite:///{file}").search_experiments()] == ["Default"]
 
 
+@pytest.mark.slow
 def test_two_that_make_it_at_once_make_one(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
     both = [making(file), making(file)]
