@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gptpipe.config.settings import Settings
 from gptpipe.errors import UserError
 from gptpipe.wording import fenced, holds_secret, visible, without_password
 
@@ -67,3 +68,13 @@ def test_nothing_leaves_a_fence() -> None:
 )
 def test_addresses_that_hold_a_secret_are_told(url: str, has_one: bool) -> None:
     assert holds_secret(url) is has_one
+
+
+def test_no_password_stands_in_an_error_or_in_printed_settings() -> None:
+    error = UserError(
+        "not found at https://me:word@host/x", where="https://me:word@host/x", hint="see https://me:word@host"
+    )
+    assert "word" not in f"{error} {error!r} {error.as_dict()}"
+    settings = Settings(sweeps_uri="postgresql://me:word@host/sweeps", mlflow_uri="postgresql://me:word@host/mlflow")
+    assert "word" not in f"{settings} {settings!r}"
+    assert settings.sweeps_uri == "postgresql://me:word@host/sweeps"

@@ -103,18 +103,18 @@ class Rendezvous:
     interface: str
 
 
-def torchrun_command(job: RankedJob, endpoint: str, node: int, nodes: int, address: str) -> list[str]:
-    """torchrun as one node of several, or as the only one; see `Rendezvous`."""
+def torchrun_command(job: RankedJob, rendezvous: Rendezvous) -> list[str]:
+    """torchrun as one node of several, or as the only one."""
     return [
         sys.executable,
         "-m",
         "torch.distributed.run",
         f"--nproc-per-node={job.nproc}",
-        f"--nnodes={nodes}",
+        f"--nnodes={rendezvous.nodes}",
         "--rdzv-backend=gptpipe",
-        f"--rdzv-endpoint={endpoint}",
-        f"--rdzv-conf=node={node}",
-        f"--local-addr={address}",
+        f"--rdzv-endpoint={rendezvous.endpoint}",
+        f"--rdzv-conf=node={rendezvous.node}",
+        f"--local-addr={rendezvous.address}",
         "--max-restarts=0",
         "--monitor-interval=0.1",
         f"--log-dir={job.folder / 'torchelastic'}",  # else it leaves a folder in the one for temporary files
@@ -177,9 +177,9 @@ class Torchrun:
             follower.poll()  # what a resumed run has behind it: the parent knows
             for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
                 environment.setdefault(name, self.rendezvous.interface)
-        with self.signals.caught(), self._meeting() as command:
+        with self.signals.caught(), self._meeting() as place:
             self.process = subprocess.Popen(
-                command,
+                torchrun_command(self.job, place),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 encoding="utf-8",
@@ -206,18 +206,18 @@ class Torchrun:
         return self._outcome(memory_kills() - kills)
 
     @contextmanager
-    def _meeting(self) -> Iterator[list[str]]:
-        """torchrun's command, and a store of this process's for it where nobody else has one."""
+    def _meeting(self) -> Iterator[Rendezvous]:
+        """Where torchrun finds the store: the parent's, or where it is the only one, this process's own."""
         if not distribution("gptpipe").entry_points.select(group="torchrun.handlers"):
             raise UserError("was updated, and not installed again", where="gptpipe", hint="`pip install -e .` there")
-        if there := self.rendezvous:
-            yield torchrun_command(self.job, there.endpoint, there.node, there.nodes, there.address)
+        if self.rendezvous:
+            yield self.rendezvous
             return
         listening = listen(_HERE, range(1))
         endpoint = f"{_HERE}:{listening.getsockname()[1]}"
         store = rendezvous_store(_HERE, listening)
         try:
-            yield torchrun_command(self.job, endpoint, 0, 1, _HERE)
+            yield Rendezvous(endpoint, node=0, nodes=1, address=_HERE, interface="")
         finally:
             del store
 

@@ -26,7 +26,7 @@ def said(tokens: int, text: Amount, last: Comparison | None = None, **changes: A
 
 def test_nothing_is_said_of_what_is_usual() -> None:
     assert said(1_700_000_000, amount(), LAST, train__learning_rate="6e-4") == []
-    assert said(1_700_000_000, amount(), LAST, train__learning_rate="2e-3", train__optimizer="muon") == []
+    assert said(1_700_000_000, amount(), LAST, train__learning_rate="5e-3", train__optimizer="muon") == []
 
 
 @pytest.mark.parametrize(

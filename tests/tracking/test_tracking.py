@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from gptpipe.tracking.aliases import rollback
 from gptpipe.tracking.announcement import KEPT, PROMOTED, announce
 from gptpipe.tracking.client import RunLink
 from gptpipe.tracking.follow import TrainingTracker
+from gptpipe.tracking.moves import REFUSED_TAG
 from gptpipe.tracking.registry import Registered, check_tracking, decision_of, register, resolve_weights
 from gptpipe.tracking.results import DECIDING, describe, log_results
 from gptpipe.tracking.training import train_and_track
@@ -369,6 +371,33 @@ def test_who_rolls_back_while_a_gate_moves_the_champion_waits_until_it_has(
         assert "gptpipe.rolled_back" in client.get_model_version("gptpipe", "2").tags
         assert client.get_registered_model("gptpipe").tags == {}
     assert list(Path(tracking().leases).glob("*/*")) == []
+
+
+def test_a_bad_champion_goes_also_while_the_store_is_away(
+    many_documents: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for kind in ("worse", "better"):
+        candidate(many_documents, tmp_path / kind, kind)()
+    before, now = rollback(PromoteConfig(), replace(tracking(), leases="/proc/nothing"))
+    assert (before, now.version) == ("2", "1")
+    assert "nobody is kept from moving the aliases of gptpipe meanwhile" in caplog.text
+
+
+def test_what_a_person_says_while_the_champion_is_scored_counts(
+    many_documents: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidate(many_documents, tmp_path / "first", "worse")()
+    better, whole = candidate(many_documents, tmp_path / "better", "better"), registry.evaluate_against
+
+    def refused_meanwhile(*given: Any, **named: Any) -> Any:
+        tracking().connect().set_model_version_tag("gptpipe", "2", REFUSED_TAG, "1")
+        return whole(*given, **named)
+
+    monkeypatch.setattr(registry, "evaluate_against", refused_meanwhile)
+    registered = better()
+    assert not registered.decision.promote
+    assert registered.decision.reason.startswith("a person refused it")
+    assert aliases() == {"champion": "1"}
 
 
 @pytest.mark.parametrize("weights", ["models:/nobody@champion", "models:/gptpipe/9", "champion"])
