@@ -1,4 +1,4 @@
-"""clean: old trainings, datasets and leftovers that nothing refers to, listed or removed, by hand or by schedule."""
+"""clean: old versions, trainings, datasets and leftovers that nothing needs, listed or removed, by hand or schedule."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ class CleanParameters(Section):
     """What may go."""
 
     older_than: float = Field(30.0, ge=0, title="Older than", description="What is younger stays, in days")
+    keep_versions: int | None = Field(
+        None,
+        ge=1,
+        title="Versions to keep",
+        description="Of each registered model so many stay, and those with an alias; empty: all",
+    )
     apply: bool = Field(False, title="Remove it", description="Off: it is only listed")
 
 
@@ -40,7 +46,7 @@ def clean(parameters: CleanParameters) -> Any:
     """List what no registered version, kept or running run refers to; remove it where that is asked for."""
     here = settings()
     do = remove_all if parameters.apply else removals
-    listed = do(here.storage_url, Tracking.of(here), parameters.older_than)
+    listed = do(here.storage_url, Tracking.of(here), parameters.older_than, keep_versions=parameters.keep_versions)
     rows = [
         {"kind": each.kind, "MB": round(each.bytes / 1e6, 1), "days": round(each.age, 1), "place": unlinked(each.place)}
         for each in listed

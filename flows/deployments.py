@@ -132,8 +132,8 @@ def planned() -> list[Planned]:
         Planned(
             clean,
             "old-files",
-            "Lists trainings and datasets that nothing refers to, and leftovers; by its schedule it removes them.",
-            {"parameters": {"apply": bool(settings().clean_cron)}},
+            "Lists old versions, and trainings and datasets that nothing refers to; by its schedule it removes them.",
+            {"parameters": {"apply": bool(settings().clean_cron), "keep_versions": settings().keep_versions}},
             cron=settings().clean_cron,
             cron_setting="GPTPIPE_CLEAN_CRON",
         ),

@@ -15,6 +15,15 @@ find_python() {
     return 2
 }
 
+# Compile a package, or all, on all cores, as pip and uv do not: what is not compiled, every process that imports it
+# compiles anew where PYTHONDONTWRITEBYTECODE is set. Some packages hold files for other Pythons, and thousands that
+# nobody here imports.
+compile() {
+    local unused='/(tests?|kubernetes|databricks|mypy|pip|fontTools|apprise/plugins|sympy/physics|dateparser/data'
+    unused+='|kubeflow_trainer_api|transformers/models/(?!auto/|gpt2/|qwen3/)[^/]+)/'
+    .venv/bin/python -m compileall -qq -j 0 -x "$unused" .venv/lib/python*/site-packages/${1:-} >/dev/null 2>&1 || true
+}
+
 setup() {
     local extras=$1 python wanted stamp
     wanted=$(cat pyproject.toml infra/constraints.txt | cksum)
@@ -31,11 +40,16 @@ setup() {
         "$python" -m venv .venv
     fi
     echo "setting up: installing pinned packages, about two minutes the first time" >&2
-    # the one that Python brings may be years old, and takes twice the time
-    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile -c infra/constraints.txt -U pip
-    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile -c infra/constraints.txt -e ".${extras:+[$extras]}"
-    # on all cores, as pip does not; some packages hold files for other Pythons, and thousands
-    # that nobody here imports
-    .venv/bin/python -m compileall -qq -j 0 -x '/(tests?|kubernetes|pip|transformers/models/(?!auto/|gpt2/)[^/]+)/' .venv/lib >/dev/null 2>&1 || true
+    local install=(install -c infra/constraints.txt) package=".${extras:+[$extras]}" torch
+    local pip=(.venv/bin/python -m pip -qq --disable-pip-version-check)
+    # torch by pip, which knows what this machine's pip.conf says about where its builds are; uv does not
+    "${pip[@]}" "${install[@]}" --no-compile --no-deps uv torch
+    compile torch & # while the rest is on its way
+    torch=$!
+    # in a quarter of pip's time; but only pip knows of a mirror that pip.conf names
+    .venv/bin/uv pip -q --python .venv/bin/python "${install[@]}" -e "$package" 2>/dev/null ||
+        "${pip[@]}" "${install[@]}" --no-compile -e "$package"
+    wait "$torch"
+    compile
     echo "$wanted" >.venv/.installed-"$extras"
 }

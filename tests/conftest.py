@@ -26,6 +26,7 @@ pytest_plugins = ["tests.fixtures.corpora", "tests.fixtures.datasets", "tests.fi
 
 LECTURE = Path(__file__).resolve().parents[2] / "shared" / "data" / "the-verdict.txt"
 PREFIXES = ("GPTPIPE_", "AWS_")
+SLOW_LIMIT = 2400  # seconds for a slow test
 # the longest files and folders, which begin first where files run side by side
 LONG = (
     "flows/test_retrain.py",
@@ -51,7 +52,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first: where files run side by side, none begins when all others have ended."""
+    """Long files first: where files run side by side, none begins when all others have ended.
+
+    Slow tests get time for a slow machine that has other work, too.
+    """
 
     def place(item: pytest.Item) -> int:
         folder = item.path.parent.name
@@ -59,6 +63,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((LONG.index(name) for name in names if name in LONG), len(LONG))
 
     items.sort(key=place)
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_LIMIT))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""`gptpipe clean`: old checkpoints, datasets and leftovers that nothing refers to."""
+"""`gptpipe clean`: old versions, checkpoints, datasets and leftovers that nothing refers to."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 
 def clean(
     older_than: Annotated[float, typer.Option(metavar="DAYS", min=0, help="What is younger stays.")] = 30.0,
+    keep_versions: Annotated[
+        int | None,
+        typer.Option(
+            metavar="NUMBER",
+            min=1,
+            help="Of each registered model so many versions stay, and those with an alias. [default: all, or "
+            "GPTPIPE_KEEP_VERSIONS]",
+            show_default=False,
+        ),
+    ] = None,
     apply: Annotated[bool, typer.Option("--apply", help="Remove it; without this it is only listed.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -23,7 +33,9 @@ def clean(
     from gptpipe.pipeline import retention
 
     store, track = settings().storage_url, tracking()
-    listed = retention.clean(store, track, older_than) if apply else retention.removals(store, track, older_than)
+    most = keep_versions or settings().keep_versions
+    do = retention.clean if apply else retention.removals
+    listed = do(store, track, older_than, keep_versions=most)
     lines = [_line(each) for each in listed]
     size = sum(each.bytes for each in listed) / 1e6
     if not listed:

@@ -108,6 +108,11 @@ class Settings(BaseSettings):
         description="When `clean` removes what is older than 30 days and unused, likewise; empty is never",
         pattern=r"^\S+( \S+){4}$",
     )
+    keep_versions: int | None = Field(
+        None,
+        ge=1,
+        description="Of each registered model `clean` leaves so many versions, and those with an alias; empty is all",
+    )
     timezone: str = Field("UTC", description="Time zone of the cron expressions, for example Europe/Berlin")
     retrain_config: Path | None = Field(
         None,

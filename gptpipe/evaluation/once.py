@@ -44,16 +44,16 @@ def evaluate_once(
         any_tokenizer: whether weights with another tokenizer than the dataset's are scored, in their own tokens.
     """
     read = read_weights(weights) if isinstance(weights, str) else weights
-    place = _place(read, data, config, out)
+    place, dataset = _place(read, data, config, out), open_dataset(data).id
     try:
         kept = storage.read_as(f"{place}.json", _EVALUATION)
-        return replace(kept, weights=read.url, already_done=True)
+        return replace(kept, weights=read.url, data=dataset, already_done=True)
     except FileNotFoundError:
         pass
     scored = evaluate_whole(read, data=data, config=config, cache=cache, any_tokenizer=any_tokenizer)
     storage.write_bytes(f"{place}.parquet", scored.table())
     storage.write_bytes(f"{place}.html", scored.page().encode())
-    evaluation = replace(scored.evaluation, page=f"{place}.html")
+    evaluation = replace(scored.evaluation, page=f"{place}.html", data=dataset)
     storage.write_json(f"{place}.json", evaluation.as_dict())  # the last: with it the others are whole
     return evaluation
 

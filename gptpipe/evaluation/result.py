@@ -42,6 +42,7 @@ class Evaluation:
         calibration: the likeliest token's probability against how often it was right.
         tasks: what it scored on tasks with a right answer.
         page: URL of a page that shows the loss in the text; empty where none was written.
+        data: id of the dataset; empty where this is not kept.
         against: other weights on the same documents, where they were asked for.
     """
 
@@ -69,6 +70,7 @@ class Evaluation:
     calibration: list[dict[str, Any]]
     tasks: list[TaskScore] = field(default_factory=list)
     page: str = ""
+    data: str = ""
     already_done: bool = False
     against: Against | None = None
 

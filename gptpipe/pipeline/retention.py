@@ -1,7 +1,8 @@
-"""What may be removed: old trainings and datasets that nothing refers to, and what killed processes left behind.
+"""What may be removed: old versions, trainings and datasets that nothing refers to, and what killed processes left.
 
 Kept is what a registered version, a run that is tagged `keep`, or a run that goes on refers to, with its dataset; the
-dataset that was made last; and all that is younger than the age that was asked for.
+dataset that was made last; and all that is younger than the age that was asked for. Registered versions go only where
+a number of them that stays is asked for.
 """
 
 from __future__ import annotations
@@ -19,14 +20,18 @@ from typing import Any
 
 from gptpipe import storage
 from gptpipe.dataset.dataset import LATEST, MANIFEST
+from gptpipe.errors import Damaged
 from gptpipe.launch.job import JOB, OUTCOME
 from gptpipe.processes import is_running
 from gptpipe.storage.lease import Held, Lease, is_held
 from gptpipe.tracking.client import Tracking
+from gptpipe.tracking.old_versions import old_versions, remove_version
 from gptpipe.tracking.references import References, folder_name, registered_trainings
 from gptpipe.weights.checkpoint import STATE, newest_checkpoint
 
-KINDS = ("training", "dataset", "upload", "leftover")
+KINDS = ("version", "training", "dataset", "result", "upload", "leftover")
+RESULTS = ("evaluations", "samples")  # folders of what was measured once, which is measured again where it is missing
+_OF_TRAINING = re.compile(r"/trainings/([0-9a-f]{32}(?:-\d+)?)/")
 _ID = re.compile(r"[0-9a-f]{32}(-\d+)?")  # of a dataset, of a training and its further attempts
 _DAY = 86400.0
 
@@ -36,7 +41,8 @@ class Removal:
     """Something that may go.
 
     Attributes:
-        kind: training, dataset, upload or leftover. place: URL or path. bytes: what it takes; 0 where not known.
+        kind: one of `KINDS`. place: URL or path, of a version its address in MLflow. bytes: what it takes; 0 where
+            not known.
         reason: why it may go. age: days since anything in it was written.
     """
 
@@ -54,7 +60,13 @@ class Removal:
 
 
 def removals(
-    store: str, tracking: Tracking, days: float, now: float | None = None, *, kinds: Container[str] = KINDS
+    store: str,
+    tracking: Tracking,
+    days: float,
+    now: float | None = None,
+    *,
+    keep_versions: int | None = None,
+    kinds: Container[str] = KINDS,
 ) -> list[Removal]:
     """All that may be removed, of these kinds.
 
@@ -62,27 +74,36 @@ def removals(
 
     Args:
         store: folder or URL of everything that is made. days: what is younger stays. now: seconds since 1970.
+        keep_versions: of each registered model so many versions stay, and those that `old_versions` names; None is all.
 
     Raises:
         UserError: MLflow or the store does not answer: then nothing is known to be free of use.
     """
     now, store = time.time() if now is None else now, storage.normalize(store)
-    used = References.of(tracking)
+    versions = list(_versions(tracking, keep_versions, days, now))
+    used = References.of(tracking, {each.place for each in versions})
     trainings = list(_trainings(store, used, days, now))
     gone = {folder_name(each.place) for each in trainings} if "training" in kinds else set[str]()
+    datasets = list(_datasets(store, used, gone, days, now))
+    gone_data = {folder_name(each.place) for each in datasets} if "dataset" in kinds else set[str]()
     everything = [
+        *versions,
         *trainings,
-        *_datasets(store, used, gone, days, now),
+        *datasets,
+        *(_results(store, gone, gone_data, days, now) if "result" in kinds else ()),
         *_uploads(store, days, now),
         *_leftovers(days, now),
     ]
     return [each for each in everything if each.kind in kinds]
 
 
-def clean(store: str, tracking: Tracking, days: float) -> list[Removal]:
-    """Remove all that may be removed; what is gone. Trainings first: the dataset of one that goes on by now stays."""
-    gone = []
-    for kinds in (("training",), ("dataset", "upload", "leftover")):
+def clean(store: str, tracking: Tracking, days: float, keep_versions: int | None = None) -> list[Removal]:
+    """Remove all that may be removed; what is gone.
+
+    Versions first, then trainings, then datasets: what those that stay by now need stays too.
+    """
+    gone = [each for each in _versions(tracking, keep_versions, days, time.time()) if remove(each, tracking)]
+    for kinds in (("training",), ("dataset", "upload", "leftover"), ("result",)):
         gone += [each for each in removals(store, tracking, days, kinds=kinds) if remove(each, tracking)]
     return gone
 
@@ -91,6 +112,12 @@ def remove(removal: Removal, tracking: Tracking) -> bool:
     """Remove it; False where somebody uses it by now. Whatever says that something is whole goes first."""
     if removal.upload is not None:
         storage.abort_upload(removal.upload)
+        return True
+    if removal.kind == "version":
+        return remove_version(tracking, removal.place)
+    if removal.kind == "result":
+        for ending in (".json", ".parquet", ".html"):
+            storage.remove(removal.place.removesuffix(".json") + ending)
         return True
     if removal.kind == "leftover":
         shutil.rmtree(removal.place, ignore_errors=True)
@@ -114,6 +141,14 @@ def _remove_tree(url: str) -> None:
             storage.remove(entry.url)
     with suppress(FileNotFoundError):
         storage.remove_tree(url)
+
+
+def _versions(tracking: Tracking, keep: int | None, days: float, now: float) -> Iterator[Removal]:
+    if keep is None:
+        return
+    for each in old_versions(tracking, keep, now - days * _DAY):
+        reason = f"no alias, not among the newest {keep}"
+        yield Removal("version", each.uri, 0, reason, (now - each.registered) / _DAY)
 
 
 def _trainings(store: str, used: References, days: float, now: float) -> Iterator[Removal]:
@@ -142,6 +177,37 @@ def _datasets(store: str, used: References, gone: set[str], days: float, now: fl
             continue
         whole = storage.exists(storage.join(url, MANIFEST))
         yield Removal("dataset", url, size, "no training that stays" if whole else "never finished", age)
+
+
+def _results(store: str, gone: set[str], gone_data: set[str], days: float, now: float) -> Iterator[Removal]:
+    """Evaluations and samples of a training, or a dataset, that is not there any more, and measured overlaps."""
+    trainings = set(storage.list_folders(storage.join(store, "trainings"))) - gone
+    datasets = set(storage.list_folders(storage.join(store, "datasets"))) - gone_data
+    for folder in RESULTS:
+        parts: dict[str, list[storage.Entry]] = {}
+        for entry in storage.list_files(storage.join(store, folder)):
+            parts.setdefault(entry.url.rpartition(".")[0], []).append(entry)
+        for name, files in parts.items():
+            age = (now - max(file.modified for file in files)) / _DAY
+            if age >= days and (reason := _unused(f"{name}.json", age, trainings, datasets)):
+                yield Removal("result", f"{name}.json", sum(file.size for file in files), reason, age)
+
+
+def _unused(result: str, age: float, trainings: set[str], datasets: set[str]) -> str:
+    """Why nobody needs a result any more; empty where somebody may."""
+    if folder_name(result).startswith("overlap-"):
+        return "measured again where it is needed"
+    try:
+        told = storage.read_json(result)
+    except FileNotFoundError:
+        return "never finished" if age >= 1 else ""
+    except Damaged:
+        return "damaged"
+    training = _OF_TRAINING.search(str(told.get("weights", "")))
+    if training and training[1] not in trainings:
+        return "of a training that is gone"
+    data = str(told.get("data", ""))
+    return "of a dataset that is gone" if _ID.fullmatch(data) and data not in datasets else ""
 
 
 def _dataset_in(training: str) -> str:

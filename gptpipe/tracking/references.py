@@ -5,14 +5,14 @@ The trainings of a sweep that goes on, or is kept, are kept with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gptpipe import storage
 from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, Tracking
 from gptpipe.tracking.follow import SINCE_TAG
-from gptpipe.tracking.registry import checkpoint_of
+from gptpipe.tracking.registry import MODELS, checkpoint_of
 from gptpipe.tracking.sweeps import PARENT_TAG, SWEEP_TAG
 
 if TYPE_CHECKING:
@@ -39,16 +39,19 @@ class References:
     more: dict[str, set[str]]
 
     @classmethod
-    def of(cls, tracking: Tracking) -> References:
+    def of(cls, tracking: Tracking, gone: Container[str] = ()) -> References:
         """As registered versions and all runs of all experiments tell it.
+
+        Args:
+            gone: addresses, `models:/NAME/VERSION`, of versions that refer to nothing any more.
 
         Raises:
             UserError: MLflow does not answer.
         """
-        registered = registered_trainings(tracking)
+        registered = registered_trainings(tracking, gone)
         with tracking.reached() as client:
             runs = all_runs(client)
-        kept = {run.info.run_id for run in runs if _is_kept(run)}
+        kept = {run.info.run_id for run in runs if is_kept(run)}
         sweeps = {run.info.run_id for run in runs if SWEEP_TAG in run.data.tags and run.info.run_id in kept}
         trainings, datasets, dataset_of = set(registered), set[str](), dict[str, str]()
         more: dict[str, set[str]] = {}
@@ -69,10 +72,14 @@ class References:
         return cls(trainings, datasets, dataset_of, more)
 
 
-def registered_trainings(tracking: Tracking) -> set[str]:
-    """Names of the folders of trainings whose weights are a version of a model."""
+def registered_trainings(tracking: Tracking, gone: Container[str] = ()) -> set[str]:
+    """Names of the folders of trainings whose weights are a version of a model, other than those that are gone."""
     with tracking.reached() as client:
-        return {folder_name(storage.parent(checkpoint_of(version))) for version in all_versions(client)}
+        return {
+            folder_name(storage.parent(checkpoint_of(version)))
+            for version in all_versions(client)
+            if f"{MODELS}{version.name}/{version.version}" not in gone
+        }
 
 
 def all_versions(client: MlflowClient) -> list[Any]:
@@ -102,9 +109,14 @@ def _pages(page: Callable[[str | None], Any]) -> list[Any]:
             return everything
 
 
-def _is_kept(run: Run) -> bool:
+def is_kept(run: Run) -> bool:
     """Whether a run goes on, or somebody wants it kept."""
-    return run.info.status == "RUNNING" or run.data.tags.get(KEEP_TAG, "").lower() in ("true", "yes", "1")
+    return run.info.status == "RUNNING" or is_tagged_keep(run.data.tags)
+
+
+def is_tagged_keep(tags: Mapping[str, str]) -> bool:
+    """Whether somebody said of a run or a version that it stays."""
+    return tags.get(KEEP_TAG, "").lower() in ("true", "yes", "1")
 
 
 def folder_name(url: str) -> str:

@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 
 # of a version
+SCORE_TAG = "gptpipe.cross_entropy"
 CHECKS_TAG, COMPARISON_TAG = "gptpipe.checks", "gptpipe.comparison"
 COMPARED_TAG = "gptpipe.compared_with"  # the champion's number then
 FRESHNESS_TAG = "gptpipe.freshness"
@@ -135,7 +136,7 @@ def register(
         version = next((v for v in versions if v.name == promote.model_name and v.source == source), None)
         if version is None:
             tags = {
-                "gptpipe.cross_entropy": repr(evaluation.cross_entropy),
+                SCORE_TAG: repr(evaluation.cross_entropy),
                 "gptpipe.scored": evaluation.scored,
             }
             version = client.create_model_version(

@@ -21,12 +21,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import boto3
 import psutil
 import yaml
 
@@ -107,6 +109,23 @@ class Watch:
         return grew
 
 
+def _stored(place: Place) -> dict[str, int]:
+    """Bytes in the stack's object store, by the first folder of their names."""
+    environment = place.stack_environment()
+    client: Any = boto3.client(
+        "s3",
+        endpoint_url=environment["GPTPIPE_S3_ENDPOINT"],
+        aws_access_key_id=environment["GPTPIPE_S3_ACCESS_KEY"],
+        aws_secret_access_key=environment["GPTPIPE_S3_SECRET_KEY"],
+        region_name="us-east-1",
+    )
+    bucket, sizes = environment["GPTPIPE_STORAGE"].removeprefix("s3://").partition("/")[0], Counter[str]()
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+        for each in page.get("Contents", ()):
+            sizes[each["Key"].partition("/")[0]] += each["Size"]
+    return sizes
+
+
 def _size(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
@@ -125,22 +144,28 @@ def training(place: Place, steps: int, every: int) -> list[str]:
 
 
 def nights(place: Place, count: int) -> list[str]:
-    """So many retrainings of a text that has grown by a file, `clean` after every tenth; what grew."""
+    """So many retrainings in one process, each of a text that has grown by a file, and `clean`; what grew.
+
+    MLflow keeps what a night has shown, its curves and pages, and its share of the store is told beside ours.
+    """
     watch, sizes = Watch(place), []
+    environment = place.environment(**place.stack_environment(), PYTHONPATH=str(Path(__file__).parents[2]))
+    words = [sys.executable, "-m", "tests.chaos.nights", str(count)]
     with watch:
-        for night in range(count):
-            (place.folder / "corpus" / f"night-{night:03}.py").write_text(f"def night_{night}(x):\n    return x\n" * 20)
-            _retrain(place, {}, 600)
-            if night % 10 == 9 or night == count - 1:
-                done = place.call("clean", "--apply", "--older-than", "0.002", **place.stack_environment())
-                assert done.returncode == 0, done.stderr
-                sizes.append(_size(place.folder / ".gptpipe" / "stack" / "seaweedfs") / 1e6)
-                print(f"after night {night + 1}: the store has {sizes[-1]:,.0f} MB", flush=True)
-    third = max(1, len(sizes) // 3)
+        nights = subprocess.Popen(words, cwd=place.folder, env=environment, stdout=subprocess.PIPE, text=True)
+        for line in nights.stdout or ():
+            sizes.append(_stored(place))
+            bytes_by_part = ", ".join(f"{part} {size / 1e6:,.1f} MB" for part, size in sorted(sizes[-1].items()))
+            print(f"{line.strip()}; in the store: {bytes_by_part}", flush=True)
     grew = watch.report(lambda name: not name.endswith("on disk, MB"))
-    if len(sizes) > 3 and max(sizes[-third:]) > max(sizes[third : 2 * third]) * (1 + GROWTH):
-        grew.append("the store")
-    return grew
+    if nights.wait():
+        return [*grew, "a night has failed"]
+    third = max(1, len(sizes) // 3)
+    middle, last = (
+        max(each.get("trainings", 0) + each.get("datasets", 0) for each in part)
+        for part in (sizes[third : 2 * third] or sizes, sizes[-third:])
+    )
+    return grew + (["trainings and datasets"] if last > middle * (1 + GROWTH) else [])
 
 
 def runs(place: Place, count: int) -> list[str]:

@@ -19,7 +19,7 @@ from gptpipe.errors import EXIT_OK, EXIT_USER_ERROR, UserError
 from tests.chaos.alone import PREFECT, RUN, Alone
 from tests.chaos.attack import Attack
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 _FAILED = "select message from flow_run_state where type in ('FAILED', 'CRASHED') and timestamp > ?"
 HALF, DONE = "half", "done"
 

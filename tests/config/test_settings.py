@@ -60,7 +60,7 @@ def test_the_environment_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch, 
     chosen |= {"GPTPIPE_S3_ENDPOINT": "http://10.0.0.1:9000"}
     chosen |= {"GPTPIPE_WEBHOOK": "https://chat/hook", "GPTPIPE_MLFLOW_AUTH": "user:password"}
     chosen |= {"GPTPIPE_WATCH_CRON": "*/5 * * * *", "GPTPIPE_SAME_TRAINING": "drop", "GPTPIPE_JOBSET_NODES": "3"}
-    chosen |= {"GPTPIPE_CHAMPION_CRON": "0 6 * * 1", "GPTPIPE_CLEAN_CRON": "0 5 * * 0"}
+    chosen |= {"GPTPIPE_CHAMPION_CRON": "0 6 * * 1", "GPTPIPE_CLEAN_CRON": "0 5 * * 0", "GPTPIPE_KEEP_VERSIONS": "9"}
     value = chosen.get(name, "4321" if name.endswith("_PORT") else "some-value")
     monkeypatch.setenv(name, value)
     found = getattr(reload_settings(), name.removeprefix("GPTPIPE_").lower())

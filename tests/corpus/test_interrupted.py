@@ -168,7 +168,6 @@ def test_a_build_killed_at_a_random_instant_is_completed_in_an_object_store(tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", [random.SystemRandom().randrange(10**6)], ids=["seed"])
 def test_fifteen_kills_in_a_folder(tmp_path: Path, seed: int) -> None:
     print(f"seed {seed}")  # shown when it fails
@@ -180,7 +179,6 @@ def test_fifteen_kills_in_a_folder(tmp_path: Path, seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.stack
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", [random.SystemRandom().randrange(10**6)], ids=["seed"])
 def test_fifteen_kills_in_an_object_store(tmp_path: Path, s3_storage: str, seed: int) -> None:
     print(f"seed {seed}")

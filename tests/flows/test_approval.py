@@ -19,7 +19,7 @@ from tests.fixtures.browser import CHROMIUM, browser
 from tests.flows.test_nights import add, command
 from tests.flows.test_retrain import GPTPIPE, ask
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 _SWITCH = """() => {
   const all = [...document.querySelectorAll('[role=dialog] [role=switch], [role=dialog] [role=checkbox]')];
   all.forEach(each => each.click());
@@ -75,7 +75,7 @@ def test_a_person_agrees_in_the_ui(corpus: Path, prefect_api: str, tmp_path: Pat
         if folder := os.environ.get("EVENING_PICTURES"):
             page.picture(Path(folder) / "approval.png")
         page.click("Submit")
-        out, log = process.communicate(timeout=240)
+        out, log = process.communicate(timeout=900)
     assert process.returncode == 0, log
     model: dict[str, Any] = json.loads(out)["model"]
     assert model["decision"] == "approved by a person (looks fine): there was no champion"
@@ -84,7 +84,7 @@ def test_a_person_agrees_in_the_ui(corpus: Path, prefect_api: str, tmp_path: Pat
 
 def test_nobody_answers_and_the_champion_stays_until_somebody_does(corpus: Path, prefect_api: str) -> None:
     process = start(corpus, "promote.approval_hours=0.002")  # seven seconds
-    out, log = process.communicate(timeout=280)
+    out, log = process.communicate(timeout=900)
     assert process.returncode == 0, log
     assert "nobody answered within 0.002 hours: the champion stays" in log
     assert json.loads(out)["model"]["champion"] is False

@@ -18,7 +18,7 @@ from gptpipe.services.ports import free_ports
 from tests.fixtures.deployed import TEXT, deployed, other_settings, retraining, runs_of, states
 from tests.fixtures.place import Place, wait_until
 
-pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.stack, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ class Engines:
             cwd=Path(__file__).resolve().parents[2],
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=900,
         )
         answers = [line for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
         assert answers, done.stdout + done.stderr

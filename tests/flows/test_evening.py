@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 from tests.fixtures.browser import CHROMIUM, Browser, browser
 from tests.fixtures.place import Place, folder_for_all, stack_in, wait_until
 
-pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.stack, pytest.mark.slow]
 
 SHAPE = {"n_layer": 1, "n_embd": 32, "n_head": 2, "context_length": 32}
 TRAIN = {

@@ -22,7 +22,7 @@ import yaml
 from tests.fixtures.browser import CHROMIUM, Browser, browser
 from tests.fixtures.place import Place, folder_for_all, stack_in, wait_until
 
-pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.stack, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = Path(sysconfig.get_path("stdlib"))
@@ -55,7 +55,7 @@ def add(corpus: Path, *packages: str) -> None:
 
 def up(place: Place) -> subprocess.CompletedProcess[str]:
     script = ["bash", str(ROOT / "infra" / "up.sh"), "--json"]
-    return subprocess.run(script, env=place.environment(), capture_output=True, text=True, timeout=240)
+    return subprocess.run(script, env=place.environment(), capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture

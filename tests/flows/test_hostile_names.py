@@ -15,7 +15,7 @@ from tests.fixtures.browser import CHROMIUM, Browser, browser
 from tests.fixtures.environment import begin_again
 from tests.fixtures.place import Place, folder_for_all, stack_in
 
-pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.stack, pytest.mark.slow]
 IMAGE = "<img src=x onerror=window.hacked=1>"  # as a file may be called
 EVIL = f"</script><script>window.hacked=1</script>{IMAGE}\x1b[2J[x](javascript:window.hacked=1)`|**"
 MODEL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 32}

@@ -20,7 +20,7 @@ import pytest
 
 from tests.fixtures.place import Place, folder_for_all, stack_in, wait_until
 
-pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.stack, pytest.mark.slow]
 
 _NET = f"10.{200 + os.getpid() // 250 % 50}.{os.getpid() % 250}"  # of this run: another one's may still be there
 HERE, THERE = f"{_NET}.1", f"{_NET}.2"

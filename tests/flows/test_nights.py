@@ -15,7 +15,7 @@ from gptpipe.config.settings import settings
 from gptpipe.tracking.client import Tracking
 from tests.flows.test_retrain import GPTPIPE, TINY, ask
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 MORE = ["train.steps=40", "train.batch_size=16", "train.learning_rate=3e-3", "train.checkpoint_every=0"]
 NIGHT = [*TINY, *MORE, "init=champion", "promote.max_degenerate=1", "promote.max_copied=0"]
 WORDS = ["value", "name", "index", "result", "total", "count", "other", "first", "last", "item"]
@@ -40,7 +40,7 @@ def command(corpus: Path, *more: str) -> list[str]:
 
 
 def night(corpus: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(corpus, *more), capture_output=True, text=True, cwd=corpus, timeout=280, check=False)
+    return subprocess.run(command(corpus, *more), capture_output=True, text=True, cwd=corpus, timeout=900, check=False)
 
 
 def trainings() -> int:

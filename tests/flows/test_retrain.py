@@ -57,7 +57,7 @@ def start(corpus: Path, *more: str) -> subprocess.Popen[str]:
 
 def run(corpus: Path, *more: str) -> tuple[dict[str, Any], str]:
     process = start(corpus, *more)
-    out, err = process.communicate(timeout=280)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     answer: dict[str, Any] = json.loads(out)
     return answer, err
@@ -220,7 +220,7 @@ def test_a_model_that_mlflow_was_away_for_is_said_to_be_not_registered(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     words = [word for text in TINY for word in ("--set", text)]
     command = [GPTPIPE, "run", "--corpus", str(corpus), "--storage", s3_storage, *words]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=corpus, timeout=280)
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=corpus, timeout=900)
     assert ended.returncode == 0, ended.stderr
     assert "is        not registered: MLflow was away; run the same again once it is back" in ended.stdout
     assert "cannot be reached yet (connection refused)" in ended.stderr

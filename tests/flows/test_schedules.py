@@ -15,7 +15,7 @@ import pytest
 from tests.fixtures.deployed import TEXT, deployed, other_settings, retraining, runs_of, states
 from tests.fixtures.place import Place, wait_until
 
-pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.stack, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,6 @@ def test_a_schedule_starts_runs_that_train_and_one_that_watches_does(
     assert doctor["logs"]["ok"], doctor["logs"]
 
 
-@pytest.mark.timeout(1200)
 def test_nights_that_were_missed_are_run_once(place: Place, up_again: Callable[..., None]) -> None:
     """The servers are away while a schedule of every minute goes on: of those nights one is run, the last."""
     up_again(GPTPIPE_NIGHTLY_CRON="* * * * *")

@@ -65,7 +65,7 @@ def start(corpus: Path, *words: str, command: str = "sweep", file: Path | None =
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
-    out, err = process.communicate(timeout=280)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, out + err
     answer: dict[str, Any] = json.loads(out)
     return answer, err

@@ -14,7 +14,7 @@ from gptpipe.tracking.sweeps import PARENT_TAG, SWEEP_TAG
 from tests.fixtures.deployed import TEXT, TINY
 from tests.fixtures.place import Place, folder_for_all, stack_in, wait_until
 
-pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.stack, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

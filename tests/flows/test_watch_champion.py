@@ -15,7 +15,7 @@ from gptpipe.config.settings import settings
 from tests.flows.test_nights import add, night
 from tests.flows.test_retrain import ask
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 FLOW = """
 import json, sys
 from flows.deployed import {name}
@@ -26,7 +26,7 @@ parameters = json.loads(sys.argv[1])
 
 def flow(name: str, **parameters: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", FLOW.format(name=name), json.dumps(parameters)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
 
 
 def last(api: str, name: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import yaml
 from gptpipe.services.ports import free_ports
 from tests.fixtures.place import GPTPIPE, folder_for_all, stack_in, wait_until
 
-pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.stack, pytest.mark.slow]
 COMPOSE = Path(__file__).parents[2] / "infra" / "compose.yaml"
 PUBLISHED = {"prefect": ("GPTPIPE_PREFECT_PORT", "4200"), "mlflow": ("GPTPIPE_MLFLOW_PORT", "5000")}
 PUBLISHED |= {"seaweedfs": ("GPTPIPE_S3_PORT", "8333")}

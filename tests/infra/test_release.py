@@ -26,7 +26,6 @@ def checkout(folder: Path) -> Path:
 
 
 @pytest.mark.slow  # it installs everything once more
-@pytest.mark.timeout(900)
 def test_a_release_is_a_wheel_sources_and_a_list_of_all_that_it_brings(tmp_path: Path) -> None:
     place = checkout(tmp_path / "checkout")
     done = subprocess.run([place / "infra/release.sh"], capture_output=True, text=True, check=False)

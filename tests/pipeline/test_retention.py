@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 from typer.testing import CliRunner
 
 from gptpipe import storage
@@ -18,6 +21,8 @@ from gptpipe.config.settings import reload_settings, settings
 from gptpipe.pipeline.retention import Removal, removals, remove
 from gptpipe.storage.lease import Lease
 from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, Tracking
+from gptpipe.tracking.moves import MOVE_TAG, WAITS_TAG
+from gptpipe.tracking.registry import SCORE_TAG
 from gptpipe.tracking.sweeps import PARENT_TAG, SWEEP_TAG
 
 DAY = 86400
@@ -258,3 +263,100 @@ def test_uploads_that_never_ended_are_given_up_in_a_real_store(s3_storage: str) 
     assert upload.place.endswith("trainings/x/model.safetensors")
     assert remove(upload, Tracking.of(settings()))
     assert uploads(lambda: time.time() + 2 * DAY) == []
+
+
+def version(store: Path, name: str, *, days: float = 40, run_tags: dict[str, str] | None = None, **tags: str) -> str:
+    """A training that the gate has registered, so long ago, and the number of its version."""
+    folder = training(store, name, dataset(store, name), **(run_tags or {}))
+    tracking = Tracking.of(settings())
+    client = tracking.connect()
+    with suppress(MlflowException):
+        client.create_registered_model("gptpipe")
+    (run,) = client.search_runs([tracking.experiment_id(client)], f"attributes.run_name = '{name}'")
+    checkpoint = storage.as_uri(f"{folder}/step-00000012")
+    made = client.create_model_version("gptpipe", checkpoint, run.info.run_id, tags={SCORE_TAG: "3.0", **tags})
+    with closing(sqlite3.connect(settings().tracking_uri.removeprefix("sqlite:///"))) as database, database:
+        written = int((time.time() - days * DAY) * 1000)
+        database.execute("update model_versions set creation_time = ? where version = ?", (written, made.version))
+    return str(made.version)
+
+
+def test_versions_go_where_a_number_of_them_that_stays_is_given(store: Path) -> None:
+    """Not one with an alias, one that waits, one that is tagged or whose run is, a young one, another program's."""
+    champion, plain = version(store, "registered"), version(store, "plain")
+    version(store, "a", **{WAITS_TAG: champion})
+    version(store, "kept", keep="true")
+    version(store, "b", run_tags={"keep": "yes"})
+    version(store, "young", days=2)
+    before = version(store, "c")
+    version(store, "last")
+    version(store, "d")
+    tracking = Tracking.of(settings())
+    client = tracking.connect()
+    client.delete_model_version_tag("gptpipe", before, SCORE_TAG)
+    client.set_registered_model_alias("gptpipe", "champion", champion)
+    age(store, 40)
+    assert places(store) == set()
+    listed = CliRunner().invoke(app, ["clean", "--keep-versions", "2"])
+    assert listed.exit_code == 0, listed.output
+    assert f"models:/gptpipe/{plain}  (no alias, not among the newest 2)" in listed.output
+    assert "3 things" in listed.output  # with its training, and the dataset of that
+    assert removals(str(store), tracking, 30, keep_versions=8) == []
+    client.set_registered_model_tag("gptpipe", MOVE_TAG, "{}")
+    assert removals(str(store), tracking, 30, keep_versions=2) == []
+    client.delete_registered_model_tag("gptpipe", MOVE_TAG)
+    (first, *_) = removals(str(store), tracking, 30, keep_versions=2)
+    client.set_registered_model_alias("gptpipe", "mine", plain)
+    assert not remove(first, tracking)  # it has got an alias since it was listed
+    client.delete_registered_model_alias("gptpipe", "mine")
+    applied = CliRunner().invoke(app, ["clean", "--keep-versions", "2", "--apply", "--json"])
+    assert [each["kind"] for each in json.loads(applied.stdout)["removals"]] == ["version", "training", "dataset"]
+    assert not (store / "trainings" / ID_OF["plain"]).exists()
+    assert len(client.search_model_versions("name = 'gptpipe'")) == 8
+    assert not remove(first, tracking)  # it is gone
+
+
+def result(store: Path, name: str, *, weights: str = "", data: str = "", whole: bool = True) -> None:
+    """An evaluation or samples as they are kept: what was scored, and the files beside it."""
+    place = store / name
+    place.parent.mkdir(exist_ok=True)
+    place.with_suffix(".parquet").write_bytes(b"x" * 100)
+    if whole:
+        place.with_suffix(".json").write_text(json.dumps({"weights": weights, "data": data}))
+
+
+def test_results_go_with_the_training_or_the_dataset_that_they_are_of(store: Path) -> None:
+    kept = training(store, "kept", dataset(store, "a"), keep="true")
+    plain = training(store, "plain", dataset(store, "b"))
+    dataset(store, "last")
+    (store / "datasets" / "latest.json").write_text(json.dumps({"id": ID_OF["last"]}))
+    result(store, "evaluations/of-kept", weights=f"{kept}/step-00000012", data=ID_OF["a"])
+    result(store, "evaluations/of-a-file", weights="/elsewhere/model", data=ID_OF["last"])
+    result(store, "evaluations/of-plain", weights=f"{plain}/step-00000012", data=ID_OF["a"])
+    result(store, "evaluations/on-b", weights=f"{kept}/step-00000012", data=ID_OF["b"])
+    result(store, "evaluations/unfinished", whole=False)
+    result(store, "samples/of-kept", weights=f"{kept}/step-00000012")
+    result(store, "samples/of-plain", weights=f"{plain}/step-00000012")
+    (store / "evaluations" / "overlap-1.json").write_text("{}")
+    (store / "evaluations" / "bad.json").write_text("[")
+    age(store, 40)
+    result(store, "evaluations/young", weights=f"{plain}/step-00000012")
+    assert places(store) == {
+        "trainings/plain",
+        "datasets/b",
+        "evaluations/of-plain.json",
+        "evaluations/on-b.json",
+        "evaluations/unfinished.json",
+        "evaluations/overlap-1.json",
+        "evaluations/bad.json",
+        "samples/of-plain.json",
+    }
+    assert CliRunner().invoke(app, ["clean", "--apply"]).exit_code == 0
+    left = {
+        str(path.relative_to(store)) for folder in ("evaluations", "samples") for path in (store / folder).iterdir()
+    }
+    evaluations = {
+        f"evaluations/{name}.{end}" for name in ("of-kept", "of-a-file", "young") for end in ("json", "parquet")
+    }
+    assert left == evaluations | {"samples/of-kept.json", "samples/of-kept.parquet"}
+    assert places(store) == set()

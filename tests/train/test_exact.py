@@ -67,7 +67,6 @@ def test_killed_runs_end_with_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)
 @pytest.mark.parametrize(
     ("nproc", "more"), [(1, {"micro_batch": 3}), (2, {"optimizer": "muon", "spike_action": "skip"}), (4, {})]
 )
