@@ -1,6 +1,9 @@
 # Sourced by run.sh and test.sh: makes .venv and installs gptpipe with the pinned versions, once.
 # Usage: setup EXTRAS   (for example: setup "" or setup dev,stack)
 
+# what Python has compiled it keeps, in .venv: without, each process would compile all that it imports
+unset PYTHONDONTWRITEBYTECODE
+
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 find_python() {
@@ -13,15 +16,6 @@ find_python() {
     done
     echo "error: no Python 3.11 or newer found — install one, or name it: PYTHON=/path/to/python $0" >&2
     return 2
-}
-
-# Compile a package, or all, on all cores, as pip and uv do not: what is not compiled, every process that imports it
-# compiles anew where PYTHONDONTWRITEBYTECODE is set. Some packages hold files for other Pythons, and thousands that
-# nobody here imports.
-compile() {
-    local unused='/(tests?|kubernetes|databricks|mypy|pip|fontTools|apprise/plugins|sympy/physics|dateparser/data'
-    unused+='|kubeflow_trainer_api|transformers/models/(?!auto/|gpt2/|qwen3/)[^/]+)/'
-    .venv/bin/python -m compileall -qq -j 0 -x "$unused" .venv/lib/python*/site-packages/${1:-} >/dev/null 2>&1 || true
 }
 
 setup() {
@@ -40,16 +34,18 @@ setup() {
         "$python" -m venv .venv
     fi
     echo "setting up: installing pinned packages, about two minutes the first time" >&2
-    local install=(install -c infra/constraints.txt) package=".${extras:+[$extras]}" torch
+    local install=(install -c infra/constraints.txt) package=".${extras:+[$extras]}"
     local pip=(.venv/bin/python -m pip -qq --disable-pip-version-check)
     # torch by pip, which knows what this machine's pip.conf says about where its builds are; uv does not
     "${pip[@]}" "${install[@]}" --no-compile --no-deps uv torch
-    compile torch & # while the rest is on its way
-    torch=$!
     # in a quarter of pip's time; but only pip knows of a mirror that pip.conf names
-    .venv/bin/uv pip -q --python .venv/bin/python "${install[@]}" -e "$package" 2>/dev/null ||
+    if ! .venv/bin/uv pip install -q --python .venv/bin/python "${install[@]:1}" -e "$package"; then
+        echo "setting up: uv could not, pip does it" >&2
         "${pip[@]}" "${install[@]}" --no-compile -e "$package"
-    wait "$torch"
-    compile
+    fi
+    # what most processes import is compiled now, on two cores, and not by several of them at once
+    .venv/bin/python -c "import torch.distributed.run, pyarrow.parquet, scipy.stats, matplotlib.pyplot, s3fs" &
+    .venv/bin/python -W ignore -c "import prefect.server.api.server, mlflow.server.fastapi_app"
+    wait
     echo "$wanted" >.venv/.installed-"$extras"
 }

@@ -156,10 +156,10 @@ def filled(template: dict[str, Any], name: str, invitation: Invitation, nodes: i
 def _find_cluster() -> None:
     """A UserError when this process runs in no cluster, and no kubeconfig names one."""
     try:
-        config.load_incluster_config()  # type: ignore[no-untyped-call]
+        config.load_incluster_config()
     except config.ConfigException:
         try:
-            config.load_kube_config()  # type: ignore[no-untyped-call]
+            config.load_kube_config()
         except (config.ConfigException, TypeError) as error:
             raise UserError(
                 f"no Kubernetes cluster: {error}",
