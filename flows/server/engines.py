@@ -75,11 +75,11 @@ class _TasksInProcesses(Processes):
         self.started()
 
     def run(self, work: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
-        pool = self.started()
+        tasks, pool = self.pool_for(tasks)
 
         @task(name=do_batch.name, cache_policy=NO_CACHE, persist_result=False)
         def do_in_pool(batch: Batch) -> list[Any]:
-            return list(pool.map(work, batch.items))
+            return list((pool.map if pool else map)(work, batch.items))
 
         yield from _in_window(do_in_pool.submit, tasks, self.workers)
 

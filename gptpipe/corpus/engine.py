@@ -16,6 +16,16 @@ from gptpipe.cores import usable_cores
 from gptpipe.tokenizer import get_tokenizer
 
 WINDOW = 4  # tasks submitted ahead, per worker
+# tasks and their bytes to read that are done before processes have started
+_FEW, _LITTLE = 64, 2_000_000
+
+
+class Task(Protocol):
+    """Something to do."""
+
+    @property
+    def size(self) -> int:
+        """Bytes to read."""
 
 
 class Engine(Protocol):
@@ -61,11 +71,22 @@ class Processes:
     def run(self, work: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
         tasks = iter(tasks)
         first = list(islice(tasks, 2))
-        if len(first) < 2 or self.workers == 1:
-            yield from map(work, chain(first, tasks))
+        tasks, pool = chain(first, tasks), None
+        if len(first) > 1 and self.workers > 1:
+            tasks, pool = self.pool_for(tasks)
+        if pool is None:
+            yield from map(work, tasks)
             return
-        pool = self.started()
-        yield from _in_window(lambda task: pool.submit(work, task), chain(first, tasks), WINDOW * self.workers)
+        yield from _in_window(lambda task: pool.submit(work, task), tasks, WINDOW * self.workers)
+
+    def pool_for(self, tasks: Iterable[Task]) -> tuple[Iterator[Task], ProcessPoolExecutor | None]:
+        """The tasks, and the processes that do them; None where this process has done them before those are there."""
+        if self.pool is not None:
+            return iter(tasks), self.pool
+        tasks = iter(tasks)
+        few = list(islice(tasks, _FEW + 1))
+        is_little = len(few) <= _FEW and sum(task.size for task in few) <= _LITTLE
+        return chain(few, tasks), None if is_little else self.started()
 
     def __enter__(self) -> Processes:
         return self

@@ -106,6 +106,7 @@ from gptpipe.corpus.engine import Processes
 
 class Stalling(Processes):
     def run(self, work, tasks):
+        self.started()
         for number, report in enumerate(super().run(work, tasks), 1):
             if number == 2:
                 print("in the middle", flush=True)

@@ -56,6 +56,17 @@ def test_it_is_the_orthogonal_factor(shape: tuple[int, int]) -> None:
     assert (in_its_basis - in_its_basis.diagonal().diag()).abs().max() < 0.03
 
 
+def test_a_device_without_bfloat16_rounds_as_one_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(2)
+    given, made = torch.randn(3, 48, 96), []
+    for in_hardware in (True, False):
+        monkeypatch.setattr("gptpipe.train.muon.has_bfloat16", lambda _, answer=in_hardware: answer)
+        made.append(orthogonal(given))
+    assert {each.dtype for each in made} == {torch.bfloat16}
+    first, second = (each.double() for each in made)
+    assert (first - second).norm() < 1e-2 * first.norm()  # sums in another order, rounded alike
+
+
 def test_matrices_in_one_parameter_are_made_orthogonal_apart() -> None:
     whole = torch.nn.Parameter(torch.zeros(48 + 24 + 24, 48))
     apart = [torch.nn.Parameter(torch.zeros(rows, 48)) for rows in (48, 24, 24)]
