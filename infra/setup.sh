@@ -33,7 +33,7 @@ setup() {
         echo "setting up: $("$python" --version) in .venv" >&2
         "$python" -m venv .venv
     fi
-    echo "setting up: installing pinned packages, about two minutes the first time" >&2
+    echo "setting up: installing pinned packages, one to two minutes the first time" >&2
     local install=(install -c infra/constraints.txt) package=".${extras:+[$extras]}"
     local pip=(.venv/bin/python -m pip -qq --disable-pip-version-check)
     # torch by pip, which knows what this machine's pip.conf says about where its builds are; uv does not

@@ -21,6 +21,6 @@ def many_documents(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """With enough documents in validation for an interval."""
     folder = tmp_path_factory.mktemp("many")
     for number in range(60):
-        (folder / f"{number}.txt").write_text(f"number {number} of the many\n" * (3 + number % 5))
+        (folder / f"{number}.txt").write_text(f"number {number} of the many\n" * (1 + number % 3))
     config = DataConfig(corpus=[str(folder)], validation=0.5)
     return open_dataset(tokenize(config, str(folder.parent / "many-out")).dataset)
