@@ -44,7 +44,7 @@ def evaluate_once(
         any_tokenizer: whether weights with another tokenizer than the dataset's are scored, in their own tokens.
     """
     read = read_weights(weights) if isinstance(weights, str) else weights
-    place, dataset = _place(read, data, config, out), open_dataset(data).id
+    place, dataset = _place(read, data, config, out), open_dataset(data).url
     try:
         kept = storage.read_as(f"{place}.json", _EVALUATION)
         return replace(kept, weights=read.url, data=dataset, already_done=True)

@@ -42,7 +42,7 @@ class Evaluation:
         calibration: the likeliest token's probability against how often it was right.
         tasks: what it scored on tasks with a right answer.
         page: URL of a page that shows the loss in the text; empty where none was written.
-        data: id of the dataset; empty where this is not kept.
+        data: URL of the dataset; empty where this is not kept.
         against: other weights on the same documents, where they were asked for.
     """
 

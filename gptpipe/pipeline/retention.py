@@ -31,7 +31,8 @@ from gptpipe.weights.checkpoint import STATE, newest_checkpoint
 
 KINDS = ("version", "training", "dataset", "result", "upload", "leftover")
 RESULTS = ("evaluations", "samples")  # folders of what was measured once, which is measured again where it is missing
-_OF_TRAINING = re.compile(r"/trainings/([0-9a-f]{32}(?:-\d+)?)/")
+_RESULT = re.compile(r"(overlap-)?[0-9a-f]{32}")
+_MADE = re.compile(r"/(trainings|datasets)/([0-9a-f]{32}(?:-\d+)?)(?:/|$)")  # below a store
 _ID = re.compile(r"[0-9a-f]{32}(-\d+)?")  # of a dataset, of a training and its further attempts
 _DAY = 86400.0
 
@@ -180,21 +181,28 @@ def _datasets(store: str, used: References, gone: set[str], days: float, now: fl
 
 
 def _results(store: str, gone: set[str], gone_data: set[str], days: float, now: float) -> Iterator[Removal]:
-    """Evaluations and samples of a training, or a dataset, that is not there any more, and measured overlaps."""
-    trainings = set(storage.list_folders(storage.join(store, "trainings"))) - gone
-    datasets = set(storage.list_folders(storage.join(store, "datasets"))) - gone_data
+    """Evaluations and samples of a training, or a dataset, that is in this store no more, and measured overlaps."""
+    there = {
+        "trainings": set(storage.list_folders(storage.join(store, "trainings"))) - gone,
+        "datasets": set(storage.list_folders(storage.join(store, "datasets"))) - gone_data,
+    }
     for folder in RESULTS:
         parts: dict[str, list[storage.Entry]] = {}
         for entry in storage.list_files(storage.join(store, folder)):
-            parts.setdefault(entry.url.rpartition(".")[0], []).append(entry)
+            if _RESULT.fullmatch(entry.path.partition(".")[0]):  # other files there are a person's
+                parts.setdefault(entry.url.rpartition(".")[0], []).append(entry)
         for name, files in parts.items():
             age = (now - max(file.modified for file in files)) / _DAY
-            if age >= days and (reason := _unused(f"{name}.json", age, trainings, datasets)):
+            if age >= days and (reason := _unused(f"{name}.json", store, age, there)):
                 yield Removal("result", f"{name}.json", sum(file.size for file in files), reason, age)
 
 
-def _unused(result: str, age: float, trainings: set[str], datasets: set[str]) -> str:
-    """Why nobody needs a result any more; empty where somebody may."""
+def _unused(result: str, store: str, age: float, there: dict[str, set[str]]) -> str:
+    """Why nobody needs a result any more; empty where somebody may.
+
+    Args:
+        there: names of the trainings and of the datasets that stay in the store.
+    """
     if folder_name(result).startswith("overlap-"):
         return "measured again where it is needed"
     try:
@@ -203,11 +211,12 @@ def _unused(result: str, age: float, trainings: set[str], datasets: set[str]) ->
         return "never finished" if age >= 1 else ""
     except Damaged:
         return "damaged"
-    training = _OF_TRAINING.search(str(told.get("weights", "")))
-    if training and training[1] not in trainings:
-        return "of a training that is gone"
-    data = str(told.get("data", ""))
-    return "of a dataset that is gone" if _ID.fullmatch(data) and data not in datasets else ""
+    for key in ("weights", "data"):
+        url = str(told.get(key, ""))
+        made = _MADE.match(url.removeprefix(store)) if url.startswith(store) else None
+        if made and made[2] not in there[made[1]]:
+            return f"of a {made[1].removesuffix('s')} that is gone"
+    return ""
 
 
 def _dataset_in(training: str) -> str:

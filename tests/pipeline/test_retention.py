@@ -7,7 +7,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -318,45 +318,56 @@ def test_versions_go_where_a_number_of_them_that_stays_is_given(store: Path) -> 
 
 def result(store: Path, name: str, *, weights: str = "", data: str = "", whole: bool = True) -> None:
     """An evaluation or samples as they are kept: what was scored, and the files beside it."""
-    place = store / name
+    folder, _, name = name.partition("/")
+    place = store / folder / hashlib.md5(name.encode()).hexdigest()
     place.parent.mkdir(exist_ok=True)
     place.with_suffix(".parquet").write_bytes(b"x" * 100)
     if whole:
         place.with_suffix(".json").write_text(json.dumps({"weights": weights, "data": data}))
 
 
+def results(names: Iterable[str]) -> set[str]:
+    """Those of these that are called by an id, by the name that this test gives them."""
+    given = ("of-kept", "of-a-file", "of-elsewhere", "of-plain", "on-b", "unfinished", "young", "bad")
+    known = {hashlib.md5(name.encode()).hexdigest(): name for name in given}
+    parts = [name.rpartition("/") for name in names]
+    return {f"{folder}/{known.get(name.split('.')[0], name)}" for folder, _, name in parts}
+
+
 def test_results_go_with_the_training_or_the_dataset_that_they_are_of(store: Path) -> None:
-    kept = training(store, "kept", dataset(store, "a"), keep="true")
-    plain = training(store, "plain", dataset(store, "b"))
-    dataset(store, "last")
+    a, b = dataset(store, "a"), dataset(store, "b")
+    kept, plain = training(store, "kept", a, keep="true"), training(store, "plain", b)
+    last = dataset(store, "last")
     (store / "datasets" / "latest.json").write_text(json.dumps({"id": ID_OF["last"]}))
-    result(store, "evaluations/of-kept", weights=f"{kept}/step-00000012", data=ID_OF["a"])
-    result(store, "evaluations/of-a-file", weights="/elsewhere/model", data=ID_OF["last"])
-    result(store, "evaluations/of-plain", weights=f"{plain}/step-00000012", data=ID_OF["a"])
-    result(store, "evaluations/on-b", weights=f"{kept}/step-00000012", data=ID_OF["b"])
+    result(store, "evaluations/of-kept", weights=f"{kept}/step-00000012", data=a)
+    result(store, "evaluations/of-a-file", weights="/elsewhere/model", data=last)
+    gone = f"trainings/{ID_OF['plain']}/step-00000012"
+    result(store, "evaluations/of-elsewhere", weights=f"/elsewhere/{gone}", data=f"/elsewhere/datasets/{ID_OF['b']}")
+    result(store, "evaluations/of-plain", weights=f"{plain}/step-00000012", data=a)
+    result(store, "evaluations/on-b", weights=f"{kept}/step-00000012", data=b)
     result(store, "evaluations/unfinished", whole=False)
+    result(store, "evaluations/bad", whole=False)
+    (store / "evaluations" / f"{hashlib.md5(b'bad').hexdigest()}.json").write_text("[")
     result(store, "samples/of-kept", weights=f"{kept}/step-00000012")
     result(store, "samples/of-plain", weights=f"{plain}/step-00000012")
-    (store / "evaluations" / "overlap-1.json").write_text("{}")
-    (store / "evaluations" / "bad.json").write_text("[")
+    overlap = f"overlap-{ID_OF['a']}.json"
+    for name in (overlap, "mine.json"):
+        (store / "evaluations" / name).write_text("[]")
     age(store, 40)
     result(store, "evaluations/young", weights=f"{plain}/step-00000012")
-    assert places(store) == {
+    assert results(places(store)) == {
         "trainings/plain",
         "datasets/b",
-        "evaluations/of-plain.json",
-        "evaluations/on-b.json",
-        "evaluations/unfinished.json",
-        "evaluations/overlap-1.json",
-        "evaluations/bad.json",
-        "samples/of-plain.json",
+        "evaluations/of-plain",
+        "evaluations/on-b",
+        "evaluations/unfinished",
+        f"evaluations/{overlap}",
+        "evaluations/bad",
+        "samples/of-plain",
     }
     assert CliRunner().invoke(app, ["clean", "--apply"]).exit_code == 0
-    left = {
-        str(path.relative_to(store)) for folder in ("evaluations", "samples") for path in (store / folder).iterdir()
-    }
-    evaluations = {
-        f"evaluations/{name}.{end}" for name in ("of-kept", "of-a-file", "young") for end in ("json", "parquet")
-    }
-    assert left == evaluations | {"samples/of-kept.json", "samples/of-kept.parquet"}
+    stays = {"evaluations/of-kept", "evaluations/of-a-file", "evaluations/of-elsewhere", "evaluations/young"}
+    left = [f"{path.parent.name}/{path.name}" for path in store.glob("[es]*/*")]
+    assert results(left) == stays | {"samples/of-kept", "evaluations/mine.json"}
+    assert len(left) == 2 * 5 + 1
     assert places(store) == set()
