@@ -12,9 +12,10 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -182,10 +183,12 @@ def _datasets(store: str, used: References, gone: set[str], days: float, now: fl
 
 def _results(store: str, gone: set[str], gone_data: set[str], days: float, now: float) -> Iterator[Removal]:
     """Evaluations and samples of a training, or a dataset, that is in this store no more, and measured overlaps."""
-    there = {
-        "trainings": set(storage.list_folders(storage.join(store, "trainings"))) - gone,
-        "datasets": set(storage.list_folders(storage.join(store, "datasets"))) - gone_data,
-    }
+
+    @cache
+    def is_there(kind: str, name: str) -> bool:  # an object store may list the folder of files that were removed
+        stays = name not in (gone if kind == "trainings" else gone_data)
+        return stays and bool(storage.list_files(storage.join(store, kind, name)))
+
     for folder in RESULTS:
         parts: dict[str, list[storage.Entry]] = {}
         for entry in storage.list_files(storage.join(store, folder)):
@@ -193,15 +196,15 @@ def _results(store: str, gone: set[str], gone_data: set[str], days: float, now: 
                 parts.setdefault(entry.url.rpartition(".")[0], []).append(entry)
         for name, files in parts.items():
             age = (now - max(file.modified for file in files)) / _DAY
-            if age >= days and (reason := _unused(f"{name}.json", store, age, there)):
+            if age >= days and (reason := _unused(f"{name}.json", store, age, is_there)):
                 yield Removal("result", f"{name}.json", sum(file.size for file in files), reason, age)
 
 
-def _unused(result: str, store: str, age: float, there: dict[str, set[str]]) -> str:
+def _unused(result: str, store: str, age: float, is_there: Callable[[str, str], bool]) -> str:
     """Why nobody needs a result any more; empty where somebody may.
 
     Args:
-        there: names of the trainings and of the datasets that stay in the store.
+        is_there: whether a training or a dataset, by its folder's kind and name, stays in the store.
     """
     if folder_name(result).startswith("overlap-"):
         return "measured again where it is needed"
@@ -214,7 +217,7 @@ def _unused(result: str, store: str, age: float, there: dict[str, set[str]]) -> 
     for key in ("weights", "data"):
         url = str(told.get(key, ""))
         made = _MADE.match(url.removeprefix(store)) if url.startswith(store) else None
-        if made and made[2] not in there[made[1]]:
+        if made and not is_there(made[1], made[2]):
             return f"of a {made[1].removesuffix('s')} that is gone"
     return ""
 
