@@ -38,7 +38,7 @@ setup() {
     local pip=(.venv/bin/python -m pip -qq --disable-pip-version-check)
     # torch by pip, which knows what this machine's pip.conf says about where its builds are; uv does not
     "${pip[@]}" "${install[@]}" --no-compile --no-deps uv torch
-    # in a quarter of pip's time; but only pip knows of a mirror that pip.conf names
+    # in less than half of pip's time; but only pip knows of a mirror that pip.conf names
     if ! .venv/bin/uv pip install -q --python .venv/bin/python "${install[@]:1}" -e "$package"; then
         echo "setting up: uv could not, pip does it" >&2
         "${pip[@]}" "${install[@]}" --no-compile -e "$package"

@@ -25,7 +25,6 @@ def test_a_process_runs_until_it_ends() -> None:
     assert not is_running(child.pid)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no zombies there")
 def test_one_that_nobody_waits_for_does_not_run() -> None:
     child = os.fork()
     if child == 0:

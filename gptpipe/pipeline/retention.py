@@ -102,12 +102,14 @@ def removals(
 def clean(store: str, tracking: Tracking, days: float, keep_versions: int | None = None) -> list[Removal]:
     """Remove all that may be removed; what is gone.
 
-    Versions first, then trainings, then datasets: what those that stay by now need stays too.
+    Versions first, then trainings, datasets, results: what those that stay by now need stays too.
     """
-    gone = [each for each in _versions(tracking, keep_versions, days, time.time()) if remove(each, tracking)]
-    for kinds in (("training",), ("dataset", "upload", "leftover"), ("result",)):
+    now = time.time()
+    gone = [each for each in _versions(tracking, keep_versions, days, now) if remove(each, tracking)]
+    for kinds in (("training",), ("dataset", "upload", "leftover")):
         gone += [each for each in removals(store, tracking, days, kinds=kinds) if remove(each, tracking)]
-    return gone
+    results = _results(storage.normalize(store), set(), set(), days, now)
+    return gone + [each for each in results if remove(each, tracking)]
 
 
 def remove(removal: Removal, tracking: Tracking) -> bool:

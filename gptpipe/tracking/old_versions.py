@@ -43,9 +43,9 @@ def old_versions(tracking: Tracking, keep: int, before: float) -> list[OldVersio
         versions = sorted(all_versions(client), key=lambda each: int(each.version))
         found = []
         for name in sorted({each.name for each in versions}):
-            mine = [each for each in versions if each.name == name]
-            held = _held(client, name)
-            for each in mine[: len(mine) - keep]:
+            older = [each for each in versions if each.name == name][:-keep]
+            held = _held(client, name) if older else None
+            for each in older:
                 registered = each.creation_timestamp / 1000
                 if held is not None and registered < before and _is_free(client, each, held):
                     found.append(OldVersion(name, str(each.version), registered))

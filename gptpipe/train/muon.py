@@ -145,9 +145,10 @@ def orthogonal(matrices: Tensor) -> Tensor:
         x = x.mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=_SMALLEST)
     for _ in range(_ITERATIONS):
-        square = wide((wide(x) @ wide(x).mT).bfloat16())
+        y = wide(x)
+        square = wide((y @ y.mT).bfloat16())
         inner = wide(torch.baddbmm(square, square, square, beta=b, alpha=c).bfloat16())
-        x = torch.baddbmm(wide(x), inner, wide(x), beta=a).bfloat16()
+        x = torch.baddbmm(y, inner, y, beta=a).bfloat16()
     return x.mT if tall else x
 
 

@@ -162,10 +162,10 @@ def nights(place: Place, count: int) -> list[str]:
         return [*grew, "a night has failed"]
     third = max(1, len(sizes) // 3)
     middle, last = (
-        max(each.get("trainings", 0) + each.get("datasets", 0) for each in part)
+        max(sum(size for name, size in each.items() if name != "mlflow") for each in part)
         for part in (sizes[third : 2 * third] or sizes, sizes[-third:])
     )
-    return grew + (["trainings and datasets"] if last > middle * (1 + GROWTH) else [])
+    return grew + (["the store without MLflow's share"] if last > middle * (1 + GROWTH) else [])
 
 
 def runs(place: Place, count: int) -> list[str]:

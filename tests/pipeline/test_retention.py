@@ -301,7 +301,8 @@ def test_versions_go_where_a_number_of_them_that_stays_is_given(store: Path) -> 
     assert listed.exit_code == 0, listed.output
     assert f"models:/gptpipe/{plain}  (no alias, not among the newest 2)" in listed.output
     assert "3 things" in listed.output  # with its training, and the dataset of that
-    assert removals(str(store), tracking, 30, keep_versions=8) == []
+    for many in (8, 9, 10, 12, 100):  # 9 there are
+        assert removals(str(store), tracking, 30, keep_versions=many) == [], many
     client.set_registered_model_tag("gptpipe", MOVE_TAG, "{}")
     assert removals(str(store), tracking, 30, keep_versions=2) == []
     client.delete_registered_model_tag("gptpipe", MOVE_TAG)
