@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from gptpipe import storage
 from gptpipe.config import EvaluateConfig, digest
 from gptpipe.dataset.cache import TokenCache
-from gptpipe.dataset.dataset import open_dataset
+from gptpipe.dataset.dataset import Dataset, open_dataset
 from gptpipe.evaluation.confidence import Comparison, by_corpus, compare
 from gptpipe.evaluation.evaluate import evaluate_whole, in_one_window
 from gptpipe.evaluation.result import Against, Evaluation
@@ -44,26 +44,27 @@ def evaluate_once(
         any_tokenizer: whether weights with another tokenizer than the dataset's are scored, in their own tokens.
     """
     read = read_weights(weights) if isinstance(weights, str) else weights
-    place, dataset = _place(read, data, config, out), open_dataset(data).url
+    dataset = open_dataset(data)
+    place = _place(read, dataset, config, out)
     try:
         kept = storage.read_as(f"{place}.json", _EVALUATION)
-        return replace(kept, weights=read.url, data=dataset, already_done=True)
+        return replace(kept, weights=read.url, data=dataset.url, already_done=True)
     except FileNotFoundError:
         pass
     scored = evaluate_whole(read, data=data, config=config, cache=cache, any_tokenizer=any_tokenizer)
     storage.write_bytes(f"{place}.parquet", scored.table())
     storage.write_bytes(f"{place}.html", scored.page().encode())
-    evaluation = replace(scored.evaluation, page=f"{place}.html", data=dataset)
+    evaluation = replace(scored.evaluation, page=f"{place}.html", data=dataset.url)
     storage.write_json(f"{place}.json", evaluation.as_dict())  # the last: with it the others are whole
     return evaluation
 
 
-def _place(read: Weights, data: str, config: EvaluateConfig, out: str) -> str:
+def _place(read: Weights, dataset: Dataset, config: EvaluateConfig, out: str) -> str:
     identity = digest(
         {
             "stage": STAGE_VERSION,
             "weights": read.identity,
-            "dataset": open_dataset(data).id,
+            "dataset": dataset.id,
             "config": {key: value for key, value in config.result_fields().items() if key not in ("data", "tasks")},
             "tasks": [[task.partition(":")[0], task_digest(task)] for task in config.tasks],
         }
@@ -93,13 +94,14 @@ def evaluate_against(
         UserError: one of the two cannot be read, or the weights have another vocabulary than the dataset.
     """
     own, others = (read_weights(each) for each in (weights, other))
-    per_byte = not has_tokenizer(others, open_dataset(data).load_tokenizer())
+    dataset = open_dataset(data)
+    per_byte = not has_tokenizer(others, dataset.load_tokenizer())
     config = in_one_window(config, own, others)
     if per_byte:
         config = config.model_copy(update={"documents": "apart"})
     evaluation = evaluate_once(own, data=data, config=config, out=out, cache=cache)
     before = evaluate_once(others, data=data, config=config, out=out, cache=cache, any_tokenizer=True)
-    first, second = (_table(_place(each, data, config, out)) for each in (others, own))
+    first, second = (_table(_place(each, dataset, config, out)) for each in (others, own))
     nats, others_nats = second["nats"].to_numpy(), first["nats"].to_numpy()
     corpus = np.array(second["corpus"].to_pylist())
     if per_byte:
