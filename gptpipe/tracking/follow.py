@@ -11,12 +11,14 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 import threading
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +54,7 @@ RETRY_SECONDS = 5.0
 _LONGEST_TAG = 1000  # characters that the table of runs still shows
 _TRIES, _AGAIN_SECONDS = 3, 0.5  # for the entry of a dataset
 _POINTS_A_CALL = 1000  # MLflow's limit for one batch of metrics
+_FIELD = re.compile(r"^(Name|Version): *(.*?)\s*$", re.MULTILINE)  # of a package's description
 
 
 class TrainingTracker:
@@ -278,9 +281,18 @@ def profile(dataset: Dataset) -> dict[str, Any]:
     return sizes
 
 
+@cache
 def environment() -> str:
-    """Python and every installed package with its version, a line each, as pip reads them."""
-    packages = {f"{each.name}=={each.version}" for each in distributions()}
+    """Python and every installed package with its version, a line each, as pip reads them.
+
+    Only the head of each package's description is read: to parse them whole takes as long as to import torch.
+    """
+    packages = set()
+    for each in distributions():
+        text = each.read_text("METADATA") or each.read_text("PKG-INFO") or ""
+        fields = dict(reversed(_FIELD.findall(text.partition("\n\n")[0])))
+        if "Name" in fields and "Version" in fields:
+            packages.add(f"{fields['Name']}=={fields['Version']}")
     return "\n".join([f"# Python {platform.python_version()} on {platform.platform()}", *sorted(packages)]) + "\n"
 
 
