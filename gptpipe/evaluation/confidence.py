@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy.special import stdtrit
 
 FEWEST = 10  # documents: with fewer no interval says much
 _COMMON = np.array([0.0, *np.geomspace(1e-6, 1e3, 28)])  # variance in common over variance per token, tried in turn
@@ -75,6 +74,8 @@ def mean_interval(nats: np.ndarray, tokens: np.ndarray, certainty: float = 0.95)
         nats, tokens: of each document, shape (D,).
         certainty: of the two-sided interval.
     """
+    from scipy.special import stdtrit  # here: whoever scores nothing does not wait for it
+
     scored = tokens > 0
     nats, tokens = nats[scored], tokens[scored].astype(np.float64)
     if len(nats) < FEWEST:

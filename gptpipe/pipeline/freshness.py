@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from scipy.special import ndtri
 
 from gptpipe import storage
 from gptpipe.config import PipelineConfig
@@ -85,7 +85,7 @@ def difference_interval(new: Loss, old: Loss) -> tuple[float, float]:
     """The 95 % interval of the difference of two losses on different documents, which do not depend on each other."""
     if new.interval is None or old.interval is None:
         return -math.inf, math.inf
-    reach = float(ndtri(0.975)) * math.hypot(new.interval.standard_error, old.interval.standard_error)
+    reach = NormalDist().inv_cdf(0.975) * math.hypot(new.interval.standard_error, old.interval.standard_error)
     difference = new.nats - old.nats
     return difference - reach, difference + reach
 

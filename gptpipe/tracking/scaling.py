@@ -13,7 +13,6 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from gptpipe.errors import UserError
 from gptpipe.wording import counted
@@ -205,6 +204,7 @@ def _check(points: Sequence[Point]) -> None:
 
 def _descend(start: np.ndarray, sizes: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, float]:
     """The law's numbers (ln A, ln B, ln E, α, β) of least loss that are reached from a start, and that loss."""
+    from scipy.optimize import least_squares  # here: whoever fits no law does not wait for it
 
     def terms_of(numbers: np.ndarray) -> np.ndarray:
         a, b, e, alpha, beta = numbers

@@ -17,7 +17,7 @@ from gptpipe.config import ModelConfig, TrainConfig
 from gptpipe.cores import usable_cores
 from gptpipe.errors import UserError
 from gptpipe.model.gpus import memory_said
-from gptpipe.model.precision import Precision
+from gptpipe.model.precision import Precision, has_bfloat16
 from gptpipe.train.budget import MemoryBudget
 from gptpipe.train.distributed import Ranks
 from gptpipe.train.state import TrainState
@@ -41,6 +41,11 @@ def settle(config: TrainConfig, ranks: Ranks, state: TrainState) -> Precision:
             state.threads,
         )
     precision = Precision.choose(state.precision or config.precision, ranks.device)
+    if precision.name == "bfloat16" and not has_bfloat16(ranks.device) and ranks.rank == 0:
+        log.warning(
+            "this CPU has no units for bfloat16: it is up to a hundred times slower here than float32, "
+            "which train.precision=auto takes"
+        )
     state.precision, state.world_size = precision.name, ranks.world_size
     torch.set_num_threads(state.threads)
     if ranks.device.type == "cuda":

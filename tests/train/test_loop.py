@@ -23,6 +23,7 @@ from gptpipe.dataset.stream import TokenStream
 from gptpipe.errors import UserError
 from gptpipe.launch.job import Job, Outcome
 from gptpipe.launch.signals import StopRequest
+from gptpipe.model import precision as precisions
 from gptpipe.tokenizer import get_tokenizer
 from gptpipe.train import energy, loop, runtime
 from gptpipe.train.budget import MemoryBudget
@@ -31,6 +32,7 @@ from gptpipe.train.reporter import Reporter
 from gptpipe.train.runtime import check_memory
 from gptpipe.train.saver import Saver
 from gptpipe.train.spikes import SpikeGuard
+from gptpipe.train.state import TrainState
 from gptpipe.train.step import Stepper
 from gptpipe.weights.checkpoint import list_checkpoints, newest_checkpoint
 from tests.fixtures.trainings import MODEL, TRAIN, text_of
@@ -279,6 +281,19 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_made(monkeypatch: pytes
     check(2 * needed)
     with pytest.raises(UserError, match=r"n_layer=48, n_embd=1600 on .* needs at least [\d.]+ GB, there are 16\.0"):
         check(32e9)
+
+
+@pytest.mark.parametrize(
+    ("precision", "in_hardware", "warned"), [("bfloat16", 0, 1), ("bfloat16", 1, 0), ("auto", 0, 0)]
+)
+def test_bfloat16_on_a_cpu_without_it_is_said(
+    precision: str, in_hardware: bool, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for module in (runtime, precisions):
+        monkeypatch.setattr(module, "has_bfloat16", lambda _: in_hardware)
+    config = TrainConfig.model_validate({"precision": precision, "threads": torch.get_num_threads()})
+    runtime.settle(config, Ranks(0, 0, 1, 1, torch.device("cpu")), TrainState())
+    assert ("no units for bfloat16" in caplog.text) == warned
 
 
 def test_a_gpu_that_is_full_is_a_line_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
