@@ -24,7 +24,6 @@ from gptpipe.errors import UserError
 from gptpipe.launch.job import Job, Outcome
 from gptpipe.launch.signals import StopRequest
 from gptpipe.model import precision as precisions
-from gptpipe.tokenizer import get_tokenizer
 from gptpipe.train import energy, loop, runtime
 from gptpipe.train.budget import MemoryBudget
 from gptpipe.train.distributed import Ranks
@@ -108,7 +107,7 @@ def test_documents_at_is_what_counting_gives(dataset: str, tmp_path: Path) -> No
     separators = np.flatnonzero(stream.read(0, stream.length) == stream.end_of_text)
     everything = documents_at(stream, np.arange(stream.length))
     assert len(everything) == len(separators)
-    tokenizer, begin = get_tokenizer("gpt2"), 0
+    tokenizer, begin = open_dataset(dataset).load_tokenizer(), 0
     for name, end in zip(everything, separators.tolist(), strict=True):
         number = int(name.removeprefix("corpus:").split(".")[0])
         assert tokenizer.decode(stream.read(begin, end).tolist()) == text_of(number)
