@@ -13,7 +13,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from gptpipe.config.settings import make_home, reload_settings, settings
+from gptpipe.config.settings import make_home, settings
 from gptpipe.cores import usable_cores
 from gptpipe.services.seaweedfs import find_weed
 from tests.fixtures.environment import begin_again
@@ -92,10 +92,10 @@ def clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
         if name.upper().startswith(PREFIXES):
             monkeypatch.delenv(name)
     monkeypatch.setenv("GPTPIPE_HOME", str(tmp_path_factory.mktemp("home")))
-    reload_settings()
+    settings.cache_clear()
     yield
     monkeypatch.undo()
-    reload_settings()
+    settings.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -51,17 +51,27 @@ def _feistel(values: np.ndarray, half: int, keys: np.ndarray) -> np.ndarray:
     shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
     left, right = values >> shift, values & mask
     for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & mask)
+        mixed = _mix(right ^ key)
+        mixed &= mask
+        mixed ^= left
+        left, right = right, mixed
     return (left << shift) | right
 
 
+# of splitmix64
+_STEP, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
+
+
 def _mix(x: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed: np.ndarray = x ^ (x >> np.uint64(31))
-        return mixed
+    """The mixer of splitmix64, in place of `x`, shape (k,), uint64, which wraps around without a word."""
+    x += _STEP
+    x ^= x >> _SHIFTS[0]
+    x *= _FIRST
+    x ^= x >> _SHIFTS[1]
+    x *= _SECOND
+    x ^= x >> _SHIFTS[2]
+    return x
 
 
 def windows_of(samples: np.ndarray, windows: int, dataset_id: str, seed: int, configuration: str) -> np.ndarray:

@@ -8,6 +8,7 @@ import os
 import random
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -70,21 +71,25 @@ def ranged(out: Path, *corpus: object, **options: Any) -> TokenizeResult:
     return build(out, *corpus, **{"shard_megabytes": 1, "validation": 0, **options})
 
 
-def tokens_of(text: str) -> list[int]:
-    tokens: list[int] = GPT2.encode_array(text).tolist()
-    return tokens
+@lru_cache(maxsize=2)
+def tokens_of(text: str) -> np.ndarray:
+    return GPT2.encode_array(text)
 
 
-def documents(dataset: str) -> dict[str, list[int]]:
+def documents(dataset: str) -> dict[str, np.ndarray]:
     """The tokens of every document; its parts must be in order, one of them, the last, marked so."""
-    parts: dict[str, list[dict[str, Any]]] = {}
-    for row in rows_of(dataset):
-        parts.setdefault(row["document_id"], []).append(row)
-    for identity, rows in parts.items():
-        numbers = [row["part"] for row in rows]
-        assert numbers == sorted(set(numbers)), f"{identity}: parts {numbers}"
-        assert [row["last"] for row in rows] == [False] * (len(rows) - 1) + [True], identity
-    return {identity: [token for row in rows for token in row["tokens"]] for identity, rows in parts.items()}
+    parts: dict[str, list[tuple[int, bool, np.ndarray]]] = {}
+    for entry in pq.read_table(f"{dataset}/shards.parquet").to_pylist():
+        rows = pq.read_table(f"{dataset}/{entry['path']}")
+        names, numbers, lasts = (rows[name].to_pylist() for name in ("document_id", "part", "last"))
+        tokens = [row.values.to_numpy() for row in rows["tokens"]]
+        for name, number, last, row in zip(names, numbers, lasts, tokens, strict=True):
+            parts.setdefault(name, []).append((number, last, row))
+    for identity, found in parts.items():
+        places = [number for number, _, _ in found]
+        assert places == sorted(set(places)), f"{identity}: parts {places}"
+        assert [last for _, last, _ in found] == [False] * (len(found) - 1) + [True], identity
+    return {identity: np.concatenate([row for _, _, row in found]) for identity, found in parts.items()}
 
 
 def stream(dataset: str, cache: Path, split: str = "train") -> np.ndarray:
@@ -92,9 +97,9 @@ def stream(dataset: str, cache: Path, split: str = "train") -> np.ndarray:
     return tokens.read(0, tokens.length)
 
 
-def same(found: list[int] | np.ndarray, text: str) -> bool:
+def same(found: np.ndarray, text: str) -> bool:
     """Whether these are the tokens of `text`, without a page of numbers when they are not."""
-    return np.array_equal(np.asarray(found), GPT2.encode_array(text))
+    return np.array_equal(found, tokens_of(text))
 
 
 # --- one text ------------------------------------------------------------------------------------------------
@@ -126,11 +131,12 @@ def test_a_large_text_read_in_ranges_has_the_tokens_of_the_whole(tmp_path: Path,
     found = documents(made.dataset)
     assert set(found) == {"large.txt#0", "small.txt#0"}
     assert same(found["large.txt#0"], text)
-    assert found["small.txt#0"] == tokens_of(SMALL)
+    assert same(found["small.txt#0"], SMALL)
     assert made.documents == 2
     assert open_dataset(made.dataset).total("bytes") == len(text.encode()) + len(SMALL)
-    whole = [*tokens_of(text), END], [*tokens_of(SMALL), END]
-    assert stream(made.dataset, tmp_path / "cache").tolist() in (whole[0] + whole[1], whole[1] + whole[0])
+    first, second = ([*tokens_of(each), END] for each in (text, SMALL))
+    whole = stream(made.dataset, tmp_path / "cache")
+    assert any(np.array_equal(whole, np.array(each)) for each in (first + second, second + first))
 
 
 def test_a_large_text_has_one_shard_a_range_whatever_the_number_of_workers(tmp_path: Path) -> None:
@@ -303,11 +309,9 @@ def test_a_large_text_of_the_wrong_length_is_left_out_once(tmp_path: Path, optio
 
 def lines_of(texts: list[str], separator: bytes = b"\n") -> tuple[bytes, dict[str, str]]:
     """A JSONL file, and its documents by their ids."""
-    content, found = b"", {}
-    for text in texts:
-        found[f"large.jsonl#{len(content)}"] = text
-        content += json.dumps({"text": text}, ensure_ascii=False).encode() + separator
-    return content, found
+    lines = [json.dumps({"text": text}, ensure_ascii=False).encode() + separator for text in texts]
+    offsets = itertools.accumulate(map(len, lines), initial=0)
+    return b"".join(lines), {f"large.jsonl#{offset}": text for offset, text in zip(offsets, texts, strict=False)}
 
 
 def short_texts(count: int, seed: int = 0) -> list[str]:
@@ -362,8 +366,8 @@ def test_a_line_longer_than_a_range_is_one_document(tmp_path: Path) -> None:
 def test_a_byte_order_mark_before_large_jsonl_is_no_part_of_it(tmp_path: Path) -> None:
     content, expected = lines_of(short_texts(14_000))
     folder = write(tmp_path / "corpus", {"large.jsonl": b"\xef\xbb\xbf" + content})
-    texts = [tokens_of(text) for text in expected.values()]
-    assert list(documents(ranged(tmp_path / "out", folder).dataset).values()) == texts
+    found = documents(ranged(tmp_path / "out", folder).dataset).values()
+    assert [same(*pair) for pair in zip(found, expected.values(), strict=True)] == [True] * len(expected)
 
 
 def test_a_broken_line_far_into_a_large_file_is_named_by_its_number(tmp_path: Path) -> None:

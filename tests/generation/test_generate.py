@@ -43,6 +43,7 @@ def config(**given: object) -> SampleConfig:
 
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {"gpt2": {}, "qwen3": {"architecture": "qwen3", "n_kv_head": 2}}
+STEPS = 25  # of rows side by side: most of them come past a context of 40
 
 
 @pytest.fixture(scope="module")
@@ -190,13 +191,13 @@ def test_a_row_has_the_same_bits_whatever_stands_beside_it(precision: str, slide
     lengths = (1, 17, 3, 16, 39, 55, 2)
     prompts = [[(7 * i + j * j) % 700 for j in range(length)] for i, length in enumerate(lengths)]
     generator = torch.Generator().manual_seed(1)
-    added = torch.randint(0, 700, (len(prompts), 45), generator=generator).tolist()
-    until = [45, 12, 45, 30, 45, 45, 7]
+    added = torch.randint(0, 700, (len(prompts), STEPS), generator=generator).tolist()
+    until = [STEPS, 12, STEPS, 20, STEPS, STEPS, 7]
 
     def logits_of(numbers: list[int]) -> dict[int, list[torch.Tensor]]:
-        decoder = PackedDecoder(model, 45, consume=False)
+        decoder = PackedDecoder(model, STEPS, consume=False)
         found: dict[int, list[torch.Tensor]] = {number: [] for number in numbers}
-        for step in range(45):
+        for step in range(STEPS):
             rows = []
             for number in numbers:
                 if step < until[number]:
