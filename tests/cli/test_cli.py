@@ -385,6 +385,7 @@ from gptpipe.cli import main
 
 
 def late():
+    threading.main_thread().join()  # the command is done
     time.sleep(0.3)
     print("a thread of Python's own")
 
