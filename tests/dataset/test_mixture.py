@@ -222,18 +222,14 @@ def test_without_a_mixture_a_window_across_two_corpora_counts_for_the_one_it_beg
 ) -> None:
     loading = loader(sample, tmp_path, closing, mixture={}, batch_size=1)
     bounds = np.array([begin for begin, _ in sample.corpora.values()] + [len(sample.tokens)])
-    across = [i for i in range(loading.order.count) if _is_across(loading, i, bounds)]
-    assert across
-    loading.seek(across[0])
-    start = int(loading.order.places(np.array(across[:1]))[0][0])
+    starts = loading.order.places(np.arange(loading.order.count))[0]
+    across = np.flatnonzero(((bounds > starts[:, None] + 1) & (bounds <= starts[:, None] + CONTEXT)).any(axis=1))
+    assert len(across)
+    loading.seek(int(across[0]))
+    start = int(starts[across[0]])
     wanted = [0] * 6
     wanted[int(np.searchsorted(bounds, start, side="right")) - 1] = CONTEXT
     assert loading.next_batch().corpora.tolist() == wanted
-
-
-def _is_across(loading: TrainLoader, number: int, bounds: np.ndarray) -> bool:
-    start = int(loading.order.places(np.array([number]))[0][0])
-    return bool(((bounds > start + 1) & (bounds <= start + CONTEXT)).any())
 
 
 def test_the_mixture_changes_the_order_but_not_the_dataset(
