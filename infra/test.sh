@@ -10,11 +10,10 @@ if [ "${1:-}" = "--all" ]; then
 else
     setup dev,stack
     select=(-m "not slow")
-    more=1 # these often wait for servers; the slow ones start many at once, and keep every core busy
 fi
 workers=$(.venv/bin/python -c "from gptpipe.cores import usable_cores; print(min(4, usable_cores()))")
-# whole files, the long ones first, as tests/conftest.py has them
-select+=(-n "$((workers + ${more:-0}))" --dist loadfile --no-loadscope-reorder)
+# one more than cores, as tests often wait for servers; whole files, the long ones first, as tests/conftest.py has them
+select+=(-n "$((workers + 1))" --dist loadfile --no-loadscope-reorder)
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 types=$(mktemp)

@@ -16,9 +16,9 @@ import pytest
 from gptpipe.services.ports import free_ports
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the API of a Prefect server that lives as long as the tests."""
+    """The address of the API of a Prefect server that lives as long as the module's tests: it is busy all the time."""
     (port,) = free_ports(1)
     home = tmp_path_factory.mktemp("prefect")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}

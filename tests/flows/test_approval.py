@@ -104,7 +104,7 @@ def test_an_answer_in_a_terminal_ends_the_wait(corpus: Path, prefect_api: str) -
         [GPTPIPE, "approve", "1", "--note", "by hand"], capture_output=True, text=True, check=False, cwd=corpus
     )
     assert done.returncode == 0, done.stderr
-    out, log = process.communicate(timeout=60)
+    out, log = process.communicate(timeout=900)
     assert process.returncode == 0, log
     assert "`gptpipe approve 1`" in log
     model: dict[str, Any] = json.loads(out)["model"]

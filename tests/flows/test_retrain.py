@@ -142,7 +142,7 @@ def test_a_hugging_face_folder_in_and_one_out(corpus: Path, tmp_path: Path) -> N
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
     refused = start(corpus, "--export", str(tmp_path / "other"))
-    assert "the folder holds something else" in json.loads(refused.communicate(timeout=120)[0])["error"]["message"]
+    assert "the folder holds something else" in json.loads(refused.communicate(timeout=900)[0])["error"]["message"]
     assert refused.returncode == 2
 
 
@@ -162,7 +162,7 @@ def test_a_model_of_another_language_keeps_its_tokenizer_from_night_to_night(cor
     exported = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert exported("Die Straße")["input_ids"] == theirs("Die Straße")["input_ids"]
     refused = start(corpus, "--set", f"data.tokenizer={tmp_path}/in")
-    error = json.loads(refused.communicate(timeout=120)[0])["error"]
+    error = json.loads(refused.communicate(timeout=900)[0])["error"]
     assert (refused.returncode, error["hint"]) == (2, f"set model.vocab_size={len(theirs)}")
     adapted, _ = run(corpus, "--init", str(tmp_path / "in"), "--set", "data.tokenizer=gpt2", *more)
     assert open_dataset(adapted["dataset"]["dataset"]).tokenizer["name"] == "gpt2"
@@ -204,7 +204,7 @@ def test_a_preempted_run_goes_on_where_it_was(corpus: Path) -> None:
         assert time.monotonic() < until
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGTERM)
-    out, err = process.communicate(timeout=90)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 75, err
     assert "run again to go on" in json.loads(out)["error"]["message"]
     (folder,) = (home / "storage" / "trainings").glob("*/step-*")

@@ -158,7 +158,7 @@ def test_halving_stops_a_real_training_that_could_go_on(corpus: Path, server: st
     pages = [found["data"] for found in ask(server, "/artifacts/filter") if found["key"] == "sweep"]
     assert any(answer["sentence"] in page and "data:image/png;base64," in page for page in pages)
     refused = start(corpus, *words, "--set", "train.batch_size=8")
-    error = json.loads(refused.communicate(timeout=120)[0])["error"]
+    error = json.loads(refused.communicate(timeout=900)[0])["error"]
     assert (refused.returncode, error["where"]) == (2, "sweep.name=rates")
 
 
@@ -191,7 +191,7 @@ def test_trainings_side_by_side_and_the_file_of_the_best_one_names_a_training_th
 )
 def test_what_cannot_be_swept_ends_with_a_line(corpus: Path, words: list[str], where: str, what: str) -> None:
     process = start(corpus, *words)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=900)
     error = json.loads(out)["error"]
     assert process.returncode == 2
     assert where in error["where"]

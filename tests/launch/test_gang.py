@@ -81,7 +81,7 @@ def test_a_node_that_is_lost_ends_the_gang_and_the_next_attempt_has_the_same_bit
         for each in frozen:
             each.resume()  # the cable is mended: the node from the old attempt ends by itself
         wait_until(lambda: not any(map(lives, frozen)), 10, "the end of the old attempt's node")
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     assert "attempt 1 ended" in err
     if how == signal.SIGKILL:
@@ -95,7 +95,7 @@ def test_a_rank_that_the_system_kills_is_named_with_why(new_training: NewTrainin
     process = training.start()
     training.wait_for_step(7)
     kill(training.ranks()[:1])
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     assert re.search(r"attempt 1 ended: rank [01] was killed by signal 9; once more", err)
 

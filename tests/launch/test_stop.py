@@ -69,7 +69,7 @@ def test_a_signal_saves_and_ends_resumable(new_training: NewTraining, nproc: int
     process = training.start()
     training.wait_for_step(5)
     os.kill(process.pid, number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 75, err
     assert "run again to go on" in out
     saved = newest_checkpoint(folder_of(training))
@@ -87,7 +87,7 @@ def test_a_signal_that_comes_while_the_ranks_start_is_not_lost(new_training: New
     while not training.ranks():
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 75, err
 
 
@@ -96,7 +96,7 @@ def _stop(process: object) -> str:
 
     assert isinstance(process, subprocess.Popen)
     os.kill(process.pid, signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=900)
     assert isinstance(err, str)
     return err
 
@@ -108,7 +108,7 @@ def test_where_torchrun_itself_is_killed_it_goes_on_by_itself(new_training: NewT
     training.wait_for_step(40)
     (launcher,) = [each for each in training.family() if "torch.distributed.run" in each.cmdline()]
     launcher.kill()
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     assert "torchrun was killed by signal 9; once more from" in err
     assert training.family() == []
@@ -118,7 +118,7 @@ def test_where_torchrun_itself_is_killed_it_goes_on_by_itself(new_training: NewT
 def test_max_hours_ends_resumable(new_training: NewTraining) -> None:
     training = new_training("hours", train={**LONG, "max_hours": 4 / 3600})
     process = training.start()
-    out, err = process.communicate(timeout=90)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 75, err
     assert "max_hours is used up" in out
 
@@ -166,7 +166,7 @@ def test_a_training_whose_rank_is_killed_goes_on_by_itself(new_training: NewTrai
     process = training.start()
     training.wait_for_step(12)
     kill(training.ranks())
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     assert re.search(r"rank 0 was killed by signal 9; once more from step [1-5]0\n", err)  # memory had no part in it
     assert training.weights() == undisturbed.weights()
@@ -185,7 +185,7 @@ def test_a_rank_that_is_killed_each_time_ends_the_training(new_training: NewTrai
         time.sleep(1)
         seen |= {rank.pid for rank in fresh}
         kill(fresh[1:])
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 1
     assert "killed by signal 9" in out
     assert "memory" not in out.splitlines()[0]
@@ -202,7 +202,7 @@ def test_a_rank_that_is_killed_while_it_was_asked_to_save_is_not_started_again(n
     os.kill(process.pid, signal.SIGTERM)
     time.sleep(1)
     rank.kill()
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 1
     assert "killed by signal 9" in out
     assert "once more from" not in err
@@ -222,7 +222,7 @@ def test_nothing_of_the_current_folder_is_imported_and_nothing_is_left_in_the_te
     training = new_training("beside", train={"steps": 6})
     training.finish()
     process = training.start()
-    process.communicate(timeout=60)
+    process.communicate(timeout=900)
     assert not list(temporary.glob("torchelastic_*"))
 
 
@@ -246,7 +246,7 @@ def test_one_folder_has_one_writer(new_training: NewTraining) -> None:
     first = training.start()
     training.wait_for_step(2)
     second = training.start()
-    out, _ = second.communicate(timeout=60)
+    out, _ = second.communicate(timeout=900)
     assert second.returncode == 2
     assert f"(process {first.pid}) is writing here" in out
 
@@ -294,7 +294,7 @@ def test_what_cannot_be_trained_is_said_before_a_rank_starts(
     new_training: NewTraining, train: dict[str, int], model: dict[str, int], message: str
 ) -> None:
     training = new_training("bad", train=train, model=model)
-    out, _ = training.start().communicate(timeout=60)
+    out, _ = training.start().communicate(timeout=900)
     assert training.started[-1].returncode == 2
     assert message in out
     assert out.count("\n") == 1
@@ -323,7 +323,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_earlier_one_and_named_where_
         for checkpoint in [newest, *(earlier if every else [])]:
             damage(Path(checkpoint.url) / name)
         process = training.start()
-        out, said = process.communicate(timeout=100)
+        out, said = process.communicate(timeout=900)
         goes_on = f"the checkpoint is passed over, training goes on from step {earlier[0].step}"
         assert said.count(f"{newest.url}/{name}: damaged: its size or SHA-256 is not what it should be; {goes_on}") == 1
         if every:

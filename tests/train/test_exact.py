@@ -31,10 +31,10 @@ def killed_and_resumed(training: Training, kills: int, seed: int) -> None:
             kind = number % 4
             if kind == 1 and training.ranks():  # one rank alone: torchrun and the launcher see it and end
                 kill([chance.choice(training.ranks())])
-                process.communicate(timeout=240)
+                process.communicate(timeout=900)
             elif kind == 2:  # the launcher alone: the ranks must end with it
                 kill(victims[:1])
-                process.communicate(timeout=240)
+                process.communicate(timeout=900)
                 until = time.monotonic() + 20
                 while any(victim.is_running() and victim.status() != "zombie" for victim in victims):
                     assert time.monotonic() < until, "a rank outlived its launcher"
@@ -43,7 +43,7 @@ def killed_and_resumed(training: Training, kills: int, seed: int) -> None:
                 while process.poll() is None and not training.ranks():  # before that, Python itself just ends
                     time.sleep(0.01)
                 process.send_signal(signal.SIGTERM)
-                process.communicate(timeout=240)
+                process.communicate(timeout=900)
                 assert process.returncode in (0, 75)
             else:
                 kill(victims)
