@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -16,6 +16,7 @@ from filelock import FileLock
 from gptpipe.config.settings import make_home, settings
 from gptpipe.cores import usable_cores
 from gptpipe.services.seaweedfs import find_weed
+from tests.fixtures.databases import PREFECT, copy_database, make_mlflow_database, make_prefect_database
 from tests.fixtures.environment import begin_again
 from tests.fixtures.s3 import S3Server, object_store
 
@@ -98,20 +99,29 @@ def clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
     settings.cache_clear()
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables in a SQLite file, made once for all processes that test: it takes some seconds."""
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A file of all processes that test, which one of them makes."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
-    from mlflow import MlflowClient
-
-    file, partial = folder / "mlflow.db", folder / "mlflow.partial"
-    with FileLock(folder / "mlflow.lock"):
+    file = folder / name
+    with FileLock(f"{file}.lock"):
         if not file.exists():
-            MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
-            partial.rename(file)
+            make(file.with_suffix(".partial"))
+            file.with_suffix(".partial").rename(file)
     return file
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables in a SQLite file."""
+    return made_once(tmp_path_factory, "mlflow.db", make_mlflow_database)
+
+
+@pytest.fixture(scope="session")
+def empty_prefect(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prefect's tables in a SQLite file."""
+    return made_once(tmp_path_factory, "prefect.db", make_prefect_database)
 
 
 @pytest.fixture
@@ -119,6 +129,12 @@ def database(clean_settings: None, empty_database: Path) -> None:
     """An empty MLflow in this test's home."""
     make_home(settings().home_path)
     shutil.copy(empty_database, settings().home_path / "mlflow.db")
+
+
+@pytest.fixture
+def prefect_database(clean_settings: None, empty_prefect: Path) -> None:
+    """An empty Prefect in this test's home."""
+    copy_database(empty_prefect, settings().home_path / PREFECT)
 
 
 @pytest.fixture(scope="session")

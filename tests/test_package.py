@@ -24,7 +24,7 @@ assert get_tokenizer().encode("hello world") == [31373, 995]
 
 def test_the_wheel_holds_flows_presets_and_ranks(tmp_path: Path) -> None:
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "-o", tmp_path / "dist", ROOT], check=True, capture_output=True
+        [sys.executable, "-m", "build", "--wheel", "-n", "-o", tmp_path / "dist", ROOT], check=True, capture_output=True
     )
     (wheel,) = (tmp_path / "dist").glob("gptpipe-*.whl")
     place = tmp_path / "installed"

@@ -7,13 +7,12 @@ import os
 import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from tests.chaos import trouble
 from tests.chaos.attack import CHANGE, CLOCK, Attack, fill, flip, strike
 from tests.chaos.outcome import Traces, unended_flow_runs
 from tests.fixtures.bad_store import BadStore
+from tests.fixtures.databases import PREFECT, copy_database
 
 GPTPIPE = str(Path(sys.executable).with_name("gptpipe"))
 SETTINGS = {
@@ -51,7 +51,6 @@ _TRY_SECONDS = 300
 _VICTIM_SECONDS = 10  # in which a victim that is not there yet may come
 _GRACE_SECONDS = 5.0  # in which what a command started may still end after it
 DISK_MEGABYTES = 256
-PREFECT = "prefect/prefect.db"  # below the home
 
 
 def write_corpus(folder: Path) -> None:
@@ -138,10 +137,7 @@ class Alone:
         self.home.mkdir(mode=0o700, exist_ok=True)
         self.temporary.mkdir(exist_ok=True)
         for name, database in (databases or {}).items():
-            place = self.home / name
-            place.parent.mkdir(mode=0o700, exist_ok=True)
-            with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(place)) as target:
-                source.backup(target)
+            copy_database(database, self.home / name)
 
     def run(self, *attacks: Attack) -> None:
         """Run it, once with each attack, and once more where the last of them has not ended well."""
@@ -175,8 +171,7 @@ class Alone:
         home = self.folder / "kept" if (self.folder / "kept").exists() else self.home
         # MLflow's client keeps a database open, and the next one may lie in the same place
         copied = Path(tempfile.mkdtemp(dir=self.folder)) / "mlflow.db"
-        with closing(sqlite3.connect(home / "mlflow.db")) as source, closing(sqlite3.connect(copied)) as target:
-            source.backup(target)
+        copy_database(home / "mlflow.db", copied)
         traces = Traces(self.store or str(home / "storage"), f"sqlite:///{copied}", "gptpipe", "gptpipe")
         left = sorted(file.name for file in self.temporary.iterdir())
         pages = {file.name: file.read_text().endswith("</html>\n") for file in self.folder.glob("*.html")}

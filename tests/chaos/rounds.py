@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from gptpipe.services.seaweedfs import find_weed
-from tests.chaos.alone import PREFECT, Alone, marks_of
+from tests.chaos.alone import Alone, marks_of
 from tests.chaos.attack import ALONE, STACKED, STORED, Attack
 from tests.chaos.later import COMMANDS, Later
 from tests.chaos.outcome import differences
 from tests.chaos.stacked import Stacked
 from tests.fixtures.bad_store import bad_store
+from tests.fixtures.databases import PREFECT
 from tests.fixtures.environment import begin_again
 from tests.fixtures.place import folder_for_all, stack_in
 from tests.fixtures.s3 import object_store

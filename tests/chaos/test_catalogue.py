@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from gptpipe.errors import EXIT_OK, EXIT_USER_ERROR, UserError
-from tests.chaos.alone import PREFECT, RUN, Alone
+from tests.chaos.alone import RUN, Alone
 from tests.chaos.attack import Attack
+from tests.fixtures.databases import PREFECT
 
 pytestmark = pytest.mark.slow
 _FAILED = "select message from flow_run_state where type in ('FAILED', 'CRASHED') and timestamp > ?"
@@ -105,16 +106,16 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
+def world(tmp_path_factory: pytest.TempPathFactory, empty_database: Path, empty_prefect: Path) -> Path:
     """`half` and `done`: a home whose command was killed in mid-training, and the same after its end."""
     folder = tmp_path_factory.mktemp("catalogue")
     run = Alone(folder / "place")
-    run.prepare({"mlflow.db": empty_database})
+    run.prepare({"mlflow.db": empty_database, PREFECT: empty_prefect})
     run.run(Attack("kill", "all", "step-00000020", 0.1))  # and once more: to its end
     assert [each.code for each in run.tries] == [-9, EXIT_OK]
     run.folder.rename(folder / DONE)
     run = Alone(folder / "place")
-    run.prepare({"mlflow.db": empty_database, PREFECT: folder / DONE / "home" / PREFECT})
+    run.prepare({"mlflow.db": empty_database, PREFECT: empty_prefect})
     run.attempt(Attack("kill", "all", "step-00000020", 0.1))
     assert [each.code for each in run.tries] == [-9]
     run.folder.rename(folder / HALF)

@@ -15,7 +15,7 @@ from gptpipe.errors import UserError
 PREFECT = "http://127.0.0.1:9/api"
 
 
-@pytest.mark.usefixtures("database")
+@pytest.mark.usefixtures("database", "prefect_database")
 @pytest.mark.parametrize(
     ("asked", "raised"), [(f"{PREFECT}/logs/", UserError), ("https://hub.example/model", httpx.ConnectError)]
 )

@@ -15,11 +15,19 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.fixtures.databases import PREFECT, copy_database
+
 GPTPIPE = str(Path(sys.executable).with_name("gptpipe"))
 CTRL_C = b"\x03"
 LINES = "".join(f"def f{number}(x):\n    return x * {number}\n\n" for number in range(300))
 NANO = ["--set", "model.n_layer=1", "--set", "model.n_embd=32", "--set", "model.n_head=2"]
 SMALL = [*NANO, "--set", "model.context_length=32", "--set", "train.batch_size=4", "--set", "train.validate_tokens=64"]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, empty_prefect: Path) -> None:
+    """A command's home, with Prefect's tables."""
+    copy_database(empty_prefect, tmp_path / "home" / PREFECT)
 
 
 class Terminal:
@@ -33,7 +41,7 @@ class Terminal:
             kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
             os.execve(GPTPIPE, ["gptpipe", *words], kept | {"GPTPIPE_HOME": str(folder / "home")})
 
-    def read_until(self, text: str, seconds: float = 120) -> None:
+    def read_until(self, text: str, seconds: float = 480) -> None:
         until = time.monotonic() + seconds
         while text not in self.said:
             assert time.monotonic() < until, f"no {text!r} in {self.said[-2000:]}"

@@ -14,13 +14,15 @@ from pathlib import Path
 import pytest
 
 from gptpipe.services.ports import free_ports
+from tests.fixtures.databases import copy_database
 
 
 @pytest.fixture(scope="module")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect_api(tmp_path_factory: pytest.TempPathFactory, empty_prefect: Path) -> Iterator[str]:
     """The address of the API of a Prefect server that lives as long as the module's tests: it is busy all the time."""
     (port,) = free_ports(1)
     home = tmp_path_factory.mktemp("prefect")
+    copy_database(empty_prefect, home / "prefect.db")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment |= {"PREFECT_HOME": str(home), "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     environment["PREFECT_SERVER_UI_API_URL"] = f"http://127.0.0.1:{port}/api"
