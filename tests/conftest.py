@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import shutil
@@ -16,6 +17,7 @@ from filelock import FileLock
 from gptpipe.config.settings import make_home, settings
 from gptpipe.cores import usable_cores
 from gptpipe.services.seaweedfs import find_weed
+from gptpipe.startup import import_quickly
 from tests.fixtures.databases import PREFECT, copy_database, make_mlflow_database, make_prefect_database
 from tests.fixtures.environment import begin_again
 from tests.fixtures.s3 import S3Server, object_store
@@ -47,9 +49,15 @@ LONG = (
 
 def pytest_configure(config: pytest.Config) -> None:
     """Tests that run side by side share the cores out: threads that wait for others' turns cost many times over."""
+    import_quickly()
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:
         torch.set_num_threads(max(1, usable_cores() // workers))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now lives to the end: no search for garbage need look at it."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -35,8 +35,7 @@ def run_rank(folder: Path, launcher: int, work: Callable[[], Callable[[], Outcom
     end_with(launcher)
     try:
         do = work()
-        gc.collect()
-        gc.freeze()  # what was imported lives to the end: later collections need not look at it
+        gc.freeze()  # what was imported lives to the end: no search for garbage need look at it, nor one now
         gc.enable()
         outcome = do()
     except UserError as error:

@@ -1,6 +1,6 @@
 """So many nights one after the other, in one process: a text that grows by a file, a retraining, `clean` now and then.
 
-Usage: python -m tests.chaos.nights NIGHTS    (in a folder with the corpus, on the servers of the environment)
+Usage: python -m tests.chaos.nights NIGHTS EVERY    (in a folder with the corpus, on the servers of the environment)
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from gptpipe.cli.app import app
 from gptpipe.config.settings import prepare_environment
 from tests.chaos.alone import RUN
 
-KEEP, EVERY = 10, 10  # versions that stay; nights between two times of `clean`
 DAYS = "0.002"  # three minutes
 
 
@@ -26,13 +25,13 @@ def call(*words: str) -> str:
 
 
 def main() -> None:
-    count = int(sys.argv[1])
+    count, every = map(int, sys.argv[1:])  # nights, and those between two times of `clean`: as many versions stay
     prepare_environment()
     for night in range(1, count + 1):
         Path("corpus", f"night-{night:03}.py").write_text(f"def night_{night}(x):\n    return x\n" * 20)
         call(*RUN)
-        if night % EVERY == 0 or night == count:
-            call("clean", "--apply", "--older-than", DAYS, "--keep-versions", str(KEEP))
+        if night % every == 0 or night == count:
+            call("clean", "--apply", "--older-than", DAYS, "--keep-versions", str(every))
             print(f"night {night} has ended", flush=True)
 
 

@@ -1,7 +1,7 @@
 """Long and large, on the servers of `gptpipe up`: what must stay flat while it goes on, and what it does to them.
 
 Usage: python -m tests.chaos.soak training [--steps 100000] [--every 100]
-       python -m tests.chaos.soak nights [--nights 500]
+       python -m tests.chaos.soak nights [--nights 500] [--clean-every 10]
        python -m tests.chaos.soak files [--small 10000] [--gigabytes 4]
        python -m tests.chaos.soak runs [--runs 1000]
 
@@ -143,14 +143,14 @@ def training(place: Place, steps: int, every: int) -> list[str]:
     return watch.report(lambda name: not name.endswith("on disk, MB"))
 
 
-def nights(place: Place, count: int) -> list[str]:
+def nights(place: Place, count: int, every: int) -> list[str]:
     """So many retrainings in one process, each of a text that has grown by a file, and `clean`; what grew.
 
     MLflow keeps what a night has shown, its curves and pages, and its share of the store is told beside ours.
     """
     watch, sizes = Watch(place), []
     environment = place.environment(**place.stack_environment(), PYTHONPATH=str(Path(__file__).parents[2]))
-    words = [sys.executable, "-m", "tests.chaos.nights", str(count)]
+    words = [sys.executable, "-m", "tests.chaos.nights", str(count), str(every)]
     with watch:
         nights = subprocess.Popen(words, cwd=place.folder, env=environment, stdout=subprocess.PIPE, text=True)
         for line in nights.stdout or ():
@@ -225,7 +225,14 @@ def files(folder: Path, small: int, gigabytes: float) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("training", "nights", "files", "runs"))
-    for name, default in (("steps", 100_000), ("every", 100), ("nights", 500), ("small", 10_000), ("runs", 1000)):
+    for name, default in (
+        ("steps", 100_000),
+        ("every", 100),
+        ("nights", 500),
+        ("clean-every", 10),
+        ("small", 10_000),
+        ("runs", 1000),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--gigabytes", type=float, default=4.0)
     given = parser.parse_args()
@@ -238,7 +245,7 @@ def main() -> int:
                 write_corpus(folder / "corpus")
                 works: dict[str, Callable[[], list[str]]] = {
                     "training": lambda: training(place, given.steps, given.every),
-                    "nights": lambda: nights(place, given.nights),
+                    "nights": lambda: nights(place, given.nights, given.clean_every),
                     "runs": lambda: runs(place, given.runs),
                 }
                 grew = works[given.what]()

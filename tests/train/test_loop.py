@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -65,9 +66,11 @@ def run(tmp_path: Path, dataset: str) -> Run:
             resume=resume,
             launcher=os.getpid(),
         )
+        gc.freeze()  # as a rank's process does: a training collects its own garbage at every checkpoint
         try:
             return loop.train(job, NeverAsked())  # type: ignore[arg-type]
         finally:
+            gc.unfreeze()
             torch.set_num_threads(threads)
 
     return train
