@@ -39,6 +39,7 @@ PAUSE = 5.0  # seconds between two looks
 # A figure may grow by this share, and by so much more, from the middle third of the time to the last.
 GROWTH = 0.10
 SLACK = {"MB": 64.0, "descriptors": 16, "threads": 4, "temporary files": 8}
+_APART = ("stack", "cache", "jobs")  # in a home: servers, what is as large as it may be, what `clean` leaves for a day
 ROLES = {
     "prefect server": "prefect_server",
     "mlflow server": "mlflow",
@@ -90,7 +91,8 @@ class Watch:
         yield from sums.items()
         yield "temporary files", sum(1 for path in Path("/tmp").iterdir() if "gptpipe" in path.name)
         home = self.place.folder / ".gptpipe"
-        yield "home's files", sum(1 for path in home.rglob("*") if "stack" not in path.parts[len(home.parts) :][:1])
+        others = (folder for folder in home.iterdir() if folder.name not in _APART)
+        yield "home's files", sum(1 for folder in others for _ in folder.rglob("*"))
         for name in ("postgres", "seaweedfs"):
             folder = home / "stack" / name
             yield f"{name} on disk, MB", _size(folder) / 1e6
