@@ -16,7 +16,8 @@ import psutil
 import pytest
 import torch
 
-from gptpipe.config import ModelConfig, TrainConfig
+from gptpipe.config import DataConfig, ModelConfig, TrainConfig
+from gptpipe.corpus.build import tokenize
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import open_dataset
 from gptpipe.dataset.locate import documents_at
@@ -35,6 +36,7 @@ from gptpipe.train.spikes import SpikeGuard
 from gptpipe.train.state import TrainState
 from gptpipe.train.step import Stepper
 from gptpipe.weights.checkpoint import list_checkpoints, newest_checkpoint
+from tests.fixtures.tokenizers import VOCABULARY, small_tokenizer
 from tests.fixtures.trainings import MODEL, TRAIN, text_of
 
 Run = Callable[..., Outcome]
@@ -47,6 +49,18 @@ class NeverAsked:
         return False
 
 
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Some ten thousand tokens, of which there are `VOCABULARY`: nothing here must catch a training before its end."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "corpus").mkdir()
+    for i in range(60):
+        (folder / "corpus" / f"{i:03}.txt").write_text(text_of(i))
+    tokenizer = small_tokenizer(folder / "tokenizer", map(text_of, range(60)))
+    config = DataConfig(corpus=[str(folder / "corpus")], validation=0.2, tokenizer=tokenizer)
+    return tokenize(config, str(folder / "datasets")).dataset
+
+
 @pytest.fixture
 def run(tmp_path: Path, dataset: str) -> Run:
     """Trains a small model here; keywords are fields of `train`."""
@@ -56,7 +70,7 @@ def run(tmp_path: Path, dataset: str) -> Run:
     def train(resume: str = "", **given: Any) -> Outcome:
         job = Job(
             id="x",
-            model=ModelConfig(**MODEL),
+            model=ModelConfig(**MODEL, vocab_size=VOCABULARY),
             train=TrainConfig(**{**TRAIN, **given}),
             training=str(tmp_path / "training"),
             dataset=dataset,
