@@ -17,7 +17,7 @@ import numpy as np
 
 FEWEST = 10  # documents: with fewer no interval says much
 _COMMON = np.array([0.0, *np.geomspace(1e-6, 1e3, 28)])  # variance in common over variance per token, all tried
-_AT_ONCE = 8192  # documents: the candidates' arrays stay within the processor's caches
+_AT_ONCE = 8192  # documents whose candidates are held at once: 2 MB, however many documents there are
 
 
 @dataclass(frozen=True)

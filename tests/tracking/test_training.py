@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import platform
 import re
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from gptpipe.config import load_config
 from gptpipe.dataset.dataset import Dataset
 from gptpipe.errors import Preempted
 from gptpipe.launch.torchrun import Watchers
+from gptpipe.tracking.follow import environment
 from gptpipe.tracking.training import train_and_track
 from tests.fixtures.tracked import tracking
 
@@ -41,3 +44,9 @@ def test_a_training_that_goes_on_does_not_say_again_where_it_was(dataset: Datase
     steps = [int(re.findall(r"step (\d+)", line)[0]) for line in said]
     assert steps[-1] == 40
     assert min(steps) > saved
+
+
+def test_the_environment_is_every_package_as_python_knows_it() -> None:
+    first, *packages = environment().splitlines()
+    assert first.startswith(f"# Python {platform.python_version()} on ")
+    assert packages == sorted({f"{each.name}=={each.version}" for each in distributions()})

@@ -16,8 +16,7 @@ import psutil
 import pytest
 import torch
 
-from gptpipe.config import DataConfig, ModelConfig, TrainConfig
-from gptpipe.corpus.build import tokenize
+from gptpipe.config import ModelConfig, TrainConfig
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import open_dataset
 from gptpipe.dataset.locate import documents_at
@@ -37,7 +36,7 @@ from gptpipe.train.state import TrainState
 from gptpipe.train.step import Stepper
 from gptpipe.weights.checkpoint import list_checkpoints, newest_checkpoint
 from tests.fixtures.tokenizers import VOCABULARY, small_tokenizer
-from tests.fixtures.trainings import MODEL, TRAIN, text_of
+from tests.fixtures.trainings import MODEL, TRAIN, make_dataset, text_of
 
 Run = Callable[..., Outcome]
 
@@ -53,12 +52,7 @@ class NeverAsked:
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Some ten thousand tokens, of which there are `VOCABULARY`: nothing here must catch a training before its end."""
     folder = tmp_path_factory.mktemp("small")
-    (folder / "corpus").mkdir()
-    for i in range(60):
-        (folder / "corpus" / f"{i:03}.txt").write_text(text_of(i))
-    tokenizer = small_tokenizer(folder / "tokenizer", map(text_of, range(60)))
-    config = DataConfig(corpus=[str(folder / "corpus")], validation=0.2, tokenizer=tokenizer)
-    return tokenize(config, str(folder / "datasets")).dataset
+    return make_dataset(folder, small_tokenizer(folder / "tokenizer", map(text_of, range(60))))
 
 
 @pytest.fixture
