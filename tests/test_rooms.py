@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -83,6 +84,12 @@ def test_a_package_imports_only_from_lower_floors() -> None:
             if other != room and FLOOR.get(other, 99) >= FLOOR[room]
         ]
     assert not upward, "\n".join(upward)
+
+
+def test_the_map_of_the_readme_has_these_floors() -> None:
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", (ROOT / "gptpipe" / "README.md").read_text("utf-8"), re.MULTILINE)
+    told = {int(floor): set(re.findall(r"`(\w+)`", rooms)) for floor, rooms in rows}
+    assert told == {floor: set(rooms) for floor, rooms in enumerate(FLOORS, 1)}
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

@@ -50,6 +50,8 @@ class TrainingFailed(Exception):
     def __init__(self, reason: str, details: str = "") -> None:
         super().__init__(reason)
         self.details = details
+        if details:
+            self.add_note(details)  # so that a log of this error's traceback has the rank's too
 
 
 @dataclass(frozen=True)

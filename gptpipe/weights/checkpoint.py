@@ -1,6 +1,6 @@
 """The checkpoint folder, read: verified, found, listed. One without its manifest does not exist.
 
-`step-00000500/` holds `config.json` and `model.safetensors` as Hugging Face's GPT-2 has them, and beside them
+`step-00000500/` holds `config.json` and `model.safetensors` as Hugging Face's GPT-2 or Qwen3 has them, and beside them
 `optimizer.safetensors`, `state.json` and, written last, `manifest.json` with every file's size and SHA-256.
 No pickle anywhere: what is loaded can run nothing.
 """

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from tests.chaos.rounds import Round, alone, later, stacked, stored
+from tests.chaos.trouble import enter_own_network
 
 _WORLDS = (
     "alone: the pipeline as one command; stored: the same with an object store behind a bad door; "
@@ -49,6 +50,8 @@ def main() -> int:
     parser.add_argument("--parallel", type=int, default=1, help="so many at a time, each with servers of its own")
     parser.add_argument("--record", type=Path, help="a line of JSON for each round is added to this file")
     given = parser.parse_args()
+    if given.world == "stacked":
+        enter_own_network()
     is_one = given.only is not None
     seeds = [given.only] if is_one else range(given.seed, given.seed + given.rounds)
     folder = Path(tempfile.mkdtemp(prefix="gptpipe-chaos-"))

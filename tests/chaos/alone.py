@@ -204,16 +204,11 @@ class Alone:
             yield
             return
         (place,) = places
-        content = self.folder / "content"
-        place.rename(content)
-        place.mkdir(mode=0o700)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m", "tmpfs", str(place)], check=True)
-        try:
-            shutil.copytree(content, place, dirs_exist_ok=True)
-            yield
-        finally:
-            self.end()
-            subprocess.run(["umount", "--lazy", str(place)], check=True)
+        with trouble.small_disk(place, DISK_MEGABYTES):
+            try:
+                yield
+            finally:
+                self.end()
 
     def _place(self, attack: Attack) -> Path:
         return self.home if attack.victim == "home" else self.temporary

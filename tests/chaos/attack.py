@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.chaos.trouble import RATES
 from tests.fixtures.bad_store import FAULTS
 
 _PAUSE_SECONDS = 10
@@ -40,7 +41,11 @@ STORED = [
     ("terminate", "flow"),
 ]
 LATER = [("kill", "all")] * 4 + [("pause", "all"), ("terminate", "flow"), ("interrupt", "flow"), ("full disk", "home")]
-STACKED = [(fault, victim) for fault in ("kill", "pause") for victim in (*_SERVERS, "worker", "flow", "rank", "all")]
+STACKED = [
+    *((fault, victim) for fault in ("kill", "pause") for victim in (*_SERVERS, "worker", "flow", "rank", "all")),
+    *[("full disk", "postgres"), ("full disk", "seaweedfs")] * 2,
+    *(("network", kind) for kind in RATES),
+]
 _IN_TRAINING = ("torchrun", "rank")  # victims that are there in no other stage
 CHANGE = "the first write"  # a mark that no log holds: of a file below the home
 

@@ -7,7 +7,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from tests.chaos.alone import Alone, marks_of
 from tests.chaos.attack import ALONE, STACKED, STORED, Attack
 from tests.chaos.later import COMMANDS, Later
 from tests.chaos.outcome import differences
-from tests.chaos.stacked import Stacked
+from tests.chaos.stacked import DISK_MEGABYTES, DISKS, Stacked
+from tests.chaos.trouble import small_disk
 from tests.fixtures.bad_store import bad_store
 from tests.fixtures.databases import PREFECT
 from tests.fixtures.environment import begin_again
@@ -159,8 +160,14 @@ def _round(
 
 
 def stacked(seeds: Iterable[int]) -> Iterator[Round]:
-    """Rounds on the servers of `gptpipe up`, one after the other."""
-    with folder_for_all("chaos") as folder, stack_in(folder) as place:
+    """Rounds on the servers of `gptpipe up`, one after the other; the database and the store have small disks."""
+    with ExitStack() as place_and_disks:
+        folder = place_and_disks.enter_context(folder_for_all("chaos"))
+        with stack_in(folder):
+            pass  # it makes the database, which is a rename, and none onto a disk
+        for name in DISKS:
+            place_and_disks.enter_context(small_disk(folder / ".gptpipe" / "stack" / name, DISK_MEGABYTES))
+        place = place_and_disks.enter_context(stack_in(folder))
         undisturbed = Stacked(place, "undisturbed")
         undisturbed.run(None)
         assert undisturbed.states == ["COMPLETED"], undisturbed.messages

@@ -20,13 +20,17 @@ import yaml
 
 from gptpipe.config.settings import prepare_environment, reload_settings
 from gptpipe.services.supervisor import Supervisor
+from tests.chaos import trouble
 from tests.chaos.alone import SETTINGS, marks_of, write_corpus
-from tests.chaos.attack import Attack, strike
+from tests.chaos.attack import Attack, fill, strike
 from tests.chaos.outcome import Traces
 from tests.fixtures.place import Place
 
 SERVERS = {"prefect": "PREFECT", "mlflow": "MLFLOW", "s3": "S3", "postgres": "POSTGRES"}
 VICTIMS = (*SERVERS, "worker", "flow", "torchrun", "rank", "supervisor", "all")
+DISKS = ("postgres", "seaweedfs")  # that may be full
+DISK_MEGABYTES = 1024  # PostgreSQL's log alone may take hundreds
+_AILMENT_SECONDS = 25  # for which a disk is full, or the network ails
 _FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 _WORDS = {
     "worker": "flows.machines.worker",
@@ -144,6 +148,16 @@ class Stacked:
                 return
             time.sleep(0.2)
         time.sleep(attack.delay)
+        if attack.fault == "network":
+            self.strikes += 1
+            trouble.network(attack.victim, _AILMENT_SECONDS)
+            return
+        if attack.fault == "full disk":
+            self.strikes += 1
+            filler = fill(self.place.folder / ".gptpipe" / "stack" / attack.victim)
+            time.sleep(_AILMENT_SECONDS)
+            filler.unlink()
+            return
         victims = self._victims(attack.victim)
         if not victims:
             return

@@ -1,11 +1,15 @@
-"""A clock that jumps and memory that runs short, for one command and what it starts."""
+"""A clock that jumps, memory that runs short, a disk that is small, a network that is slow or cut."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import struct
 import subprocess
+import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gptpipe.launch.memory_kills import memory_kills
@@ -14,6 +18,9 @@ _CLOCK = Path(__file__).with_name("clock.c")
 GROUPS = Path("/sys/fs/cgroup/memory")  # of version 1
 _TO_SPARE = 8 << 20
 _SHORT_SECONDS = 10.0
+_NETWORK = "CHAOS_NETWORK"
+# what passes in a second: a short queue drops the rest, so packets are lost too
+RATES = {"slow": "2mbit", "cut": "8bit"}
 
 
 def clock(folder: Path) -> dict[str, str]:
@@ -57,3 +64,35 @@ def remove_group(name: str) -> None:
     """Once nothing runs in it."""
     with suppress(OSError):
         (GROUPS / name).rmdir()
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
+    """A disk of its own below a folder, whose content goes along; nothing may run there at the end, when it is gone."""
+    content = folder.with_name(f"{folder.name}-content")
+    folder.rename(content)
+    folder.mkdir()
+    shutil.copystat(content, folder)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], check=True)
+    try:
+        subprocess.run(["cp", "--archive", f"{content}/.", str(folder)], check=True)  # with the owners of the files
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def enter_own_network() -> None:
+    """Begin this program again in a network of its own, so that `network` ails nobody else."""
+    if _NETWORK not in os.environ:
+        os.environ[_NETWORK] = "own"
+        begin = 'ip link set lo mtu 1500 up && exec "$@"'
+        os.execvp("unshare", ["unshare", "--net", "sh", "-c", begin, "sh", *sys.orig_argv])
+
+
+def network(kind: str, seconds: float) -> None:
+    """Slow or cut for so long, between all that runs in this network."""
+    assert _NETWORK in os.environ, "it would ail the whole machine"
+    rate = ["rate", RATES[kind], "burst", "4kb", "latency", "400ms"]
+    subprocess.run(["tc", "qdisc", "add", "dev", "lo", "root", "tbf", *rate], check=True)
+    time.sleep(seconds)
+    subprocess.run(["tc", "qdisc", "delete", "dev", "lo", "root"], check=True)
