@@ -27,6 +27,7 @@ class OneLine(logging.Filter):
         self._in_worker = name == "prefect.engine"  # its lines are in the worker's log, not on a page
         self._handler = handler
         self._said: tuple[BaseException | None, str] = (None, "")
+        self._traced: BaseException | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not record.exc_info or record.levelno < logging.ERROR:
@@ -35,7 +36,10 @@ class OneLine(logging.Filter):
         expected = isinstance(error, _EXPECTED)
         if self._in_worker and not expected:
             return True
-        if not self._in_worker and (not expected or logging.getLogger("gptpipe").isEnabledFor(logging.DEBUG)):
+        wants_trace = not expected or logging.getLogger("gptpipe").isEnabledFor(logging.DEBUG)
+        # a subflow's error is its flow's too, and the traceback of both is on the same page
+        if wants_trace and not self._in_worker and self._traced is not error:
+            self._traced = error
             debug = {"levelno": logging.DEBUG, "levelname": "DEBUG"}
             self._handler.handle(logging.makeLogRecord(record.__dict__ | debug))
         page = getattr(record, "flow_run_id", "")
