@@ -31,7 +31,7 @@ class CleanParameters(Section):
         None,
         ge=1,
         title="Versions to keep",
-        description="Of each registered model so many stay, and those with an alias; empty: all",
+        description="Of each registered model this many stay, and those with an alias; empty: all",
     )
     apply: bool = Field(False, title="Remove it", description="Off: it is only listed")
 

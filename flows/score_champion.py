@@ -34,7 +34,7 @@ DRIFTED = "gptpipe.champion.drifted"
     on_failure=[endings.last_word],
 )
 def score_champion(parameters: RetrainParameters) -> Any:
-    """Tokenize today's text and hold the champion's loss on what is new against its loss on what is old."""
+    """Tokenize today's text and compare the champion's loss on what is new with its loss on what is old."""
     config, here = config_of(parameters), settings()
     tracking, name = Tracking.of(here), config.promote.model_name
     serving = champion(config, tracking)

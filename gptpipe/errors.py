@@ -44,7 +44,7 @@ def _rebuilt(kind: type[UserError], message: str, where: str, hint: str) -> User
 
 
 def no_space(where: str) -> UserError:
-    """That a disk is full, whoever found it so."""
+    """Whether a disk is full, as any library says it."""
     return UserError(
         "no space left on the device",
         where=where,
@@ -53,7 +53,7 @@ def no_space(where: str) -> UserError:
 
 
 class Damaged(UserError):
-    """A file that gptpipe wrote is not as it was written: whoever has what it was made of may make it again."""
+    """A file that gptpipe wrote has changed since; it can be made again where its source still exists."""
 
 
 class Preempted(Exception):

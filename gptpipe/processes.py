@@ -30,7 +30,7 @@ def start_of(pid: int) -> float:
     """When a process began, the same number for as long as it runs, whatever is done to the clock.
 
     On Linux ticks since the machine started: `psutil.Process.create_time` adds the moment of that, which the kernel
-    tells anew each time by the clock. Elsewhere seconds since the epoch.
+    tells again each time by the clock. Elsewhere seconds since the epoch.
 
     Raises:
         psutil.NoSuchProcess: there is none.

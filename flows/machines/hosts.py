@@ -50,7 +50,7 @@ class PrefectHosts:
             started = run_deployment(NODE_DEPLOYMENT, parameters=parameters, timeout=0, flow_run_name=name)
             self._runs.append(cast(FlowRun, started).id)
 
-    def ailment(self) -> Outcome | None:
+    def problem(self) -> Outcome | None:
         if time.monotonic() - self._asked < _ASK_SECONDS:
             return None
         self._asked = time.monotonic()

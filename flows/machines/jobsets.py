@@ -73,7 +73,7 @@ class JobSetHosts:
                 f"the cluster does not answer: {error}", where="KUBECONFIG", hint="see `kubectl cluster-info`"
             ) from None
 
-    def ailment(self) -> Outcome | None:
+    def problem(self) -> Outcome | None:
         if time.monotonic() - self._asked < _ASK_SECONDS:
             return None
         self._asked = time.monotonic()

@@ -1,4 +1,4 @@
-"""What trainings reserve on the Prefect server: a machine, or so many nodes, all at once or none."""
+"""What trainings reserve on the Prefect server: a machine, or a number of nodes, all at once or none."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def ask(registered: Registered, promote: PromoteConfig) -> Approval | None:
     watch = (_resume_when_settled, promote, registered, UUID(str(flow_run.id)), ended)
     Thread(target=context.run, args=watch, name="approval", daemon=True).start()
     try:
-        # a key of its own: after a crash the person is asked anew
+        # a key of its own: after a crash the person is asked again
         return pause_flow_run(
             wait_for_input=form,
             timeout=max(1, int(timedelta(hours=hours).total_seconds())),

@@ -93,7 +93,7 @@ def fit_scaling(
     runs: Annotated[
         list[str] | None, typer.Argument(metavar="RUN", help="By default all finished runs of the experiment.")
     ] = None,
-    flops: Annotated[float | None, typer.Option(help="Budget: what to train for so many FLOPs.")] = None,
+    flops: Annotated[float | None, typer.Option(help="Budget: what to train with this many FLOPs.")] = None,
     hours: Annotated[float | None, typer.Option(help="Budget in hours, at the speed that the runs had.")] = None,
     picture: PictureOption = None,
     as_json: Json = False,

@@ -21,7 +21,7 @@ def clean(
         typer.Option(
             metavar="NUMBER",
             min=1,
-            help="Of each registered model so many versions stay, and those with an alias. [default: all, or "
+            help="Of each registered model this many versions stay, and those with an alias. [default: all, or "
             "GPTPIPE_KEEP_VERSIONS]",
             show_default=False,
         ),

@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     )
     champion_cron: str | None = Field(
         None,
-        description="When `score-champion` holds the model that serves against new text, likewise; empty is never",
+        description="When `score-champion` scores the model that serves on new text, likewise; empty is never",
         pattern=r"^\S+( \S+){4}$",
     )
     clean_cron: str | None = Field(
@@ -111,7 +111,7 @@ class Settings(BaseSettings):
     keep_versions: int | None = Field(
         None,
         ge=1,
-        description="Of each registered model `clean` leaves so many versions, and those with an alias; empty is all",
+        description="Of each registered model `clean` leaves this many versions, and those with an alias; empty is all",
     )
     timezone: str = Field("UTC", description="Time zone of the cron expressions, for example Europe/Berlin")
     retrain_config: Path | None = Field(

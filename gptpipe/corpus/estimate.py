@@ -93,7 +93,7 @@ def _beginning(source: Source, field: str) -> tuple[list[str], int]:
     """Texts at a file's beginning, and the bytes of the file that hold them; none where it cannot be read.
 
     Raises:
-        UserError: a text file that is not UTF-8, as whoever tokenizes it would say.
+        UserError: a text file that is not UTF-8, as tokenizing it would say.
     """
     if source.kind == "text":
         return _text(source)

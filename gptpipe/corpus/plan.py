@@ -226,7 +226,7 @@ def split_into_buckets(sources: list[Source], limit: int) -> Iterator[list[Sourc
 
     A bucket over its limit is split by one more bit. The limit grows by the size of the largest small source
     with every bit, so that what one source pushes over the limit falls into two buckets within theirs: a source
-    added never makes more than two buckets anew.
+    added never makes more than two buckets again.
 
     Args:
         limit: bytes that the first bucket holds.

@@ -114,7 +114,7 @@ def _bytes_of(piece: Piece, source: Source, characters: int) -> int:
     mark = len(piece.data) - len(_without_bom(piece))
     data = piece.data[mark:]
     if source.errors == "replace":
-        # the longest beginning with so many characters: one that ends inside a character counts it already
+        # the longest beginning with this many characters: one that ends inside a character counts it already
         count = bisect_right(range(len(data) + 1), characters, key=lambda n: len(data[:n].decode(errors="replace")))
         return mark + count - 1
     return mark + len(data.decode()[:characters].encode())

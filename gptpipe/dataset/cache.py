@@ -104,7 +104,7 @@ class TokenCache:
 
 
 class Evicted(Exception):
-    """The cache has removed this shard: it must be opened anew before more of it is decoded."""
+    """The cache has removed this shard: it must be opened again before more of it is decoded."""
 
 
 class PartialShard:

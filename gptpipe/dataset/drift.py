@@ -145,7 +145,7 @@ def _divergence(first: Sequence[np.ndarray], second: Sequence[np.ndarray], separ
     """Jensen-Shannon divergence of the token frequencies of two texts, in nats, beyond what chance would show.
 
     Two samples of one text differ as well, the more the shorter they are and the more a document repeats its own words.
-    So documents are dealt out anew between the two a few times, and the mean of what that gives is taken off.
+    So documents are dealt out again between the two a few times, and the mean of what that gives is taken off.
     """
     pieces = [*first, *second]
     lengths = [len(piece) for piece in pieces]

@@ -55,7 +55,7 @@ class Inspection:
 
 
 def inspect(url: str) -> Inspection:
-    """Look at a dataset. Of a large one so many shards are read as hold 10 M tokens, spread evenly.
+    """Look at a dataset. Of a large one only shards with 10 M tokens together are read, spread evenly.
 
     Raises:
         UserError: there is no dataset, or a shard is damaged.

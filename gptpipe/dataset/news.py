@@ -90,7 +90,7 @@ def read_stretches(url: str, sha256: str) -> np.ndarray:
         content = b""
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(
-            "the list of what is new is missing or damaged", where=url, hint="start the training again: it is made anew"
+            "the list of what is new is missing or damaged", where=url, hint="start the training again, which makes it"
         )
     return np.frombuffer(content, dtype="<i8").reshape(-1, 2).astype(np.int64)
 

@@ -89,7 +89,7 @@ def windows_of(samples: np.ndarray, windows: int, dataset_id: str, seed: int, co
 class TwoLevels:
     """A shuffle that touches little at a time: blocks of neighbouring windows, then windows within a pool of blocks.
 
-    The blocks of an epoch are permuted; so many after one another are a pool, whose windows are permuted among
+    The blocks of an epoch are permuted; each run of a fixed number of them is a pool, whose windows are permuted among
     themselves. Windows after the last whole block belong to the last pool.
 
     Attributes:
@@ -140,8 +140,8 @@ class TwoLevels:
 class Mixture:
     """Which corpus a sample comes from, and which one of that corpus it is: shares by weight, exact in every cycle.
 
-    A cycle of `CYCLE` samples holds so many of each corpus as its weight asks for, in an order that is permuted
-    anew. What came before a cycle is known by multiplication, what came before in a cycle is counted.
+    A cycle of `CYCLE` samples holds as many of each corpus as its weight asks for, in an order of its
+    own. What came before a cycle is known by multiplication, what came before in a cycle is counted.
     """
 
     CYCLE = 8192

@@ -75,7 +75,7 @@ def mean_interval(nats: np.ndarray, tokens: np.ndarray, certainty: float = 0.95)
         nats, tokens: of each document, shape (D,).
         certainty: of the two-sided interval.
     """
-    from scipy.special import stdtrit  # here: whoever scores nothing does not wait for it
+    from scipy.special import stdtrit  # here: a process that scores nothing does not wait for it
 
     scored = tokens > 0
     nats, tokens = nats[scored], tokens[scored].astype(np.float64)

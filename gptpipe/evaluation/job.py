@@ -37,4 +37,4 @@ class ScoringJob(JobFile):
         return "cancelled; nothing of the evaluation is kept"
 
     def unsaved(self, reason: str) -> Outcome:
-        return Outcome(status="preempted", reason=f"{reason}: the evaluation begins anew the next time")
+        return Outcome(status="preempted", reason=f"{reason}: the evaluation begins again the next time")

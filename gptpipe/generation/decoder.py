@@ -203,7 +203,7 @@ class Decoder(ABC):
         return x[count - 1]
 
     def _make_room(self, rows: int, tokens: int, later: int) -> None:
-        """For so many rows of at most so many tokens, and of so many later."""
+        """Make the caches large enough for `rows` rows of at most `tokens` tokens now, and of `later` in the end."""
         most = max(self._rounded(max(tokens, later)), self._capacity)
         capacity = self._rounded(tokens) if self.exact else most
         if rows <= self._slot_count and capacity == self._capacity:

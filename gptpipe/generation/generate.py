@@ -1,7 +1,7 @@
 """Continuing prompts with a KV cache: stop texts, batches of prompts of different lengths, and what is kept of them.
 
-Past the context the window slides: by one token, and all is computed anew for every token, as the book
-does, or by half a context, and all is computed anew once every half context.
+Past the context the window slides: by one token, and all is computed again for every token, as the book
+does, or by half a context, and all is computed again once every half context.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def generate_ids(
 ) -> list[list[int]]:
     """Continue prompts of token ids; returns the new ids of each, `end_of_text` not included.
 
-    A row ends at `end_of_text`, after `config.max_new_tokens`, or when `ended` says so. So many as
+    A row ends at `end_of_text`, after `config.max_new_tokens`, or when `ended` says so. As many as
     `config.batch_size` says are continued at once, and where one ends the next begins, so that the cache does not
     grow with the prompts. A prompt longer than the context is read from its end.
 
@@ -215,7 +215,7 @@ def decoder_of(model: GPT, new_tokens: int, *, consume: bool = False) -> Decoder
 
     Args:
         new_tokens: that a row is continued with at most.
-        consume: whether the model's matrices may be dropped once they are laid out anew: they are not held twice.
+        consume: whether the model's matrices may be dropped once they are laid out again: they are not held twice.
     """
     if model.wte.weight.device.type == "cpu" and _has_onednn():
         return PackedDecoder(model, new_tokens, consume=consume)

@@ -48,7 +48,7 @@ class GraphedDecoder(Decoder):
 
     columns = 64
     least = 1
-    ahead = 16  # more would be computed in vain after a row's end
+    ahead = 16  # more would be computed for nothing after a row's end
 
     def __init__(self, model: GPT, new_tokens: int) -> None:
         self._graphs: dict[tuple[Any, ...], torch.cuda.CUDAGraph] = {}
@@ -110,7 +110,7 @@ class GraphedDecoder(Decoder):
         return tokens[None], scores[None]
 
     def _block(self, rows: list[Row], config: SampleConfig, count: int, logprobs: bool) -> tuple[Tensor, Tensor]:
-        """So many steps of rows in the cache's slots, in their order; tokens and log-probabilities, (count, rows)."""
+        """`count` steps of rows in the cache's slots, in their order; tokens and log-probabilities, (count, rows)."""
         size = min(self._slot_count, _power_of_two(len(rows)))
         furthest = max(self._lengths[row.number] for row in rows) + count
         width = min(self._capacity, max(self.columns, _power_of_two(furthest)))

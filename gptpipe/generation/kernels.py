@@ -18,7 +18,7 @@ _ROWS = tl.constexpr(16)  # that a program takes at once: what matrix units mult
 # for several a tile that the matrix units multiply.
 _OUT_ALONE, _DEPTH_ALONE = 8, 1024
 _OUT, _OUT_MANY, _DEPTH = 16, 64, 128
-_MANY = 8192  # outputs: so many keep all multiprocessors busy with wide tiles
+_MANY = 8192  # outputs: this many keep all multiprocessors busy with wide tiles
 _TOKENS = 64  # of the cache, the same
 
 

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 _POLL = 0.1
 _LATE_SECONDS = 30.0  # after which `min_nodes` are enough, and missing ones are named
 _SETTLE_SECONDS = 2.0  # in which the other nodes tell what they saw of a failure
-_TOLD_SECONDS = 3.0  # in which whoever started a node may tell why it is gone
+_TOLD_SECONDS = 3.0  # in which what started a node may tell why it is gone
 _CONNECTION = re.compile(r"connection (closed|reset|refused)|gloo|nccl|ProcessGroup|DistBackend|Broken pipe", re.I)
 
 
@@ -102,7 +102,7 @@ def _heed(signals: StopSignals, watchers: Watchers) -> None:
 
 
 class Gang:
-    """One attempt: so many nodes, one rendezvous.
+    """One attempt: a number of nodes, one rendezvous.
 
     Args:
         least: how many nodes are enough when the others do not come.
@@ -184,7 +184,7 @@ class Gang:
             late = time.monotonic() - begun > _LATE_SECONDS
             if len(ready) == self._nodes or (late and len(ready) >= self._least and len(ready) == len(self.members)):
                 break
-            if (ended := self.hosts.ailment()) is not None:
+            if (ended := self.hosts.problem()) is not None:
                 return ended
             if time.monotonic() - named > _LATE_SECONDS:
                 named = time.monotonic()

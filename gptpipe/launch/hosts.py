@@ -25,16 +25,16 @@ class Hosts(Protocol):
         """Hold this machine for a training in place; waits for its turn."""
 
     def nodes(self, most: int, least: int, poll: Callable[[], None]) -> AbstractContextManager[int]:
-        """Hold so many nodes, all at once; waits for its turn and calls `poll` meanwhile.
+        """Hold `most` nodes, or at least `least`, all at once; waits for its turn and calls `poll` meanwhile.
 
         Returns:
             How many there are, from `least` to `most`.
         """
 
     def start(self, invitation: Invitation, nodes: int) -> None:
-        """Have so many nodes call `node.join`."""
+        """Have `nodes` nodes call `node.join`."""
 
-    def ailment(self) -> Outcome | None:
+    def problem(self) -> Outcome | None:
         """How a node ended that has not said so itself; raises Cancelled when somebody cancelled one."""
 
     def cause(self) -> str:

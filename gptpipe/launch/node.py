@@ -210,7 +210,7 @@ class _Node:
             ranks.preempt(f"{ranks.signals.first} on {socket.gethostname()}")
 
     def _line(self, line: str) -> None:
-        """Pass a rank's line on, so many a second."""
+        """Pass a rank's line on; of more than `_LINES_A_SECOND` a second the rest is left out, and counted."""
         now = time.monotonic()
         self._room = min(_LINES_A_SECOND, self._room + (now - self._filled) * _LINES_A_SECOND)
         self._filled = now

@@ -1,7 +1,7 @@
 """torchrun as a child process: starts the ranks of one node, relays what they say, and sees them end.
 
 torchrun turns every exit code into 1 and kills ranks 30 s after a SIGTERM. So it is started deaf to signals:
-whoever runs it signals the ranks itself, and reads how they ended from `outcome.json`.
+what runs it signals the ranks itself, and reads how they ended from `outcome.json`.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from gptpipe.model.fused import can_add_wide, loss_kernels
 # Rows of logits made at once. Fewer starve the matrix products and add to the gradient of the matrix more often,
 # more take memory; see tests/benchmarks/RESULTS.md.
 CHUNK_ROWS = {"cpu": 1024, "cuda": 8192}  # in float32; in half precision on a CPU half as many do as well
-SOFTMAX_ROWS = 8  # of these, so many at once on a CPU: what stays in its cache costs no memory traffic
+SOFTMAX_ROWS = 8  # of these, this many at once on a CPU: what stays in its cache costs no memory traffic
 VOCABULARY_MULTIPLE = 64
 GRADIENT_ROWS = (
     4096  # of the matrix's gradient that are made at once where they have to be converted: faster, and less memory

@@ -1,4 +1,4 @@
-"""Keep freed memory in the process: large blocks that every step allocates and frees are not mapped anew each time."""
+"""Keep freed memory in the process: large blocks that every step allocates and frees are not mapped again each time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
 def keep_freed_memory() -> bool:
     """Tell glibc's malloc not to give freed memory back; True if it heard.
 
-    By default it maps every block over 32 MB anew, and the system zeroes its pages: on two cores that took a
+    By default it maps every block over 32 MB again, and the system zeroes its pages: on two cores that took a
     third of a training step's time. The process's peak is the same.
     """
     if not sys.platform.startswith("linux"):

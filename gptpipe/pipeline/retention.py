@@ -76,7 +76,7 @@ def removals(
 
     Args:
         store: folder or URL of everything that is made. days: what is younger stays. now: seconds since 1970.
-        keep_versions: of each registered model so many versions stay, and those that `old_versions` names; None is all.
+        keep_versions: of each registered model this many stay, and those that `old_versions` names; None is all.
 
     Raises:
         UserError: MLflow or the store does not answer: then nothing is known to be free of use.

@@ -67,7 +67,7 @@ def slots(config: TrainConfig, parallel: int, cuda: int | None = None) -> list[S
         cuda: how many GPUs torch sees; None asks it.
 
     Raises:
-        UserError: there are fewer GPUs than so many trainings need.
+        UserError: there are fewer GPUs than that many trainings need.
     """
     if cuda is None:
         import torch
@@ -136,7 +136,7 @@ def sweep(
     dataset = open_dataset(places.data)
     if not dataset.total("tokens", "validation"):
         raise UserError(
-            "nothing is kept for validation, and trainings are held against one another there",
+            "nothing is kept for validation, and trainings are compared there",
             where="data.validation",
             hint="keep some, 0.1 say",
         )

@@ -246,7 +246,7 @@ def _stack() -> Check:
     health = stack.health()
     if not health:
         return Check("stack", None, "not up: `gptpipe up` starts servers and a worker on this machine")
-    ill = [f"{name} {ailment}" for name, ailment in health.items() if ailment]
+    ill = [f"{name} {problem}" for name, problem in health.items() if problem]
     if ill:
         return Check("stack", False, "; ".join(ill), f"see {stack.supervisor.logs}, or `gptpipe down` and `up`")
     return Check("stack", True, f"{', '.join(health)} are well")

@@ -14,7 +14,7 @@ _ANSWER_SECONDS = 5
 
 
 def free_ports(count: int) -> list[int]:
-    """So many different ports of 127.0.0.1 that nobody listens on now."""
+    """`count` different ports of 127.0.0.1 that nobody listens on now."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

@@ -55,7 +55,7 @@ def weed_command(
     return command
 
 
-def bucket_ailment(endpoint: str, access_key: str, secret_key: str, bucket: str) -> str:
+def bucket_problem(endpoint: str, access_key: str, secret_key: str, bucket: str) -> str:
     """What keeps a bucket, made here if it is not there, from taking an object; empty if nothing does."""
     import boto3
     from botocore.config import Config
@@ -110,13 +110,13 @@ def main() -> None:
     keys = os.environ.get("AWS_ACCESS_KEY_ID", ""), os.environ.get("AWS_SECRET_ACCESS_KEY", "")
     until = time.monotonic() + _START_SECONDS
     while server.poll() is None:
-        ailment = bucket_ailment(f"http://{address}:{given.s3_port}", *keys, os.environ["S3_BUCKET"])
-        if not ailment:
+        problem = bucket_problem(f"http://{address}:{given.s3_port}", *keys, os.environ["S3_BUCKET"])
+        if not problem:
             break
         if time.monotonic() > until:
             server.terminate()
             server.wait()
-            sys.exit(f"gptpipe.services.seaweedfs: no bucket: {ailment}")
+            sys.exit(f"gptpipe.services.seaweedfs: no bucket: {problem}")
         time.sleep(0.2)
     sys.exit(server.wait())
 

@@ -21,7 +21,7 @@ from gptpipe.errors import UserError
 from gptpipe.extras import install_hint
 from gptpipe.services.certificates import close_inner_ports
 from gptpipe.services.ports import answers, free_ports, holders
-from gptpipe.services.seaweedfs import bucket_ailment, find_weed, port_names
+from gptpipe.services.seaweedfs import bucket_problem, find_weed, port_names
 from gptpipe.services.server_logs import traceback_ends
 from gptpipe.services.servers import BUCKET, Secrets, Servers, database_user, postgres
 from gptpipe.services.supervisor import Supervisor, write_private
@@ -106,11 +106,11 @@ class Stack:
         if not states:
             return {}
         drawn = Secrets.of(self.folder / "secrets.json")
-        ailments = {}
+        problems = {}
         for name in MEMBERS:
             state = states.get(name, "STOPPED")
-            ailments[name] = self._ailment(name, drawn) if state == "RUNNING" else state.lower()
-        return ailments
+            problems[name] = self._problem(name, drawn) if state == "RUNNING" else state.lower()
+        return problems
 
     def tracebacks(self) -> dict[str, list[str]]:
         """By server: the last line of every traceback in its log since the stack was started.
@@ -193,25 +193,25 @@ class Stack:
 
     def _wait_until_healthy(self, name: str, drawn: Secrets) -> None:
         began = seen_alive = time.monotonic()
-        while ailment := self._ailment(name, drawn):
+        while problem := self._problem(name, drawn):
             now = time.monotonic()
             if self.supervisor.states().get(name) in ("STARTING", "RUNNING"):
                 seen_alive = now
             if now - began > _START_SECONDS or now - seen_alive > _CRASHING_SECONDS:
                 tail = self.supervisor.log_tail(name, 1)
                 raise UserError(
-                    f"{name} does not come up: {ailment}; its last words: {tail}",
+                    f"{name} does not come up: {problem}; its last words: {tail}",
                     where=str(self.supervisor.logs / f"{name}.log"),
                     hint="see there, then run `gptpipe up` again",
                 )
             time.sleep(0.1)
 
-    def _ailment(self, name: str, drawn: Secrets) -> str:
+    def _problem(self, name: str, drawn: Secrets) -> str:
         """What is wrong with a member; empty if nothing is."""
         if name == "postgres":
-            return self._database_ailment(drawn)
+            return self._database_problem(drawn)
         if name == "seaweedfs":
-            return self._store_ailment(drawn)
+            return self._store_problem(drawn)
         urls = {
             "prefect": f"{self.servers.prefect_url}/api/health",
             "mlflow": f"{self.servers.mlflow_url}/health",
@@ -219,7 +219,7 @@ class Stack:
         }
         return answers(urls[name])
 
-    def _database_ailment(self, drawn: Secrets) -> str:
+    def _database_problem(self, drawn: Secrets) -> str:
         import psycopg
 
         place = f"postgresql://{self.servers.database(drawn)}/postgres"
@@ -232,8 +232,8 @@ class Stack:
             return first_line(error)
         return ""
 
-    def _store_ailment(self, drawn: Secrets) -> str:
-        return bucket_ailment(self.servers.s3_url, drawn.s3_access, drawn.s3_secret, BUCKET)
+    def _store_problem(self, drawn: Secrets) -> str:
+        return bucket_problem(self.servers.s3_url, drawn.s3_access, drawn.s3_secret, BUCKET)
 
     def _end_strays(self) -> None:
         """End what a supervisor that was killed has left behind: its programs hold ports and files."""

@@ -33,7 +33,7 @@ _STOPPED_AT, _CLEARED = "stopped_at", "cleared"  # steps: the rung at which it w
 _FACTS = ("steps", "training", "run_id", "reason")
 _STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 _LEAST_TRIALS = 4  # from which importances say anything
-_GOOD = 0.25  # share of the trainings that PED-ANOVA holds against all of them
+_GOOD = 0.25  # share of the trainings that PED-ANOVA compares with all of them
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ def _numbers(trials: Sequence[FrozenTrial]) -> list[int]:
 
 
 def _field(trials: Sequence[FrozenTrial]) -> tuple[dict[int, FrozenTrial], list[Contender]]:
-    """The trials that stand for their trainings, by number, and what halving holds against one another."""
+    """The trials that stand for their trainings, by number, and what halving compares."""
     numbers = _numbers(trials)
     current = {numbers[each.number]: each for each in _current(trials) if not _is_copy(each)}
     contenders = []
@@ -349,7 +349,7 @@ def _shown(row: Row, rows: Mapping[int, Row]) -> Row:
 
 
 def _judged(trial: FrozenTrial, first_rung: int) -> float | None:
-    """The loss by which a training is held against the others; None where it has none, or is another's copy."""
+    """The loss by which a training is compared with the others; None where it has none, or is another's copy."""
     loss = trial.intermediate_values.get(first_rung) if first_rung else None
     if loss is None and trial.state.name == "COMPLETE" and not first_rung:
         loss = trial.value

@@ -67,7 +67,7 @@ def answer(promote: PromoteConfig, tracking: Tracking, number: str, *, agreed: b
             raise ChampionChanged(
                 f"was compared with version {compared}, but version {now or NOBODY} is {promote.alias} by now",
                 where=where,
-                hint="start the same retraining again: only the comparison is made anew",
+                hint="start the same retraining again: only the comparison is made again",
             )
         decision = decision_of(version)
         reason = _ANSWER.sub("", decision.reason.removeprefix(WAITS))

@@ -60,7 +60,7 @@ class Column:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Runs, the first being the one that the others are held against."""
+    """Runs, the first being the one that the others are compared with."""
 
     columns: list[Column]
 

@@ -69,7 +69,7 @@ class Entry:
 
     @property
     def difference(self) -> str:
-        """From the champion of that night, with its 95 % interval; empty where it was held against none."""
+        """From the champion of that night, with its 95 % interval; empty where it was compared with none."""
         if self.comparison is None:
             return ""
         interval = self.comparison.interval

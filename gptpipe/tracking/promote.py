@@ -129,7 +129,7 @@ def _gain(comparison: Comparison, rules: PromoteConfig) -> Check:
 
 
 def _what_a_gain_takes(comparison: Comparison, least: float) -> str:
-    """So large a gain on as many documents, or so many documents with this gain."""
+    """What a sure gain would have taken: a larger difference on as many documents, or this one on more."""
     assert comparison.interval is not None
     reach = comparison.interval.high - comparison.difference
     if not math.isfinite(reach) or reach <= 0:

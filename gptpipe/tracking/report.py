@@ -71,7 +71,7 @@ class Report:
         sentence: what became of it. name: of its run. links: addresses by what they show.
         facts: numbers and names as a person reads them. changed: what differs from the preset, in words.
         decision: whether it serves, and why; None where no model was registered.
-        champion: number of the version that it was held against; empty where there was none.
+        champion: number of the version that it was compared with; empty where there was none.
         samples: of the champion before, and of the new model.
         night: what the pipeline kept; None where it kept nothing.
         losses: `train/loss` and `validation/loss` in nats per token, as (tokens, loss).
@@ -169,7 +169,7 @@ def _sentence(version: Any, run: Run) -> str:
 
 
 def _champion_before(client: MlflowClient, version: Any) -> Any:
-    """The version that this one was held against; None where there was none, or a person removed it."""
+    """The version that this one was compared with; None where there was none, or a person removed it."""
     from mlflow.exceptions import MlflowException
 
     number = version.tags.get(COMPARED_TAG, "") if version is not None else ""

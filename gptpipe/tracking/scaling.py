@@ -58,7 +58,7 @@ class Law:
         return float(self.irreducible + self.a / parameters**self.alpha + self.b / tokens**self.beta)
 
     def best(self, flops: float) -> tuple[float, float]:
-        """N and D of the least loss for so many FLOPs, 6 N D."""
+        """N and D of the least loss for this many FLOPs, 6 N D."""
         scale = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
         share = flops / 6
         parameters = scale * share ** (self.beta / (self.alpha + self.beta))
@@ -116,7 +116,7 @@ class Fit:
     laws: list[Law]
 
     def advice(self, flops: float) -> Advice:
-        """What to train for so many FLOPs."""
+        """What to train with this many FLOPs."""
         chosen = self.law.best(flops)
         others = [law.best(flops) for law in self.laws]
         losses = [law.loss(*best) for law, best in zip(self.laws, others, strict=True)]
@@ -204,7 +204,7 @@ def _check(points: Sequence[Point]) -> None:
 
 def _descend(start: np.ndarray, sizes: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, float]:
     """The law's numbers (ln A, ln B, ln E, α, β) of least loss that are reached from a start, and that loss."""
-    from scipy.optimize import least_squares  # here: whoever fits no law does not wait for it
+    from scipy.optimize import least_squares  # here: a process that fits no law does not wait for it
 
     def terms_of(numbers: np.ndarray) -> np.ndarray:
         a, b, e, alpha, beta = numbers

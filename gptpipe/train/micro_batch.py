@@ -33,12 +33,12 @@ Trial = Callable[[int], None]
 class MicroBatch:
     """Chooses the windows that a rank takes at once: given, as before a stop, or as many as fit into memory.
 
-    On a CPU the prediction is held against the memory that is free. On a GPU two small trials, not compiled, say what
+    On a CPU the prediction is compared with the memory that is free. On a GPU two small trials, not compiled, say what
     a window takes; the size that follows is tried as it will be run. So the compiler works for the size that fits, not
     for each that is thought of.
 
     Args:
-        trial: a forward and backward pass over so many windows, whose gradients are thrown away.
+        trial: a forward and backward pass over that many windows, whose gradients are thrown away.
     """
 
     def __init__(self, config: TrainConfig, model: ModelConfig, ranks: Ranks, state: TrainState, trial: Trial) -> None:

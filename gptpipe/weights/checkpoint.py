@@ -52,7 +52,7 @@ class Checkpoint:
         return str(self.manifest["files"][MODEL]["sha256"])
 
     def read(self, name: str) -> bytes:
-        """A small file of the checkpoint, held against the manifest.
+        """A small file of the checkpoint, checked against the manifest.
 
         Raises:
             Damaged: it is missing, or a byte of it is not what was written.
@@ -82,7 +82,7 @@ class Checkpoint:
         return {key: each.read() for key, each in self.stored(name).items()}
 
     def stored(self, name: str) -> dict[str, Stored]:
-        """The tensors of a file, held against the manifest, to be read one by one. Raises as `read` does."""
+        """The tensors of a file, checked against the manifest, to be read one by one. Raises as `read` does."""
         with self._verified(name) as path:
             return open_safetensors(path, storage.join(self.url, name))
 

@@ -145,7 +145,7 @@ def open_safetensors(path: Path, where: str) -> dict[str, Stored]:
     """
     hint = "fetch or write it again"
     try:
-        with safe_open(path, framework="numpy"):  # holds the header against the file
+        with safe_open(path, framework="numpy"):  # checks the header against the file
             file = path.open("rb")
     except FileNotFoundError:
         raise UserError("no such file", where=where, hint="give the path of one that is there") from None

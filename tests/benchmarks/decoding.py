@@ -4,7 +4,7 @@ Usage: python tests/benchmarks/decoding.py [--preset gpt2-124m] [--rounds 3] [--
 
 Random weights of that shape, two threads, prompts of 16 tokens, the likeliest token each time. The bare products are
 those of one step, each matrix once with a row per prompt and attention's two over as many tokens as there are in the
-middle, in the same process as what they are held against, in the quickest layout that was found; printed beside them
+middle, in the same process as what they are compared with, in the quickest layout that was found; printed beside them
 are the matrices alone, and these as torch lays them out. Rounds run in turn, each work in a process of its own.
 
 With --cuda on the GPU: beside transformers there is the floor, the time in which as many bytes as the matrices have are

@@ -3,7 +3,7 @@
     python tests/benchmarks/recipe.py nano "muon: train.optimizer=muon" "qwen3: model.architecture=qwen3" [--seeds 3]
 
 A variant is a preset, or a name and settings on top of one (`name: preset key=value …`, by default --preset); the
-first is what the others are held against. The text is Python's standard library, as in `infra/run.sh`. All are scored
+first is what the others are compared with. The text is Python's standard library, as in `infra/run.sh`. All are scored
 on the same windows of held-out text. Printed are parameters, FLOPs a token, tokens, seconds of training, the loss with
 a 95 % interval over seeds, and the difference from the first, seed by seed. Results are kept in --folder: the same
 command again runs what is missing.

@@ -1,4 +1,4 @@
-"""Rounds: an undisturbed run, and others like it of which each is attacked and held against it."""
+"""Rounds: an undisturbed run, and others like it of which each is attacked and compared with it."""
 
 from __future__ import annotations
 

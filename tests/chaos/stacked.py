@@ -30,7 +30,7 @@ SERVERS = {"prefect": "PREFECT", "mlflow": "MLFLOW", "s3": "S3", "postgres": "PO
 VICTIMS = (*SERVERS, "worker", "flow", "torchrun", "rank", "supervisor", "all")
 DISKS = ("postgres", "seaweedfs")  # that may be full
 DISK_MEGABYTES = 1024  # PostgreSQL's log alone may take hundreds
-_AILMENT_SECONDS = 25  # for which a disk is full, or the network ails
+_TROUBLE_SECONDS = 25  # for which a disk is full, or the network slow or cut
 _FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 _WORDS = {
     "worker": "flows.machines.worker",
@@ -150,12 +150,12 @@ class Stacked:
         time.sleep(attack.delay)
         if attack.fault == "network":
             self.strikes += 1
-            trouble.network(attack.victim, _AILMENT_SECONDS)
+            trouble.network(attack.victim, _TROUBLE_SECONDS)
             return
         if attack.fault == "full disk":
             self.strikes += 1
             filler = fill(self.place.folder / ".gptpipe" / "stack" / attack.victim)
-            time.sleep(_AILMENT_SECONDS)
+            time.sleep(_TROUBLE_SECONDS)
             filler.unlink()
             return
         victims = self._victims(attack.victim)

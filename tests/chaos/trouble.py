@@ -82,7 +82,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
 
 
 def enter_own_network() -> None:
-    """Begin this program again in a network of its own, so that `network` ails nobody else."""
+    """Begin this program again in a network of its own, so that `network` disturbs nobody else."""
     if _NETWORK not in os.environ:
         os.environ[_NETWORK] = "own"
         begin = 'ip link set lo mtu 1500 up && exec "$@"'
@@ -91,7 +91,7 @@ def enter_own_network() -> None:
 
 def network(kind: str, seconds: float) -> None:
     """Slow or cut for so long, between all that runs in this network."""
-    assert _NETWORK in os.environ, "it would ail the whole machine"
+    assert _NETWORK in os.environ, "it would disturb the whole machine"
     rate = ["rate", RATES[kind], "burst", "4kb", "latency", "400ms"]
     subprocess.run(["tc", "qdisc", "add", "dev", "lo", "root", "tbf", *rate], check=True)
     time.sleep(seconds)

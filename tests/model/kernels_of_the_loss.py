@@ -43,7 +43,7 @@ def test_loss_and_gradients_are_those_of_float64(half: bool, shift: float) -> No
     with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=half):
         made = linear_cross_entropy(hidden, weight, targets)
     logits = hidden.double() @ weight.double().t()
-    if half:  # what is held against each other is the loss, not the rounding of the product before it
+    if half:  # what is compared is the loss, not the rounding of the product before it
         logits = logits + (hidden.bfloat16() @ weight.bfloat16().t() - logits).detach()
     expected = F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED)
     assert made.item() == pytest.approx(expected.item(), rel=2e-3 if half and DEVICE == "cuda" else 1e-5)

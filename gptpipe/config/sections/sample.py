@@ -26,7 +26,7 @@ class SampleConfig(Section):
     stop: list[str] = result([], "Texts before which a continuation ends")
     slide: Literal["one", "half"] = result(
         "one",
-        "Past the context: drop one token at a time and compute all anew, or drop half a context and go on from there",
+        "Past the context: drop one token at a time and compute all again, or drop half a context and go on from there",
     )
     precision: Literal["float32", "bfloat16"] = result("float32", "Type of the large matrices")
     batch_size: int = operational(16, "Prompts continued at once; the next begins where one ends", "prompts", ge=1)

@@ -34,7 +34,7 @@ class SweepConfig(Section):
     parallel: int = operational(
         0, "Trainings at once; 0 is as many as there are GPUs for, and 1 on a CPU", "trainings", ge=0, le=1024
     )
-    reduction: int = result(2, "asha: one of so many trainings goes on at each rung", ge=2, le=100)
+    reduction: int = result(2, "asha: one of this many trainings goes on at each rung", ge=2, le=100)
     rungs: int = result(
         3,
         "asha: how often trainings are judged before they end, the first time after train.steps / reduction ** rungs",

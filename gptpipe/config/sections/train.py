@@ -87,7 +87,7 @@ class TrainConfig(Section):
     nproc: int = operational(1, "Ranks per machine", "processes", ge=1, le=1024)
     nodes: int = operational(1, "Machines that train together; more than one need a Prefect server", ge=1, le=1024)
     min_nodes: int = operational(
-        0, "Go on with so many machines when the others do not come; 0 waits for all of them", "machines", ge=0, le=1024
+        0, "Go on with this many machines if the others do not come; 0 waits for all", "machines", ge=0, le=1024
     )
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=1, le=2**53)] = operational(
         "auto",
