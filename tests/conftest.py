@@ -28,7 +28,7 @@ hypothesis.settings.load_profile("gptpipe")
 pytest_plugins = ["tests.fixtures.corpora", "tests.fixtures.datasets", "tests.fixtures.trainings"]
 
 LECTURE = Path(__file__).resolve().parents[2] / "shared" / "data" / "the-verdict.txt"
-PREFIXES = ("GPTPIPE_", "AWS_")
+PREFIXES = ("GPTPIPE_", "AWS_", "PREFECT_", "MLFLOW_TRACKING_", "MLFLOW_S3_")  # of variables that are settings
 SLOW_LIMIT = 2400  # seconds for a slow test
 # the longest files and folders, which begin first where files run side by side
 LONG = (
@@ -96,14 +96,20 @@ def gpt2_originals() -> Path:
 
 @pytest.fixture(autouse=True)
 def clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No setting of whoever runs the tests reaches them, and none of theirs reaches the next test."""
-    for name in list(os.environ):
-        if name.upper().startswith(PREFIXES):
-            monkeypatch.delenv(name)
+    """No setting of whoever runs the tests reaches them, and none of theirs reaches the next test.
+
+    Commands set variables too, for what they start; a fixture of a module would see them before its first test.
+    """
+    before = {name: value for name, value in os.environ.items() if name.upper().startswith(PREFIXES)}
+    for name in before:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("GPTPIPE_HOME", str(tmp_path_factory.mktemp("home")))
     settings.cache_clear()
     yield
     monkeypatch.undo()
+    for name in [name for name in os.environ if name.upper().startswith(PREFIXES) and name not in before]:
+        del os.environ[name]
+    os.environ.update(before)
     settings.cache_clear()
 
 
