@@ -45,21 +45,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.chaos")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the first round; the next ones count on")
-    parser.add_argument("--only", type=int, help="this seed alone; its folder is kept")
+    parser.add_argument("--only", type=int, nargs="+", metavar="SEED", help="these alone; their folders are kept")
     parser.add_argument("--world", choices=("alone", "stored", "later", "stacked"), default="alone", help=_WORLDS)
     parser.add_argument("--parallel", type=int, default=1, help="so many at a time, each with servers of its own")
     parser.add_argument("--record", type=Path, help="a line of JSON for each round is added to this file")
     given = parser.parse_args()
     if given.world == "stacked":
         enter_own_network()
-    is_one = given.only is not None
-    seeds = [given.only] if is_one else range(given.seed, given.seed + given.rounds)
+    keep = given.only is not None
+    seeds = given.only or range(given.seed, given.seed + given.rounds)
     folder = Path(tempfile.mkdtemp(prefix="gptpipe-chaos-"))
     rounds = []
     worlds = {
-        "alone": lambda: alone(seeds, folder, given.parallel, keep=is_one),
-        "stored": lambda: stored(seeds, folder, given.parallel, keep=is_one),
-        "later": lambda: later(seeds, folder, keep=is_one),
+        "alone": lambda: alone(seeds, folder, given.parallel, keep=keep),
+        "stored": lambda: stored(seeds, folder, given.parallel, keep=keep),
+        "later": lambda: later(seeds, folder, keep=keep),
         "stacked": lambda: stacked(seeds),
     }
     for done in worlds[given.world]():
@@ -70,8 +70,8 @@ def main() -> int:
                 record.write(f"{json.dumps(done.as_dict())}\n")
     print(f"\n{table(rounds)}")
     went_wrong = any(each.faults for each in rounds)
-    if went_wrong or is_one:
-        print(f"\nits files: {folder}")
+    if went_wrong or keep:
+        print(f"\ntheir files: {folder}")
     else:
         shutil.rmtree(folder)
     return int(went_wrong)
