@@ -248,5 +248,7 @@ def _stack() -> Check:
         return Check("stack", None, "not up: `gptpipe up` starts servers and a worker on this machine")
     ill = [f"{name} {problem}" for name, problem in health.items() if problem]
     if ill:
-        return Check("stack", False, "; ".join(ill), f"see {stack.supervisor.logs}, or `gptpipe down` and `up`")
+        return Check(
+            "stack", False, "; ".join(ill), f"`gptpipe up` starts it again; its log is in {stack.supervisor.logs}"
+        )
     return Check("stack", True, f"{', '.join(health)} are well")

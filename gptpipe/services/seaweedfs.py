@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from gptpipe.wording import first_line
 
 SERVICES = ("master", "filer", "volume", "s3")  # each listens on a port for HTTP and one for gRPC
 _START_SECONDS = 90
+_DATABASES = 8  # of its "leveldb2"
 
 
 def find_weed() -> str | None:
@@ -76,10 +78,25 @@ def bucket_problem(endpoint: str, access_key: str, secret_key: str, bucket: str)
             if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
                 raise
             client.create_bucket(Bucket=bucket)
-        client.put_object(Bucket=bucket, Key=".ready", Body=b"ready")  # its port opens before it can write
+        for key in (".ready", *_probes(bucket)):
+            client.put_object(Bucket=bucket, Key=key, Body=b"ready")  # its port opens before it can write
     except (BotoCoreError, ClientError) as error:
         return first_line(error)
     return ""
+
+
+def _probes(bucket: str) -> list[str]:
+    """Names of objects of which each stands in another of the databases that SeaweedFS keeps its names in.
+
+    The last byte of the MD5 of an object's folder chooses it. Each has a journal of its own, and a disk that was full
+    leaves only those stuck that were written to.
+    """
+    probes: dict[int, str] = {}
+    for number in range(1000):
+        folder = f".probe/{number}"
+        digest = hashlib.md5(f"/buckets/{bucket}/{folder}".encode(), usedforsecurity=False).digest()
+        probes.setdefault(digest[-1] % _DATABASES, f"{folder}/ready")
+    return list(probes.values())
 
 
 def port_names() -> list[str]:

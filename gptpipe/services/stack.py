@@ -30,6 +30,7 @@ from gptpipe.wording import first_line
 MEMBERS = ("postgres", "seaweedfs", "prefect", "mlflow", "worker")
 _LOG_SIZES = "log-sizes.json"  # of the logs when the stack was started
 _START_SECONDS = 120
+_STUCK_SECONDS = 15.0  # a server that hangs for less has only much to do
 _CRASHING_SECONDS = 2.5  # between two tries of a program that ends at once
 
 
@@ -67,9 +68,13 @@ class Stack:
         self.supervisor.start(self.servers.programs(drawn, self._ports(), self.supervisor.logs))
         # together: they start for seconds, and none needs another
         for group in (("postgres", "seaweedfs"), ("prefect", "mlflow")):
+            ran = self.supervisor.states()
             for name in group:
                 self.supervisor.start_program(name)
             for name in group:
+                if ran.get(name) == "RUNNING" and self._is_stuck(name, drawn):
+                    say(f"{name:9} runs and does not work: it is started again")
+                    self.supervisor.restart_program(name)
                 self._wait_until_healthy(name, drawn)
                 say(f"{name:9} is up")
         variables = self.servers.environment(drawn)
@@ -190,6 +195,18 @@ class Stack:
             reason = " ".join((done.stderr or done.stdout).strip().splitlines()[-1:])
             raise UserError(f"no database could be made: {reason}", where=str(data), hint="fix that and run it again")
         partial.rename(data)
+
+    def _is_stuck(self, name: str, drawn: Secrets) -> bool:
+        """Whether a member that has run for a while is not well for seconds.
+
+        SeaweedFS is so after its disk was full: its list of files refuses to be written until it is opened again.
+        """
+        until = time.monotonic() + _STUCK_SECONDS
+        while self._problem(name, drawn):
+            if time.monotonic() > until:
+                return self.supervisor.states().get(name) == "RUNNING"
+            time.sleep(0.5)
+        return False
 
     def _wait_until_healthy(self, name: str, drawn: Secrets) -> None:
         began = seen_alive = time.monotonic()

@@ -103,6 +103,12 @@ class Supervisor:
         with suppress(xmlrpc.client.Fault):  # it came up in between, or ends at once: the health check will tell
             self._api().startProcess(name, False)
 
+    def restart_program(self, name: str) -> None:
+        """Stop one program, which may take as long as its configuration lets it, and start it."""
+        with suppress(xmlrpc.client.Fault):  # it ended by itself
+            self._api().stopProcess(name, True)
+        self.start_program(name)
+
     def states(self) -> dict[str, str]:
         """RUNNING, STARTING, BACKOFF, STOPPED, FATAL … by name; empty when nothing runs."""
         if self.process is None:

@@ -69,6 +69,8 @@ class Stacked:
         try:
             self._press(attack)
             if self.states[-1] != "COMPLETED":
+                if attack and attack.fault == "full disk":  # as the doctor says: a store may be stuck
+                    self._up()
                 self._press(None)
         finally:
             for worker in self.place.workers:
@@ -99,6 +101,11 @@ class Stacked:
     def traces(self) -> int:
         """How many traces the runs' pages show."""
         return sum(line["level"] >= logging.INFO and "Traceback" in line["message"] for line in self.place.lines())
+
+    def _up(self) -> None:
+        done = self.place.call("up", "--json")
+        assert done.returncode == 0, done.stderr
+        self._stop_other_worker()
 
     def _stop_other_worker(self) -> None:
         """The stack's own, which would take the run to its own store."""
@@ -165,9 +172,7 @@ class Stacked:
         strike(victims, attack.fault)
         if attack.victim in ("all", "supervisor") and attack.fault == "kill":  # the machine has started again
             psutil.wait_procs(victims, timeout=20)
-            done = self.place.call("up", "--json")
-            assert done.returncode == 0, done.stderr
-            self._stop_other_worker()
+            self._up()
         if attack.victim in ("all", "worker") and attack.fault == "kill":
             for worker in self.place.workers:
                 worker.kill()

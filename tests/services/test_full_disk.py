@@ -1,0 +1,71 @@
+"""The disk of the stack's object store was full, and is not any more."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import boto3
+import psutil
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from tests.chaos.attack import fill
+from tests.chaos.trouble import small_disk
+from tests.fixtures.place import Place, folder_for_all, stack_in, wait_until
+
+pytestmark = [
+    pytest.mark.stack,
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="root mounts a disk"),
+]
+
+
+def refused(place: Place) -> int:
+    """In how many of 32 folders no object can be put."""
+    told = place.stack_environment()
+    client: Any = boto3.client(
+        "s3",
+        endpoint_url=told["GPTPIPE_S3_ENDPOINT"],
+        aws_access_key_id=told["GPTPIPE_S3_ACCESS_KEY"],
+        aws_secret_access_key=told["GPTPIPE_S3_SECRET_KEY"],
+        region_name="us-east-1",
+        config=Config(retries={"max_attempts": 1}),
+    )
+    count = 0
+    for folder in range(32):
+        try:
+            client.put_object(Bucket="gptpipe", Key=f"{folder}/{time.time_ns()}", Body=b"x" * 1000)
+        except ClientError:
+            count += 1
+    return count
+
+
+def test_a_store_that_a_full_disk_has_stuck_is_started_again_by_up() -> None:
+    with ExitStack() as whole:
+        folder = whole.enter_context(folder_for_all("full"))
+        with stack_in(folder):
+            pass  # its folders
+        data = folder / ".gptpipe" / "stack" / "seaweedfs"
+        whole.enter_context(small_disk(data, 1024))
+        place = whole.enter_context(stack_in(folder))
+        before = place.listeners()
+        filler = fill(data)
+        wait_until(lambda: refused(place), 90, "a full disk is felt")
+        filler.unlink()
+        time.sleep(2)
+        assert refused(place), "it comes to itself: then nobody needs to start it again"
+        told = place.call("doctor", "--json")
+        assert told.returncode == 1
+        assert "gptpipe up" in told.stdout
+        done = place.call("up")
+        assert done.returncode == 0, done.stderr
+        assert "seaweedfs runs and does not work: it is started again" in done.stdout + done.stderr
+        assert refused(place) == 0
+        after = place.listeners()
+        assert {name for name in before if before[name][1] != after[name][1]} == {"S3"}
+        assert not psutil.pid_exists(before["S3"][1])
