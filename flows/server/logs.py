@@ -6,7 +6,7 @@ import logging
 
 from prefect.logging.handlers import APILogHandler
 
-from flows.server.failures import OneLine
+from flows.server.failures import OneLine, Traces
 from flows.server.report import top_run
 
 _PROGRESS_SECONDS = 5.0  # between two lines of progress: a week of training stays a page that opens
@@ -20,8 +20,9 @@ def show_on_pages(level: str) -> None:
     handler = APILogHandler()
     handler.addFilter(_for_the_page_that_was_opened)
     logger.addHandler(handler)
+    traces = Traces(handler)
     for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine"):
-        logging.getLogger(name).addFilter(OneLine(name, handler))
+        logging.getLogger(name).addFilter(OneLine(name, traces))
 
 
 def _for_the_page_that_was_opened(record: logging.LogRecord) -> bool:

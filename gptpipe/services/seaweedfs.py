@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,9 @@ def _probes(bucket: str) -> list[str]:
     leaves only those stuck that were written to.
     """
     probes: dict[int, str] = {}
-    for number in range(1000):
+    for number in count():
+        if len(probes) == _DATABASES:
+            break
         folder = f".probe/{number}"
         digest = hashlib.md5(f"/buckets/{bucket}/{folder}".encode(), usedforsecurity=False).digest()
         probes.setdefault(digest[-1] % _DATABASES, f"{folder}/ready")

@@ -197,14 +197,14 @@ class Stack:
         partial.rename(data)
 
     def _is_stuck(self, name: str, drawn: Secrets) -> bool:
-        """Whether a member that has run for a while is not well for seconds.
+        """Whether a member that has had the time to start is not well for seconds.
 
         SeaweedFS is so after its disk was full: its list of files refuses to be written until it is opened again.
         """
-        until = time.monotonic() + _STUCK_SECONDS
-        while self._problem(name, drawn):
-            if time.monotonic() > until:
-                return self.supervisor.states().get(name) == "RUNNING"
+        began = time.monotonic()
+        while self._problem(name, drawn) and (uptime := self.supervisor.uptime(name)):
+            if uptime > _START_SECONDS and time.monotonic() - began > _STUCK_SECONDS:
+                return True
             time.sleep(0.5)
         return False
 

@@ -103,6 +103,13 @@ class Supervisor:
         with suppress(xmlrpc.client.Fault):  # it came up in between, or ends at once: the health check will tell
             self._api().startProcess(name, False)
 
+    def uptime(self, name: str) -> float:
+        """Seconds for which a program has run; 0 where it does not."""
+        with suppress(OSError, xmlrpc.client.Error):
+            told: Any = self._api().getProcessInfo(name)
+            return float(told["now"] - told["start"]) if told["statename"] == "RUNNING" else 0.0
+        return 0.0
+
     def restart_program(self, name: str) -> None:
         """Stop one program, which may take as long as its configuration lets it, and start it."""
         with suppress(xmlrpc.client.Fault):  # it ended by itself

@@ -28,7 +28,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import boto3
 import psutil
 import yaml
 
@@ -113,14 +112,7 @@ class Watch:
 
 def _stored(place: Place) -> dict[str, int]:
     """Bytes in the stack's object store, by the first folder of their names."""
-    environment = place.stack_environment()
-    client: Any = boto3.client(
-        "s3",
-        endpoint_url=environment["GPTPIPE_S3_ENDPOINT"],
-        aws_access_key_id=environment["GPTPIPE_S3_ACCESS_KEY"],
-        aws_secret_access_key=environment["GPTPIPE_S3_SECRET_KEY"],
-        region_name="us-east-1",
-    )
+    environment, client = place.stack_environment(), place.store()
     bucket, sizes = environment["GPTPIPE_STORAGE"].removeprefix("s3://").partition("/")[0], Counter[str]()
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
         for each in page.get("Contents", ()):

@@ -6,12 +6,9 @@ import os
 import shutil
 import time
 from contextlib import ExitStack
-from typing import Any
 
-import boto3
 import psutil
 import pytest
-from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from tests.chaos.attack import fill
@@ -27,15 +24,7 @@ pytestmark = [
 
 def refused(place: Place) -> int:
     """In how many of 32 folders no object can be put."""
-    told = place.stack_environment()
-    client: Any = boto3.client(
-        "s3",
-        endpoint_url=told["GPTPIPE_S3_ENDPOINT"],
-        aws_access_key_id=told["GPTPIPE_S3_ACCESS_KEY"],
-        aws_secret_access_key=told["GPTPIPE_S3_SECRET_KEY"],
-        region_name="us-east-1",
-        config=Config(retries={"max_attempts": 1}),
-    )
+    client = place.store()
     count = 0
     for folder in range(32):
         try:
