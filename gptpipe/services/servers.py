@@ -15,7 +15,7 @@ from pathlib import Path
 from gptpipe.config.settings import DEFAULTS, Settings
 from gptpipe.errors import UserError
 from gptpipe.guard import EVERYWHERE, is_open
-from gptpipe.services.seaweedfs import find_weed, weed_command
+from gptpipe.services.seaweedfs import port_names
 from gptpipe.services.supervisor import Program, write_private
 
 POOL = "gptpipe"  # the work pool of the process worker
@@ -131,7 +131,7 @@ class Servers:
         names = {"GPTPIPE_STACK_HOST": host, "GPTPIPE_STACK_NAMES": here.stack_names}
         objects = self.folder / "seaweedfs"
         objects.mkdir(exist_ok=True)
-        weed = weed_command(find_weed() or "weed", objects, logs=logs, host=host, ports=ports | {"s3": here.s3_port})
+        inner = ",".join(str(ports[name]) for name in port_names())
         return [
             Program(
                 "postgres",
@@ -142,7 +142,13 @@ class Servers:
                 stop_signal="INT",
             ),
             # its streams take fifteen seconds to end
-            Program("seaweedfs", weed, {**s3, "HOME": str(self.folder)}, stop_seconds=30),
+            Program(
+                "seaweedfs",
+                [python, "-m", "gptpipe.services.object_store", "--data", str(objects), "--home", str(self.folder),
+                 "--logs", str(logs), "--host", host, "--s3-port", str(here.s3_port), "--inner-ports", inner],
+                {**s3, "S3_BUCKET": BUCKET},
+                stop_seconds=30,
+            ),
             Program(
                 "prefect",
                 [python, "-m", "gptpipe.services.prefect_server", "--host", host, "--port", str(here.prefect_port)],

@@ -19,7 +19,6 @@ import psutil
 from gptpipe.config.settings import STACK_FILE, Settings, make_home
 from gptpipe.errors import UserError
 from gptpipe.extras import install_hint
-from gptpipe.services.certificates import close_inner_ports
 from gptpipe.services.ports import answers, free_ports, holders
 from gptpipe.services.seaweedfs import bucket_problem, find_weed, port_names
 from gptpipe.services.server_logs import traceback_ends
@@ -64,7 +63,6 @@ class Stack:
         self._check_ports(self.supervisor.states())
         drawn = Secrets.of(self.folder / "secrets.json")
         self._make_database(drawn)
-        close_inner_ports(self.folder)
         self.supervisor.start(self.servers.programs(drawn, self._ports(), self.supervisor.logs))
         # together: they start for seconds, and none needs another
         for group in (("postgres", "seaweedfs"), ("prefect", "mlflow")):
@@ -197,10 +195,7 @@ class Stack:
         partial.rename(data)
 
     def _is_stuck(self, name: str, drawn: Secrets) -> bool:
-        """Whether a member that has had the time to start is not well for seconds.
-
-        SeaweedFS is so after its disk was full: its list of files refuses to be written until it is opened again.
-        """
+        """Whether a member that has had the time to start is not well for seconds."""
         began = time.monotonic()
         while self._problem(name, drawn) and (uptime := self.supervisor.uptime(name)):
             if uptime > _START_SECONDS and time.monotonic() - began > _STUCK_SECONDS:

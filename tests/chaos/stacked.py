@@ -3,6 +3,7 @@ its own, on servers that go on from round to round."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -24,7 +25,7 @@ from tests.chaos import trouble
 from tests.chaos.alone import SETTINGS, marks_of, write_corpus
 from tests.chaos.attack import Attack, fill, strike
 from tests.chaos.outcome import Traces
-from tests.fixtures.place import Place
+from tests.fixtures.place import Place, wait_until
 
 SERVERS = {"prefect": "PREFECT", "mlflow": "MLFLOW", "s3": "S3", "postgres": "POSTGRES"}
 VICTIMS = (*SERVERS, "worker", "flow", "torchrun", "rank", "supervisor", "all")
@@ -69,8 +70,8 @@ class Stacked:
         try:
             self._press(attack)
             if self.states[-1] != "COMPLETED":
-                if attack and attack.fault == "full disk":  # as the doctor says: a store may be stuck
-                    self._up()
+                if attack and attack.fault == "full disk":  # a store that is stuck is started again soon
+                    wait_until(self._is_store_well, 90, "the store takes objects again")
                 self._press(None)
         finally:
             for worker in self.place.workers:
@@ -106,6 +107,10 @@ class Stacked:
         done = self.place.call("up", "--json")
         assert done.returncode == 0, done.stderr
         self._stop_other_worker()
+
+    def _is_store_well(self) -> bool:
+        checks = json.loads(self.place.call("doctor", "--json").stdout)["checks"]
+        return "seaweedfs" not in next(one["detail"] for one in checks if one["name"] == "stack")
 
     def _stop_other_worker(self) -> None:
         """The stack's own, which would take the run to its own store."""
