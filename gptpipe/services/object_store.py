@@ -53,8 +53,9 @@ def watch(endpoint: str, bucket: str, data: Path, patience: float) -> None:
             ill_since = now
         elif has_taken and now - ill_since > patience:
             return
-        pause = _ILL_PROBE_SECONDS if problem else _PROBE_SECONDS
-        time.sleep(min(pause, patience) if has_taken else _START_PROBE_SECONDS)
+        is_starting = not has_taken and now - began < patience
+        pause = _START_PROBE_SECONDS if is_starting else _ILL_PROBE_SECONDS if problem else _PROBE_SECONDS
+        time.sleep(min(pause, patience))
 
 
 def _has_room(data: Path) -> bool:
