@@ -74,8 +74,7 @@ def _end(server: int) -> None:
     os.kill(server, signal.SIGKILL)
 
 
-def _inner_ports(given: str) -> dict[str, int]:
-    """By name: all of them, with commas, or those from a first one on."""
+def _ports_by_name(given: str) -> dict[str, int]:
     numbers, names = [int(number) for number in given.split(",")], port_names()
     if len(numbers) == 1:
         numbers = [numbers[0] + number for number in range(len(names))]
@@ -90,16 +89,20 @@ def main() -> None:
     parser.add_argument("--logs", type=Path, help="by default with the data")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--s3-port", type=int, default=8333)
-    parser.add_argument("--inner-ports", default="18080", help="the first of the inner services' ports, or all of them")
+    inner_ports = "the first of the inner services' ports, or all of them, with commas"
+    parser.add_argument("--inner-ports", type=_ports_by_name, default="18080", help=inner_ports)
     parser.add_argument("--patience", type=float, default=30.0, help="seconds for which it may take no objects")
     parser.add_argument("--watch", type=int, help="the store's process: only watch it")
     given = parser.parse_args()
+    bucket = os.environ.get("S3_BUCKET", "")
+    if not bucket:
+        parser.error("S3_BUCKET is not set: name the bucket that is to be there")
     address = "127.0.0.1" if given.host == "0.0.0.0" else given.host
     if given.watch:
         from gptpipe.launch.signals import end_with
 
         end_with(given.watch)
-        watch(f"http://{address}:{given.s3_port}", os.environ["S3_BUCKET"], given.data, given.patience)
+        watch(f"http://{address}:{given.s3_port}", bucket, given.data, given.patience)
         _say(f"took no objects for {given.patience:g} s though its disk has room: it is started again")
         _end(given.watch)
         return
@@ -109,7 +112,7 @@ def main() -> None:
     home, logs = given.home or given.data, given.logs or given.data / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     close_inner_ports(home)
-    ports = _inner_ports(given.inner_ports) | {"s3": given.s3_port}
+    ports = given.inner_ports | {"s3": given.s3_port}
     command = weed_command(weed, given.data, logs=logs, host=given.host, ports=ports)
     subprocess.Popen([sys.executable, "-m", __spec__.name, *sys.argv[1:], "--watch", str(os.getpid())])
     os.execve(weed, command, {**os.environ, "HOME": str(home)})

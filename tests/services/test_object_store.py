@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,13 +21,13 @@ from gptpipe.services.ports import free_ports
 from gptpipe.services.seaweedfs import port_names
 from tests.fixtures.place import wait_until
 
-pytestmark = [pytest.mark.stack, pytest.mark.slow]
+WORDS = [sys.executable, "-m", "gptpipe.services.object_store"]
 
 
 @contextmanager
 def store(folder: Path, ports: list[int], patience: int = 2) -> Iterator[tuple[psutil.Popen, Any]]:
     """The program, and a client of it once it takes objects."""
-    words = [sys.executable, "-m", "gptpipe.services.object_store", "--data", str(folder), "--patience", f"{patience}"]
+    words = [*WORDS, "--data", str(folder), "--patience", f"{patience}"]
     words += ["--s3-port", str(ports[-1]), "--inner-ports", ",".join(map(str, ports[:-1]))]
     keys = {"AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "a secret"}
     before = said(folder)
@@ -64,6 +65,8 @@ def its_watch(process: psutil.Popen) -> psutil.Process:
     return watch
 
 
+@pytest.mark.stack
+@pytest.mark.slow
 def test_a_store_that_takes_nothing_ends_and_keeps_what_it_has(tmp_path: Path) -> None:
     ports = free_ports(len(port_names()) + 1)
     with store(tmp_path, ports) as (process, client):
@@ -85,6 +88,8 @@ def test_a_store_that_takes_nothing_ends_and_keeps_what_it_has(tmp_path: Path) -
         wait_until(lambda: not watch.is_running(), 5, "its watch has ended too")
 
 
+@pytest.mark.stack
+@pytest.mark.slow
 def test_a_store_that_is_only_slow_goes_on(tmp_path: Path) -> None:
     with store(tmp_path, free_ports(len(port_names()) + 1), patience=15) as (process, client):
         watch = its_watch(process)
@@ -98,3 +103,19 @@ def test_a_store_that_is_only_slow_goes_on(tmp_path: Path) -> None:
         process.terminate()
         process.wait(timeout=60)
         wait_until(lambda: not watch.is_running(), 5, "its watch has ended too")
+
+
+@pytest.mark.parametrize(
+    ("bucket", "words", "told"),
+    [
+        ("", [], "S3_BUCKET is not set"),
+        ("b", ["--inner-ports", "1,2"], "invalid"),
+        ("b", ["--s3-port", "x"], "invalid"),
+    ],
+)
+def test_what_is_missing_is_told_in_a_line(tmp_path: Path, bucket: str, words: list[str], told: str) -> None:
+    environment = os.environ | {"S3_BUCKET": bucket}
+    done = subprocess.run([*WORDS, "--data", str(tmp_path), *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert told in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
