@@ -17,7 +17,7 @@ from tests.chaos.alone import Alone, marks_of
 from tests.chaos.attack import ALONE, STACKED, STORED, Attack
 from tests.chaos.later import COMMANDS, Later
 from tests.chaos.outcome import differences
-from tests.chaos.stacked import DISK_MEGABYTES, DISKS, Stacked
+from tests.chaos.stacked import DISK_MEGABYTES, Stacked
 from tests.chaos.trouble import small_disk
 from tests.fixtures.bad_store import bad_store
 from tests.fixtures.databases import PREFECT
@@ -165,8 +165,8 @@ def stacked(seeds: Iterable[int]) -> Iterator[Round]:
         folder = place_and_disks.enter_context(folder_for_all("chaos"))
         with stack_in(folder):
             pass  # it makes the database, which is a rename, and none onto a disk
-        for name in DISKS:
-            place_and_disks.enter_context(small_disk(folder / ".gptpipe" / "stack" / name, DISK_MEGABYTES))
+        for name, megabytes in DISK_MEGABYTES.items():
+            place_and_disks.enter_context(small_disk(folder / ".gptpipe" / "stack" / name, megabytes))
         place = place_and_disks.enter_context(stack_in(folder))
         undisturbed = Stacked(place, "undisturbed")
         undisturbed.run(None)
