@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from gptpipe.extras import install_hint
+from gptpipe.guard import EVERYWHERE
 from gptpipe.services.certificates import close_inner_ports
 from gptpipe.services.seaweedfs import bucket_problem, find_weed, port_names, weed_command
 
@@ -97,7 +98,7 @@ def main() -> None:
     bucket = os.environ.get("S3_BUCKET", "")
     if not bucket:
         parser.error("S3_BUCKET is not set: name the bucket that is to be there")
-    address = "127.0.0.1" if given.host == "0.0.0.0" else given.host
+    address = "127.0.0.1" if given.host in EVERYWHERE else given.host
     if given.watch:
         from gptpipe.launch.signals import end_with
 

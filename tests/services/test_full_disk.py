@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -52,7 +53,10 @@ def test_a_store_that_a_full_disk_has_stuck_is_started_again_once_there_is_room(
         assert refused(place), "it comes to itself: then nobody needs to start it again"
         told = place.call("doctor", "--json")
         assert told.returncode == 1
-        assert "gptpipe up" in told.stdout
+        stack = next(one for one in json.loads(told.stdout)["checks"] if one["name"] == "stack")
+        assert stack["ok"] is False
+        assert stack["detail"].startswith("seaweedfs ")
+        assert "gptpipe up" in stack["hint"]
         wait_until(lambda: not psutil.pid_exists(before["S3"][1]), 90, "the store has ended")
         wait_until(lambda: "S3" in place.listeners() and not refused(place), 60, "it is back and takes all")
         after = place.listeners()
