@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gptpipe.cores import usable_cores
-from gptpipe.dataset.cache import Evicted, PartialShard, TokenCache
+from gptpipe.dataset.cache import Evicted, PartialShard, TokenCache, WholeShard
 from gptpipe.dataset.dataset import Dataset
 from gptpipe.dataset.rows import ShardFile
 from gptpipe.errors import UserError
@@ -49,7 +49,7 @@ class TokenStream:
         self.corpus_starts = self.starts[np.concatenate([[0], changes, [len(self.index)]])]
         self.cache = cache
         self._lock = threading.RLock()
-        self._open: OrderedDict[int, np.ndarray | PartialShard] = OrderedDict()
+        self._open: OrderedDict[int, WholeShard | PartialShard] = OrderedDict()
 
     def prepare(self) -> None:
         """Decode every shard that is not in the cache yet, so that nothing waits for one later.
@@ -96,16 +96,13 @@ class TokenStream:
         while start < stop:
             base, end = int(self.starts[shard]), min(stop, int(self.starts[shard + 1]))
             held = self._open.get(shard)
-            piece = held.get(start - base, end - base) if isinstance(held, PartialShard) else held
-            if piece is None:
-                pieces.append(self._decoded(shard, start - base, end - base))
-            else:
-                pieces.append(piece if isinstance(held, PartialShard) else piece[start - base : end - base])
+            piece = None if held is None else held.get(start - base, end - base)
+            pieces.append(self._decoded(shard, start - base, end - base) if piece is None else piece)
             start, shard = end, shard + 1
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.empty(0, self.dtype)])
 
     def _decoded(self, shard: int, start: int, stop: int) -> np.ndarray:
-        """Tokens of a shard that is not open, or not decoded so far."""
+        """Tokens of a shard that is not open, or not decoded or not compared with their checksum so far."""
         with self._lock:
             while True:
                 for number, other in list(self._open.items()):
@@ -114,21 +111,24 @@ class TokenStream:
                 held = self._open.get(shard)
                 if held is None:
                     held = self._hold(shard)
-                if not isinstance(held, PartialShard):
-                    return held[start:stop]
+                if isinstance(held, WholeShard):
+                    if held.verify(start, stop):
+                        return held.tokens[start:stop]
+                    del self._open[shard]
+                    continue
                 try:
                     return held.decode(start, stop)
                 except Evicted:
                     continue
 
-    def _hold(self, shard: int) -> np.ndarray | PartialShard:
+    def _hold(self, shard: int) -> WholeShard | PartialShard:
         """Map a shard: whole if it is there as a whole, otherwise as far as it is asked for."""
         while len(self._open) >= OPEN:
             self._open.popitem(last=False)
         file, length = self.index[shard], int(self.starts[shard + 1] - self.starts[shard])
-        held: np.ndarray | PartialShard
+        held: WholeShard | PartialShard
         try:
-            held = np.asarray(np.memmap(self.cache.whole_path(file), dtype=self.dtype, mode="r", shape=(length,)))
+            held = WholeShard(self.cache, file, length, self.dtype)
         except (FileNotFoundError, ValueError):  # not decoded as a whole, or cut off by somebody
             held = PartialShard(self.cache, file, self.dataset.url, length, self.dtype, self.end_of_text)
         self._open[shard] = held

@@ -7,13 +7,18 @@ first token on, and its last one, which ends with the separator, may be shorter.
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from gptpipe import storage
+from gptpipe.dataset.cache import CHECKSUM, checksum
 from gptpipe.dataset.stream import TokenStream
 from gptpipe.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class Windows(Protocol):
@@ -119,11 +124,27 @@ class SomeWindows:
 def _table(stream: TokenStream, shard: int, context_length: int, *, goes_on: bool) -> np.ndarray:
     """(place in the shard, targets) of every window of a shard, shape (n, 2), uint32."""
     path = stream.window_table(shard, context_length, goes_on)
-    if not path.exists():
-        windows = document_windows(stream.shard(shard), stream.end_of_text, context_length, goes_on=goes_on)
+    table = _stored(path)
+    if table is None:
+        table = document_windows(stream.shard(shard), stream.end_of_text, context_length, goes_on=goes_on)
         with storage.new_file(path) as temporary, temporary.open("wb") as file:
-            np.save(file, windows)
-    return np.asarray(np.load(path, mmap_mode="r"))
+            file.write(table.tobytes() + np.array([checksum(table)], CHECKSUM).tobytes())
+        stored = _stored(path)
+        table = table if stored is None else stored  # mapped, it is in memory once for all ranks
+    return table
+
+
+def _stored(path: Path) -> np.ndarray | None:
+    """A table as its file has it, mapped; None where there is no file, or a damaged one."""
+    try:
+        content = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+    except (FileNotFoundError, ValueError):  # ValueError: it is empty
+        return None
+    table, end = content[: -CHECKSUM.itemsize], content[-CHECKSUM.itemsize :]
+    if len(table) % 8 == 0 and end.tobytes() == np.array([checksum(table)], CHECKSUM).tobytes():
+        return table.view(np.uint32).reshape(-1, 2)
+    log.warning("the cache is damaged, and what it held is made again: %s", path)
+    return None
 
 
 def document_windows(tokens: np.ndarray, separator: int, context_length: int, *, goes_on: bool = False) -> np.ndarray:

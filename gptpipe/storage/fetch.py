@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import logging
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,13 +56,17 @@ def local_copy(url: str, sha256: str = "", hint: str = "fetch or write it again"
 
 
 def _downloaded(url: str, sha256: str, hint: str) -> Path:
-    """A file of the cache, fetched by one process while others wait for it."""
+    """A file of the cache, fetched by one process while others wait for it; one that is damaged is fetched again."""
     entry = storage.describe(url)
     folder = storage.cache_home() / "downloads" / digest([url, entry.version, entry.size])[:32]
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / url.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
+    checksum = folder / ".checksum"
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if place.exists() and not (checksum.exists() and checksum.read_bytes() == _crc32_of(place)):
+            log.warning("the cache is damaged, and what it held is fetched again: %s", place)
+            place.unlink()
         if not place.exists():
             partial = folder / ".partial"
             with partial.open("ab") as file:
@@ -69,6 +74,7 @@ def _downloaded(url: str, sha256: str, hint: str) -> Path:
             if sha256 and _sha256_of(partial, url) != sha256:
                 partial.unlink()
                 raise _damaged(url, hint)
+            checksum.write_bytes(_crc32_of(partial))
             partial.rename(place)
     return place
 
@@ -108,6 +114,15 @@ def _sha256_of(path: Path, url: str) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise UserError("no such file", where=url, hint="give the path of one that is there") from None
+
+
+def _crc32_of(path: Path) -> bytes:
+    """The CRC-32 of a file and its size: quicker than SHA-256, and enough against a disk's faults."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            value = zlib.crc32(block, value)
+        return f"{value:08x} {file.tell()}".encode()
 
 
 def _damaged(url: str, hint: str) -> Damaged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
@@ -105,6 +106,33 @@ def atomic_link(path: Path) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def made_once(path: Path) -> Iterator[Path | None]:
+    """A temporary path beside `path` that takes its place when the block ends well; None where it is made already.
+
+    One process makes it while others wait, so that none of them has opened a file that another one then replaces. An
+    empty file counts as none.
+    """
+    if _has_content(path):
+        yield None
+        return
+    with explained(str(path), writing=True):
+        lock = path.parent / f".{path.name}.lock"
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if _has_content(path):
+                yield None
+                return
+            sweep_temporaries(str(path.parent), below=False)
+            with new_file(path) as temporary:
+                yield temporary
+            lock.unlink()  # whoever waits for it sees the file, and so does whoever comes later
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def sweep_temporaries(url: str, *, below: bool = True) -> None:

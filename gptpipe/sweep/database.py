@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptpipe.errors import UserError, no_space
+from gptpipe.storage.temporary import made_once
 
 if TYPE_CHECKING:
     import optuna
+    from sqlalchemy.engine import URL
 
 _BUSY_SECONDS = 60  # for which SQLite waits for another writer
+_TABLES_KEY = 0x677074706970650  # of PostgreSQL's lock; any number that nobody else uses
 
 
 def open_study(name: str, uri: str) -> optuna.Study:
@@ -22,12 +26,37 @@ def open_study(name: str, uri: str) -> optuna.Study:
         uri: of the database, as SQLAlchemy names it.
     """
     import optuna
+    from sqlalchemy.engine import make_url
 
     quieten()
-    options = {"connect_args": {"timeout": _BUSY_SECONDS}} if uri.startswith("sqlite") else {"pool_pre_ping": True}
-    database = optuna.storages.RDBStorage(uri, engine_kwargs=options)
+    url = make_url(uri)
+    is_file = url.get_backend_name() == "sqlite"
+    options = {"connect_args": {"timeout": _BUSY_SECONDS}} if is_file else {"pool_pre_ping": True}
+    if is_file and url.database and url.database != ":memory:" and Path(url.database).parent.is_dir():
+        with made_once(Path(url.database)) as partial:  # in several steps, after a kill between which Optuna refuses it
+            if partial is not None:
+                optuna.storages.RDBStorage(f"sqlite:///{partial}", engine_kwargs=options).engine.dispose()
+    with _alone(url):
+        database = optuna.storages.RDBStorage(uri, engine_kwargs=options)
     pruner = optuna.pruners.NopPruner()  # trials are stopped by `halving`
     return optuna.create_study(storage=database, study_name=name, load_if_exists=True, pruner=pruner)
+
+
+@contextmanager
+def _alone(url: URL) -> Iterator[None]:
+    """Only one process at a time makes tables in a PostgreSQL database."""
+    from sqlalchemy import create_engine, text
+
+    if url.get_backend_name() != "postgresql":
+        yield
+        return
+    engine = create_engine(url)
+    try:
+        with engine.begin() as connection:
+            connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _TABLES_KEY})
+            yield
+    finally:
+        engine.dispose()
 
 
 def quieten() -> None:

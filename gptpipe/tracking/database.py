@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 
-from gptpipe import storage
-from gptpipe.storage.temporary import atomic_link
+from gptpipe.storage.temporary import made_once
 
 
 def make_database(file: Path) -> None:
-    """Make MLflow's tables in a file, unless it is there.
+    """Make MLflow's tables in a file, unless they are there.
 
     MLflow makes them in many steps, and takes seconds: where it is killed between them, it refuses the file for ever.
     """
-    if file.exists() and file.stat().st_size:
-        return
-    from mlflow import MlflowClient
-
     file.parent.mkdir(parents=True, exist_ok=True)
-    storage.sweep_temporaries(str(file.parent), below=False)
-    with atomic_link(file) as partial:
-        MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
-        file.unlink(missing_ok=True)  # an empty one
-        with suppress(FileExistsError):  # another process was first
-            os.link(partial, file)
+    with made_once(file) as partial:
+        if partial is not None:
+            from mlflow import MlflowClient
+
+            MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()

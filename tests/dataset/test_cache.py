@@ -341,6 +341,77 @@ def test_a_shard_is_read_again_after_it_was_repaired(sample: Sample, copied: Dat
     check(stream, sample)
 
 
+def _zeros(content: bytes, draw: random.Random) -> bytes:
+    return bytes(len(content))
+
+
+def _noise(content: bytes, draw: random.Random) -> bytes:
+    return draw.randbytes(len(content))
+
+
+def _flip(content: bytes, draw: random.Random) -> bytes:
+    """One bit, anywhere."""
+    changed = bytearray(content)
+    changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
+    return bytes(changed)
+
+
+def _cut(content: bytes, draw: random.Random) -> bytes:
+    return content[: draw.randrange(len(content))]
+
+
+def _longer(content: bytes, draw: random.Random) -> bytes:
+    return content + b"x"
+
+
+def _empty(content: bytes, draw: random.Random) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize("damage", [_zeros, _noise, _flip, _cut, _longer, _empty])
+@pytest.mark.parametrize("kind", ["bin", "part", "groups"])
+def test_a_damaged_cache_is_never_read_and_decoded_again(
+    sample: Sample, tmp_path: Path, kind: str, damage: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    cache, draw = TokenCache(tmp_path, 10**12), random.Random(5)
+    for _ in range(5):
+        stream = TokenStream(sample.dataset, "train", cache)
+        if kind == "bin":
+            stream.prepare()
+        check(stream, sample)
+        for path in cache.folder.glob(f"*.{kind}"):
+            content = path.read_bytes()
+            assert content
+            path.unlink()  # what is mapped stays as it is, as for another process
+            path.write_bytes(damage(content, draw))
+        caplog.clear()
+        again = TokenStream(sample.dataset, "train", cache)
+        starts = [draw.randrange(again.length - 300) for _ in range(50)]
+        for start in starts:
+            assert np.array_equal(again.read(start, start + 300), sample.tokens[start : start + 300])
+        check(again, sample)
+        if damage in (_noise, _flip) or (damage is _zeros and kind != "groups"):
+            assert f".{kind if kind == 'bin' else 'part'}" in caplog.text, "the damage is told, with its file"
+        caplog.clear()
+        check(TokenStream(sample.dataset, "train", cache), sample)
+        assert not caplog.text, "it is as good as new"
+
+
+def test_a_cache_that_was_killed_or_evicted_is_not_called_damaged(
+    readers: Readers, sample: Sample, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = readers.start("part", rounds=1000, limit=150_000)
+    go(process)
+    cache = readers.folder / "cache"
+    for _ in range(30):
+        stream = TokenStream(sample.dataset, "train", TokenCache(cache, 150_000))
+        check(stream, sample)
+    process.kill()
+    out, err = process.communicate()
+    check(TokenStream(sample.dataset, "train", TokenCache(cache, 10**12)), sample)
+    assert "damaged" not in caplog.text + out + err
+
+
 @pytest.mark.stack
 @pytest.mark.parametrize("how", ["read", "prepare"])
 def test_a_cold_cache_is_filled_from_an_object_store(sample: Sample, s3_storage: str, tmp_path: Path, how: str) -> None:

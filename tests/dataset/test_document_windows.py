@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +150,43 @@ def test_it_goes_on_from_any_sample(stream: TokenStream, closing: list[TrainLoad
             assert torch.equal(found.inputs, batch.inputs)
             assert torch.equal(found.targets, batch.targets)
             assert found.tokens == batch.tokens
+
+
+@pytest.mark.parametrize("damage", ["zeros", "noise", "flipped", "cut", "empty", "tiny"])
+def test_a_damaged_table_is_never_read_and_made_again(
+    sample: Sample,
+    stream: TokenStream,
+    closing: list[TrainLoader],
+    damage: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whole = loader(stream, closing)
+    expected = whole.order.places(np.arange(whole.order.count))
+    draw, tables = random.Random(3), list((tmp_path / "cache").rglob("*.windows"))
+    assert len(tables) == len(stream.index)
+    for path in tables:
+        content = path.read_bytes()
+        changed = bytearray(content)
+        changed[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        size = len(content)
+        damaged = {
+            "zeros": bytes(size),
+            "noise": draw.randbytes(size),
+            "flipped": bytes(changed),
+            "cut": content[: draw.randrange(size)],
+            "empty": b"",
+            "tiny": b"abc",
+        }
+        path.unlink()
+        path.write_bytes(damaged[damage])
+    for is_told in (True, False):
+        caplog.clear()
+        again = loader(stream, closing)
+        found = again.order.places(np.arange(again.order.count))
+        assert np.array_equal(found[0], expected[0])
+        assert np.array_equal(found[1], expected[1])
+        assert (".windows" in caplog.text) == (is_told and damage != "empty")
 
 
 def test_an_almost_full_cache_gives_the_same_windows(

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from gptpipe.tracking.sweeps import PARENT_TAG, SWEEP_TAG
+from tests.fixtures.databases import open_at_once
 from tests.fixtures.deployed import TEXT, TINY
 from tests.fixtures.place import Place, folder_for_all, stack_in, wait_until
 
@@ -63,3 +64,11 @@ def test_a_cancelled_sweep_leaves_no_rank(place: Place) -> None:
     wait_until(lambda: not place.ranks(), 20, "the end of the ranks")
     status = {run.data.tags[SWEEP_TAG]: run.info.status for run in runs(place, SWEEP_TAG)}
     assert status["long"] == "KILLED"
+
+
+def test_sweeps_that_are_the_first_in_a_database_at_once_all_work_in_it(place: Place) -> None:
+    uri = place.stack_environment()["GPTPIPE_SWEEPS_URI"]
+    for number in range(5):
+        with psycopg.connect(uri.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute(f"create database at_once_{number}".encode())
+        open_at_once(f"{uri.rsplit('/', 1)[0]}/at_once_{number}")

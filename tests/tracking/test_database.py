@@ -33,18 +33,33 @@ def test_a_process_that_is_killed_while_it_makes_it_is_none(tmp_path: Path, tabl
     process.wait()
     assert not file.exists()
     make_database(file)
-    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"], "nothing is left over"
     assert [each.name for each in MlflowClient(f"sqlite:///{file}").search_experiments()] == ["Default"]
 
 
-@pytest.mark.slow
-def test_two_that_make_it_at_once_make_one(tmp_path: Path) -> None:
+def test_two_that_make_it_at_once_make_one_and_both_may_write_at_once(tmp_path: Path) -> None:
+    """What one has opened is never replaced by the other's: SQLite would refuse each of its writes."""
+    program = PROGRAM + (
+        "; from mlflow import MlflowClient; client = MlflowClient('sqlite:///' + sys.argv[1])"
+        "; [client.create_experiment(f'{sys.argv[2]}-{i}') for i in range(100)]"
+    )
     file = tmp_path / "mlflow.db"
-    both = [making(file), making(file)]
-    assert [process.wait() for process in both] == [0, 0]
+    both = [
+        subprocess.Popen([sys.executable, "-c", program, str(file), name], stderr=subprocess.PIPE, text=True)
+        for name in ("one", "two")
+    ]
+    for process in both:
+        _, said = process.communicate()
+        assert process.returncode == 0, said
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
-    client = MlflowClient(f"sqlite:///{file}")
-    client.create_experiment("another")
+    assert len(MlflowClient(f"sqlite:///{file}").search_experiments()) == 201
     before = file.stat().st_ino
     make_database(file)
     assert file.stat().st_ino == before
+
+
+def test_an_empty_file_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    file.touch()
+    make_database(file)
+    assert [each.name for each in MlflowClient(f"sqlite:///{file}").search_experiments()] == ["Default"]

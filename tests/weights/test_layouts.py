@@ -290,7 +290,7 @@ class Breaking(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_download_that_breaks_goes_on_and_is_kept(tmp_path: Path) -> None:
+def test_a_download_that_breaks_goes_on_and_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = reference(1, 4, 256, 64, 40000)
     model.save_pretrained(tmp_path)
     content = (tmp_path / "model.safetensors").read_bytes()
@@ -305,6 +305,17 @@ def test_a_download_that_breaks_goes_on_and_is_kept(tmp_path: Path) -> None:
         with local_copy(f"{address}/gpt2.safetensors") as again:
             assert again == path
         assert len(asked) == before
+        for damaged in (bytes(len(content)), content[:-1], content + b"x", b""):
+            path.write_bytes(damaged)
+            before = len(asked)
+            with local_copy(f"{address}/gpt2.safetensors") as again:
+                assert again.read_bytes() == content
+            assert len(asked) > before
+            assert str(path) in caplog.text
+            caplog.clear()
+        (path.parent / ".checksum").write_bytes(b"\xff\xfe")
+        with local_copy(f"{address}/gpt2.safetensors") as again:
+            assert again.read_bytes() == content
         with (
             pytest.raises(UserError, match="damaged"),
             local_copy(f"{address}/other.safetensors", sha256="0" * 64),
