@@ -116,8 +116,13 @@ def in_place(parameters: PipelineConfig, call: Callable[[], Any]) -> Any:
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
     from gptpipe.pipeline.checks import check_pipeline
     from gptpipe.services.prefect_server import PrefectServer
+    from gptpipe.services.server_apis import the_prefect_server
 
-    server = None if os.environ.get("PREFECT_API_URL") else PrefectServer()  # it starts while this process gets ready
+    server = None
+    if os.environ.get("PREFECT_API_URL"):
+        the_prefect_server().check()
+    else:
+        server = PrefectServer()  # it starts while this process gets ready
     try:
         check_pipeline(parameters, settings().storage_url, tracking())
     except BaseException:
@@ -145,15 +150,17 @@ def in_place(parameters: PipelineConfig, call: Callable[[], Any]) -> Any:
             end_what_was_killed(server.alone_since)
         try:
             return call()
-        except HTTPError as error:
+        except (HTTPError, RuntimeError) as error:
             if not _is_from(server.url if server else os.environ["PREFECT_API_URL"], error):
                 raise
             log.debug("the flow could not reach its server", exc_info=error)
             raise _without_server(error, server) from None
 
 
-def _is_from(url: str, error: HTTPError) -> bool:
+def _is_from(url: str, error: HTTPError | RuntimeError) -> bool:
     """Whether an error came of a request to this server: others ask theirs by the same library."""
+    if isinstance(error, RuntimeError):  # what a new client of Prefect's makes of it
+        return "Failed to reach API" in str(error)
     try:
         return str(error.request.url).startswith(url)
     except RuntimeError:  # it tells of no request

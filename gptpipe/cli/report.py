@@ -71,6 +71,8 @@ def _period(since: str, promote: PromoteConfig) -> tuple[dict[str, Any], str, st
 def _untracked(begin: float) -> list[Any]:
     """Nights that only Prefect knows of; none where no server is named, or it does not answer."""
     if not settings().prefect_host:
+        if os.environ.get("PREFECT_API_URL"):
+            log.warning("PREFECT_API_URL is no address: nights that were skipped or refused are missing")
         return []
     from flows.server.nights import AWAY, nights_without_training
 

@@ -134,10 +134,15 @@ class Settings(BaseSettings):
 
     @field_validator("mlflow_uri", "mlflow_ui", "s3_endpoint")
     @classmethod
-    def _no_password_in_an_address(cls, value: str | None) -> str | None:
-        """It would stand in logs, links and reports."""
-        if value is not None and value.startswith(("http://", "https://")) and "@" in urlsplit(value).netloc:
-            raise ValueError("user and password do not belong into an address: set GPTPIPE_MLFLOW_AUTH or the S3 keys")
+    def _addresses_are_whole_and_hold_no_password(cls, value: str | None) -> str | None:
+        """A password would stand in logs, links and reports."""
+        if value is not None and value.startswith(("http://", "https://")):
+            if not is_address(value):
+                raise ValueError("no address of a server: it is like http://10.0.0.1:5000")
+            if "@" in urlsplit(value).netloc:
+                raise ValueError(
+                    "user and password do not belong into an address: set GPTPIPE_MLFLOW_AUTH or the S3 keys"
+                )
         return value
 
     @field_validator("mlflow_auth")
@@ -176,7 +181,8 @@ class Settings(BaseSettings):
     @property
     def prefect_host(self) -> str:
         """The host of the Prefect server; empty if there is none."""
-        return urlsplit(os.environ.get("PREFECT_API_URL", "")).hostname or ""
+        url = os.environ.get("PREFECT_API_URL", "")
+        return (urlsplit(url).hostname or "") if is_address(url) else ""
 
     @property
     def stack_name_list(self) -> list[str]:
@@ -226,20 +232,45 @@ def settings() -> Settings:
     """The settings of this process, read once: the environment, before `.env`, before the stack that is up.
 
     Raises:
-        UserError: a variable has a value that cannot be used.
+        UserError: a variable has a value that cannot be used, or a file cannot be read.
     """
+    own = Path(".env")
     try:
-        return Settings(_env_file=(Settings().stack_path / STACK_FILE, ".env"))
+        _check_readable(own)
+        stack = Settings().stack_path / STACK_FILE
+        _check_readable(stack)
+        return Settings(_env_file=(stack, own))
     except ValidationError as error:
         first = error.errors()[0]
         name = "GPTPIPE_" + "_".join(str(part) for part in first["loc"]).upper()
-        raise UserError(first["msg"], where=name, hint="see .env.example") from None
+        raise UserError(first["msg"].removeprefix("Value error, "), where=name, hint="see .env.example") from None
+
+
+def _check_readable(file: Path) -> None:
+    """A UserError where there is a file of settings, and it cannot be read."""
+    try:
+        if file.is_file():
+            file.read_text(encoding="utf-8")
+    except UnicodeError as error:
+        raise UserError(f"not UTF-8 ({error})", where=str(file.absolute()), hint="save it as UTF-8") from None
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+        raise UserError(problem, where=str(file.absolute()), hint="check the permissions of the path") from None
 
 
 def reload_settings() -> Settings:
     """Read the environment again (a command line option changed it)."""
     settings.cache_clear()
     return settings()
+
+
+def is_address(url: str) -> bool:
+    """Whether this is http:// or https:// with a host, and a port that can be one."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 # What child processes and libraries must see before they are imported. Nothing reports home.

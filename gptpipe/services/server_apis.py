@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from gptpipe.config.settings import is_address
 from gptpipe.errors import UserError
 
 _ANSWER_SECONDS = 10
+_HEALTH = ("health", ("no health", "is it another server?"))
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class Server:
     credentials: str
     headers: dict[str, str] = field(default_factory=dict, repr=False)
 
+    def check(self) -> None:
+        """A UserError unless it answers and is well."""
+        self._get(*_HEALTH)
+
     def ask(self, path: str, *, absent: tuple[str, str] = ("there is nothing", "see its log")) -> Any:
         """The JSON, or else the text, that it has at a path.
 
@@ -51,7 +57,7 @@ class Server:
 
     def skew(self) -> float:
         """Seconds that this machine's clock is ahead of the server's; 0 if it does not tell the time."""
-        told = self._get("health", ("no health", "is it another server?"))[1].get("Date")
+        told = self._get(*_HEALTH)[1].get("Date")
         return time.time() - parsedate_to_datetime(told).timestamp() if told else 0.0
 
     def _get(
@@ -90,12 +96,17 @@ def the_prefect_server() -> Server:
     Raises:
         UserError: it names none.
     """
-    url = os.environ.get("PREFECT_API_URL", "").rstrip("/")
+    named = os.environ.get("PREFECT_API_URL", "")
+    url = named.rstrip("/")
     if not url:
         raise UserError(
             "no Prefect server",
             where="PREFECT_API_URL",
             hint="set it, for example http://10.0.0.1:4200/api, or start one with `gptpipe up`",
+        )
+    if not is_address(url):
+        raise UserError(
+            "no address of a server", where=f"PREFECT_API_URL={named}", hint="it is like http://10.0.0.1:4200/api"
         )
     if key := os.environ.get("PREFECT_API_KEY"):
         return Server("Prefect", url, "PREFECT_API_KEY", {"Authorization": f"Bearer {key}"})

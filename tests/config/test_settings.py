@@ -213,3 +213,19 @@ def test_a_socks_proxy_ends_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
         httpx.get("http://gptpipe.invalid/", timeout=10)
     with pytest.raises(requests.exceptions.ConnectionError):
         requests.get("http://gptpipe.invalid/", timeout=10)
+
+
+def test_a_file_that_is_not_utf_8_is_refused_in_a_line(folder: Path) -> None:
+    (folder / ".env").write_bytes("GPTPIPE_EXPERIMENT=Größe\n".encode("latin-1"))
+    with pytest.raises(UserError, match="not UTF-8") as refused:
+        reload_settings()
+    assert refused.value.where == str(folder / ".env")
+
+
+@pytest.mark.parametrize("name", ["GPTPIPE_MLFLOW_URI", "GPTPIPE_MLFLOW_UI", "GPTPIPE_S3_ENDPOINT"])
+@pytest.mark.parametrize("url", ["http://", "http://host:99999", "http://host:4:4/x", "https://[::1"])
+def test_an_address_that_is_none_is_refused_in_a_line(name: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, url)
+    with pytest.raises(UserError) as refused:
+        reload_settings()
+    assert refused.value.where == name
