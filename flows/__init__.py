@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from gptpipe.config.settings import make_home, prepare_environment, settings
+from gptpipe.errors import UserError
 from gptpipe.services.users import join_users
 
 _held: list[IO[bytes]] = []  # open as long as this process lives
@@ -28,7 +29,7 @@ def begin() -> None:
     """
     prepare_environment()
     make_home(settings().home_path)
-    with suppress(OSError):
+    with suppress(UserError):
         _held.append(join_users(Path(os.environ.get("PREFECT_HOME", settings().home_path / "prefect"))))
     from flows.server.logs import show_on_pages
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from gptpipe.wording import visible, without_password
@@ -10,6 +11,22 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
+
+_LONGEST = 1000  # characters of a message or a hint
+_OF_THE_PLACE = frozenset(
+    [
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+        errno.EROFS,
+        errno.EFBIG,
+        errno.EIO,
+        errno.ESTALE,
+        errno.ENODEV,
+        errno.ENXIO,
+    ]
+)
 
 
 class UserError(Exception):
@@ -24,9 +41,9 @@ class UserError(Exception):
     def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
         message, where, hint = map(without_password, (message, where, hint))
         super().__init__(message, where, hint)
-        self.message = " ".join(message.split())
+        self.message = _shortened(message)
         self.where = where
-        self.hint = " ".join(hint.split())
+        self.hint = _shortened(hint)
 
     def __reduce__(self) -> tuple[Any, ...]:  # it crosses process borders
         return _rebuilt, (type(self), self.message, self.where, self.hint)
@@ -37,6 +54,11 @@ class UserError(Exception):
 
     def as_dict(self) -> dict[str, str]:
         return {"message": self.message, "where": self.where, "hint": self.hint}
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
 
 
 def _rebuilt(kind: type[UserError], message: str, where: str, hint: str) -> UserError:
@@ -50,6 +72,34 @@ def no_space(where: str) -> UserError:
         where=where,
         hint="free some space or choose another folder; what was complete is kept, run again to go on",
     )
+
+
+def of_the_place(error: OSError, where: str = "") -> UserError | None:
+    """What the system says of a path that nothing can be done with, for the user; None for anything else that it says.
+
+    Args:
+        where: the path, where the error does not tell it.
+    """
+    where = where or str(error.filename or "")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return no_space(where)
+    if isinstance(error, PermissionError) and where:
+        return UserError(f"access refused ({error.strerror})", where=where, hint="check the permissions of the path")
+    if error.errno in _OF_THE_PLACE and where:
+        return UserError(error.strerror or str(error), where=where, hint="give another path, or put this one right")
+    return None
+
+
+def damaged_database(said: str, where: str, loss: str) -> UserError | None:
+    """What SQLite says of a file that is none of its databases, or not any more; None for anything else that it says.
+
+    Args:
+        loss: what is gone where no copy of it was kept.
+    """
+    if "not a database" not in said and "malformed" not in said:
+        return None
+    hint = f"put a copy of it there, or move it away: a new one is made, and {loss}"
+    return UserError(f"the database is damaged ({said})", where=where, hint=hint)
 
 
 class Damaged(UserError):

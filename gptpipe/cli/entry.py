@@ -20,7 +20,7 @@ import typer
 from gptpipe.cli.app import app
 from gptpipe.cli.terminal import drop_unwritten, show_what_it_can
 from gptpipe.config.settings import prepare_environment, settings
-from gptpipe.errors import EXIT_FAILED, EXIT_RESUMABLE, EXIT_USER_ERROR, Preempted, UserError
+from gptpipe.errors import EXIT_FAILED, EXIT_RESUMABLE, EXIT_USER_ERROR, Preempted, UserError, of_the_place
 from gptpipe.progress import show_on_console
 from gptpipe.startup import import_quickly
 from gptpipe.wording import visible
@@ -71,7 +71,7 @@ def run() -> None:
         _check_folder()
         prepare_environment()
         show_on_console(settings().log_level)
-        code = app(standalone_mode=False) or 0
+        code = _called() or 0
         if code == _INTERRUPTED:
             raise KeyboardInterrupt
     except UserError as error:
@@ -124,6 +124,14 @@ def run() -> None:
             )
     drop_unwritten()
     sys.exit(code)
+
+
+def _called() -> Any:
+    """What the command returns. Where a file or folder that it was given cannot be used, that is no fault of ours."""
+    try:
+        return app(standalone_mode=False)
+    except OSError as error:
+        raise of_the_place(error) or error from error
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -249,7 +249,10 @@ def _glob(url: str, passed_over: list[str]) -> list[storage.Entry]:
         root = "/" if url.startswith("/") else "."
     expression = re.compile(_glob_expression(pattern))
     hidden = any(part.startswith(".") for part in pattern.split("/"))  # asked for by name
-    entries = [entry for entry in storage.list_files(root, passed_over) if expression.fullmatch(entry.path)]
+    others: list[str] = []
+    entries = [entry for entry in storage.list_files(root, others) if expression.fullmatch(entry.path)]
+    # of what cannot be read, a folder may hold what a pattern with folders in it means
+    passed_over += [line for line in others if "/" in pattern or expression.fullmatch(line.partition(": ")[0])]
     return [entry for entry in entries if hidden or _visible(entry.path)]
 
 

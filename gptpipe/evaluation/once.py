@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import logging
 from collections.abc import Container
 from dataclasses import replace
 from typing import Any
@@ -16,6 +18,7 @@ from gptpipe import storage
 from gptpipe.config import EvaluateConfig, digest
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import Dataset, open_dataset
+from gptpipe.errors import Damaged
 from gptpipe.evaluation.confidence import Comparison, by_corpus, compare
 from gptpipe.evaluation.evaluate import evaluate_whole, in_one_window
 from gptpipe.evaluation.result import Against, Evaluation
@@ -23,7 +26,10 @@ from gptpipe.evaluation.tasks import task_digest
 from gptpipe.weights.find import read_weights
 from gptpipe.weights.weights import Weights, has_tokenizer
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
+_DOCUMENTS = "documents_sha256"  # a key in an evaluation: of the table of what each document cost
+log = logging.getLogger(__name__)
+
 _EVALUATION = TypeAdapter(Evaluation)
 
 
@@ -46,16 +52,60 @@ def evaluate_once(
     read = read_weights(weights) if isinstance(weights, str) else weights
     dataset = open_dataset(data)
     place = _place(read, dataset, config, out)
-    try:
-        kept = storage.read_as(f"{place}.json", _EVALUATION)
+    if (kept := storage.read_result(f"{place}.json", _EVALUATION)) is not None:
         return replace(kept, weights=read.url, data=dataset.url, already_done=True)
-    except FileNotFoundError:
-        pass
+    return _evaluate(read, dataset, place, config, cache, any_tokenizer)
+
+
+def documents_once(
+    weights: str | Weights,
+    *,
+    data: str,
+    config: EvaluateConfig,
+    out: str,
+    cache: TokenCache | None = None,
+    any_tokenizer: bool = False,
+) -> tuple[Evaluation, pa.Table]:
+    """`evaluate_once`, and what each document cost: a table of which a part is damaged is made again, with the rest."""
+    read = read_weights(weights) if isinstance(weights, str) else weights
+    evaluation = evaluate_once(read, data=data, config=config, out=out, cache=cache, any_tokenizer=any_tokenizer)
+    dataset = open_dataset(data)
+    place = _place(read, dataset, config, out)
+    try:
+        return evaluation, read_documents(place)
+    except (FileNotFoundError, Damaged) as error:
+        log.warning("%s.parquet: %s, and is made again", place, "damaged" if isinstance(error, Damaged) else "missing")
+    return _evaluate(read, dataset, place, config, cache, any_tokenizer), read_documents(place)
+
+
+def read_documents(place: str) -> pa.Table:
+    """What each document cost in a kept evaluation.
+
+    Args:
+        place: URL of its files, without their endings.
+
+    Raises:
+        FileNotFoundError: it is not there any more. Damaged: it is not what it was.
+    """
+    kept = storage.read_json(f"{place}.json")
+    content = storage.read_bytes(f"{place}.parquet")
+    if not storage.is_as_written(kept) or kept.get(_DOCUMENTS) != hashlib.sha256(content).hexdigest():
+        raise Damaged("damaged: it is not what it was", where=f"{place}.parquet", hint="evaluate again")
+    return pq.read_table(io.BytesIO(content))
+
+
+def _evaluate(
+    read: Weights, dataset: Dataset, place: str, config: EvaluateConfig, cache: TokenCache | None, any_tokenizer: bool
+) -> Evaluation:
+    """Evaluate, and keep what comes out."""
+    data = dataset.url
     scored = evaluate_whole(read, data=data, config=config, cache=cache, any_tokenizer=any_tokenizer)
-    storage.write_bytes(f"{place}.parquet", scored.table())
+    documents = scored.table()
+    storage.write_bytes(f"{place}.parquet", documents)
     storage.write_bytes(f"{place}.html", scored.page().encode())
     evaluation = replace(scored.evaluation, page=f"{place}.html", data=dataset.url)
-    storage.write_json(f"{place}.json", evaluation.as_dict())  # the last: with it the others are whole
+    values = {**evaluation.as_dict(), _DOCUMENTS: hashlib.sha256(documents).hexdigest()}
+    storage.write_result(f"{place}.json", values)  # the last: with it the others are whole
     return evaluation
 
 
@@ -99,9 +149,8 @@ def evaluate_against(
     config = in_one_window(config, own, others)
     if per_byte:
         config = config.model_copy(update={"documents": "apart"})
-    evaluation = evaluate_once(own, data=data, config=config, out=out, cache=cache)
-    before = evaluate_once(others, data=data, config=config, out=out, cache=cache, any_tokenizer=True)
-    first, second = (_table(_place(each, dataset, config, out)) for each in (others, own))
+    evaluation, second = documents_once(own, data=data, config=config, out=out, cache=cache)
+    before, first = documents_once(others, data=data, config=config, out=out, cache=cache, any_tokenizer=True)
     nats, others_nats = second["nats"].to_numpy(), first["nats"].to_numpy()
     corpus = np.array(second["corpus"].to_pylist())
     if per_byte:
@@ -120,7 +169,3 @@ def evaluate_against(
         names = second["document"].to_pylist()
         ages = parted(np.array(["new text" if name in new else "old text" for name in names]))
     return replace(evaluation, against=Against(before, comparison, parted(corpus), ages))
-
-
-def _table(place: str) -> pa.Table:
-    return pq.read_table(io.BytesIO(storage.read_bytes(f"{place}.parquet")))

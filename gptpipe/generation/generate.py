@@ -294,13 +294,10 @@ def sample_once(weights: str, config: SampleConfig, *, out: str) -> Samples:
     read = read_weights(weights)
     identity = digest({"stage": STAGE_VERSION, "weights": read.identity, "config": config.result_fields()})
     place = storage.join(storage.normalize(out), f"{identity}.json")
-    try:
+    if (kept := storage.read_result(place, _SAMPLES)) is not None:
         # the same weights may lie elsewhere too
-        kept = storage.read_as(place, _SAMPLES)
         return replace(kept, weights=read.url, step=read.step, already_done=True)
-    except FileNotFoundError:
-        pass
     made = generate(read, config.prompts, config)
     samples = Samples(made, python_line_share(made), read.url, read.step)
-    storage.write_json(place, samples.as_dict())
+    storage.write_result(place, samples.as_dict())
     return samples

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptpipe import storage
-from gptpipe.launch.job import METRICS, Job
+from gptpipe.errors import Damaged
+from gptpipe.launch.job import METRICS, OUTCOME, Job, Outcome
 from gptpipe.launch.metrics import keep_until
+from gptpipe.weights.checkpoint import STEP, intact_checkpoint, open_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -57,3 +59,24 @@ def metrics_before(job: Job) -> bytes:
 
 def records_of(content: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in content.splitlines()]
+
+
+def ended_training(training: str) -> tuple[Outcome | None, list[str]]:
+    """The outcome of a training that is done, and which of its checkpoints must be made again.
+
+    Those are the best or the last one if it is damaged, and all after it: training passes by there once more. A
+    finished training whose last checkpoint is gone is not done. Sizes are compared, nothing is read.
+    """
+    ended = Outcome.read(storage.join(training, OUTCOME))
+    if ended is None or ended.status != "finished" or intact_checkpoint(ended.checkpoint) is None:
+        return None, []
+    for url in dict.fromkeys([ended.best_checkpoint(training), ended.checkpoint]):
+        try:
+            if (checkpoint := open_checkpoint(url)) is None:
+                raise Damaged("the checkpoint is gone", where=url)
+            checkpoint.check_sizes()
+        except Damaged as error:
+            log.warning("%s: %s; what is damaged is trained again", error.where, error.message)
+            names = [name for name in storage.list_folders(training) if STEP.match(name)]
+            return ended, [storage.join(training, name) for name in names if step_of(name) >= step_of(url)]
+    return ended, []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -13,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from gptpipe import storage
 from gptpipe.config import ModelConfig, TrainConfig
 from gptpipe.dataset.news import read_stretches
-from gptpipe.weights.checkpoint import newest_checkpoint
+from gptpipe.weights.checkpoint import newest_checkpoint, step_name
 
 JOB, METRICS, OUTCOME = "job.json", "metrics.jsonl", "outcome.json"
 RANK_LINE = "\x1e"  # begins every line that a rank says to whoever watches; torchrun shares its stdout
@@ -120,13 +119,14 @@ class Outcome(BaseModel):
     validation_loss: float | None = None
     tokens_per_second: float | None = None
 
+    def best_checkpoint(self, training: str) -> str:
+        """URL of the best one in the training's folder; of the last one where none was validated."""
+        return storage.join(training, step_name(self.best_step)) if self.best_step else self.checkpoint
+
     def write(self, url: str) -> None:
-        storage.write_bytes(url, (json.dumps(self.model_dump(mode="json"), indent=2) + "\n").encode())
+        storage.write_result(url, self.model_dump(mode="json"))
 
     @classmethod
     def read(cls, url: str) -> Outcome | None:
-        """The outcome at a URL, or None when nothing ended there."""
-        try:
-            return storage.read_as(url, TypeAdapter(cls))
-        except FileNotFoundError:
-            return None
+        """The outcome at a URL, or None when nothing ended there, or nobody knows how."""
+        return storage.read_result(url, TypeAdapter(cls))

@@ -24,7 +24,7 @@ from gptpipe.dataset.rows import ROW_GROUP_TOKENS
 from gptpipe.dataset.sample_order import SampleOrder
 from gptpipe.dataset.stream import TokenStream
 from gptpipe.errors import Preempted, UserError
-from gptpipe.launch.attempts import Tries, metrics_before, place_of, step_of
+from gptpipe.launch.attempts import Tries, ended_training, metrics_before, place_of, step_of
 from gptpipe.launch.gang import train_on_nodes
 from gptpipe.launch.hosts import Hosts
 from gptpipe.launch.job import METRICS, OUTCOME, Job, Outcome
@@ -32,7 +32,7 @@ from gptpipe.launch.signals import StopSignals
 from gptpipe.launch.torchrun import Torchrun, Watchers
 from gptpipe.storage.lease import Lease
 from gptpipe.tokenizer import is_own
-from gptpipe.weights.checkpoint import CONFIG, intact_checkpoint, newest_checkpoint, open_checkpoint
+from gptpipe.weights.checkpoint import CONFIG, newest_checkpoint, open_checkpoint
 from gptpipe.weights.commit import finish_removals, remove_checkpoint
 from gptpipe.weights.huggingface import model_config_from_hf, ours_in
 from gptpipe.weights.weights import check_same_shape
@@ -116,7 +116,8 @@ def train(
     earlier = open_dataset(since) if since else None
     identity = training_id(model, config, dataset.id, start, earlier.id if earlier else "")
     training = attempt_folder(storage.join(storage.normalize(out), identity), force)
-    if ended := _finished(training):
+    ended, passed_over = ended_training(training)
+    if ended and not passed_over:
         return _result(identity, training, dataset, ended, already_done=True)
     news = None
     if earlier:
@@ -148,7 +149,6 @@ def train(
         if not resume:
             for name in storage.list_folders(training):
                 remove_checkpoint(storage.join(training, name))
-        passed_over: list[str] = []
         while True:
             outcome = _run(partial(_from_newest, job, passed_over), config, hosts, watchers, variables)
             if not _pass_over_damaged(job, outcome, passed_over):
@@ -156,13 +156,6 @@ def train(
         outcome.write(storage.join(training, OUTCOME))
     _raise_unless_finished(outcome, config)
     return _result(identity, training, dataset, outcome, already_done=False)
-
-
-def _finished(training: str) -> Outcome | None:
-    """The outcome of a training that is done and whose last checkpoint is there."""
-    ended = Outcome.read(storage.join(training, OUTCOME))
-    is_there = ended is not None and ended.status == "finished" and intact_checkpoint(ended.checkpoint) is not None
-    return ended if is_there else None
 
 
 def _check_hosts(config: TrainConfig, hosts: Hosts | None) -> None:
@@ -297,8 +290,8 @@ def attempt_folder(base: str, force: bool) -> str:
     while storage.exists(storage.join(f"{base}-{number + 1}", OUTCOME)) or _has_checkpoint(f"{base}-{number + 1}"):
         number += 1
         folder = f"{base}-{number}"
-    ended = Outcome.read(storage.join(folder, OUTCOME))
-    return f"{base}-{number + 1}" if force and ended is not None and ended.status == "finished" else folder
+    ended = Outcome.read(storage.join(folder, OUTCOME)) if force else None
+    return f"{base}-{number + 1}" if ended is not None and ended.status == "finished" else folder
 
 
 def _has_checkpoint(folder: str) -> bool:
@@ -374,12 +367,11 @@ def prepare_folder(job: Job) -> None:
 
 
 def _result(identity: str, training: str, dataset: Dataset, outcome: Outcome, *, already_done: bool) -> TrainResult:
-    best = storage.join(training, f"step-{outcome.best_step:08d}") if outcome.best_step else outcome.checkpoint
     return TrainResult(
         id=identity,
         training=training,
         checkpoint=outcome.checkpoint,
-        best_checkpoint=best,
+        best_checkpoint=outcome.best_checkpoint(training),
         dataset=dataset.url,
         steps=outcome.step,
         tokens=outcome.tokens,

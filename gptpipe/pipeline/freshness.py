@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from gptpipe import storage
 from gptpipe.config import PipelineConfig
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.dataset.dataset import open_dataset
 from gptpipe.dataset.news import news_since
 from gptpipe.errors import UserError
 from gptpipe.evaluation.confidence import FEWEST, Interval, mean_interval
-from gptpipe.evaluation.once import evaluate_once
+from gptpipe.evaluation.once import documents_once
 from gptpipe.tracking.registry import Champion
 from gptpipe.wording import counted
 
@@ -104,8 +101,7 @@ def freshness(champion: Champion, dataset: str, config: PipelineConfig, out: str
         raise UserError("nobody knows what it was trained on", where=f"version {champion.version}", hint=hint)
     names = news_since(open_dataset(champion.dataset), open_dataset(dataset), "validation").names
     options = config.evaluate.model_copy(update={"split": "validation", "max_tokens": 0})
-    evaluation = evaluate_once(champion.checkpoint, data=dataset, config=options, out=out, cache=cache)
-    rows = pq.read_table(io.BytesIO(storage.read_bytes(evaluation.page.removesuffix(".html") + ".parquet")))
+    evaluation, rows = documents_once(champion.checkpoint, data=dataset, config=options, out=out, cache=cache)
     nats, tokens = rows["nats"].to_numpy(), rows["tokens"].to_numpy()
     is_new = np.array([name in names for name in rows["document"].to_pylist()], dtype=bool)
     new, old = (_loss(nats[mask], tokens[mask]) for mask in (is_new, ~is_new))

@@ -57,9 +57,8 @@ def _measured_once(evaluation: Dataset, split: str, training: Dataset, out: str)
     """Both datasets have names by what they hold: what was measured once stays true."""
     name = digest({"stage": STAGE_VERSION, "evaluation": evaluation.id, "split": split, "training": training.id})
     place = storage.join(storage.normalize(out), f"overlap-{name}.json")
-    try:
-        return storage.read_as(place, _OVERLAP)
-    except FileNotFoundError:
-        measured = overlap(evaluation, split, training)
-        storage.write_json(place, _OVERLAP.dump_python(measured, mode="json"))
-        return measured
+    kept = storage.read_result(place, _OVERLAP)
+    if kept is None:
+        kept = overlap(evaluation, split, training)
+        storage.write_result(place, _OVERLAP.dump_python(kept, mode="json"))
+    return kept

@@ -19,7 +19,7 @@ from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, Tracking
 from gptpipe.tracking.comparison import find_run
 from gptpipe.tracking.follow import CONFIG_FILE, ENVIRONMENT_FILE, INIT_TAG, SINCE_TAG, environment
 from gptpipe.tracking.results import CHECKPOINT_TAG, read_metrics
-from gptpipe.weights.checkpoint import open_checkpoint, step_name
+from gptpipe.weights.checkpoint import open_checkpoint
 
 _LOSSES = ("train/loss", "validation/loss")
 _EXACT = 17  # digits of a float64
@@ -150,9 +150,7 @@ def _best_checkpoint(tags: Mapping[str, str]) -> str:
         return tags[CHECKPOINT_TAG]
     training = tags.get(TRAINING_TAG, "")
     ended = Outcome.read(storage.join(training, OUTCOME)) if training else None
-    if ended is None:
-        return ""
-    return storage.join(training, step_name(ended.best_step)) if ended.best_step else ended.checkpoint
+    return ended.best_checkpoint(training) if ended else ""
 
 
 def _same_weights(first: str, second: str) -> bool | None:

@@ -12,17 +12,18 @@ import logging
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gptpipe.errors import UserError, no_space
+from gptpipe.errors import UserError, damaged_database, no_space
 from gptpipe.progress import NowAndThen
 from gptpipe.services.users import join_alone
 
@@ -83,6 +84,7 @@ class PrefectServer:
             if time.monotonic() > until or self.starts >= _MOST_STARTS:
                 if has_no_space(self._home):
                     raise no_space(str(self._home))
+                _check_database(self._home / "prefect.db")
                 raise UserError(
                     "Prefect's server did not start", where=self.url, hint="GPTPIPE_LOG_LEVEL=DEBUG shows what it says"
                 )
@@ -132,6 +134,22 @@ class PrefectServer:
                 with suppress(OSError):  # somebody else has the port for now
                     self._socket = _listening(self._port)
             self._process = self._start()
+
+
+def _check_database(file: Path) -> None:
+    """A UserError where this is a file, and no whole database."""
+    if not file.exists():
+        return
+    if not file.is_file():
+        raise UserError("not a file", where=str(file), hint="move it away: a new one is made")
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
+            (said,) = database.execute("pragma quick_check(1)").fetchone()
+            said = said if said == "ok" else f"malformed: {said}"
+    except sqlite3.DatabaseError as error:
+        said = str(error)
+    if damaged := damaged_database(said, str(file), "the history of runs in Prefect is gone"):
+        raise damaged
 
 
 def _listening(port: int) -> socket.socket:

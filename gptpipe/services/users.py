@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from gptpipe.errors import UserError
+
 _FILE = "commands.lock"
 
 
@@ -15,6 +17,9 @@ def join_users(folder: Path) -> IO[bytes]:
 
     Args:
         folder: PREFECT_HOME.
+
+    Raises:
+        UserError: it is no folder, or cannot be written.
     """
     users = _opened(folder)
     with suppress(OSError):  # a file system that knows no locks: then nobody is known to be alone
@@ -35,5 +40,9 @@ def join_alone(folder: Path) -> tuple[IO[bytes], bool]:
 
 
 def _opened(folder: Path) -> IO[bytes]:
-    folder.mkdir(parents=True, exist_ok=True)
-    return (folder / _FILE).open("ab")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / _FILE).open("ab")
+    except OSError as error:
+        hint = "move away what is in its place, or check its permissions"
+        raise UserError(f"no folder to write to ({error.strerror})", where=str(folder), hint=hint) from None

@@ -31,7 +31,6 @@ from gptpipe.storage.objects import (
     open_read,
     open_write,
     put_file,
-    read_as,
     read_bytes,
     read_json,
     remove,
@@ -45,6 +44,12 @@ from gptpipe.storage.remote import (
     abort_upload,
     filesystem,
     unfinished_uploads,
+)
+from gptpipe.storage.results import (
+    is_as_written,
+    read_result,
+    with_digest,
+    write_result,
 )
 from gptpipe.storage.temporary import (
     atomic_file,
@@ -82,6 +87,7 @@ __all__ = [
     "explained",
     "filesystem",
     "home",
+    "is_as_written",
     "is_local",
     "is_local_file",
     "is_local_folder",
@@ -100,9 +106,9 @@ __all__ = [
     "parent",
     "passing_folder",
     "put_file",
-    "read_as",
     "read_bytes",
     "read_json",
+    "read_result",
     "remove",
     "remove_if_empty",
     "remove_tree",
@@ -111,6 +117,8 @@ __all__ = [
     "scratch_home",
     "sweep_temporaries",
     "unfinished_uploads",
+    "with_digest",
     "write_bytes",
     "write_json",
+    "write_result",
 ]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gptpipe.errors import UserError, no_space
+from gptpipe.errors import UserError, of_the_place
 from gptpipe.storage.urls import is_local
 
 # packages whose exceptions mean that a server is away or refuses
@@ -50,10 +49,8 @@ def explained(url: str, *, writing: bool = False) -> Iterator[None]:
         )
         raise UserError(f"access refused ({error})", where=url, hint=hint) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise no_space(url) from error
-        if error.errno in (errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EFBIG):
-            raise UserError(error.strerror or str(error), where=url, hint="choose another folder") from error
+        if problem := of_the_place(error, url):
+            raise problem from error
         if not is_local(url):
             raise _no_answer(url, error) from error
         raise

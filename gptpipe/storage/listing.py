@@ -65,7 +65,10 @@ class Listing:
                         else:
                             self._take(each, prefix + each.name)
             except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-                if folder != top or above:
+                is_root = folder == top and not above
+                if is_root and isinstance(error, PermissionError):
+                    raise
+                if not is_root:
                     self._pass_over(f"{prefix.rstrip('/')}: {error.strerror}")
 
     def _take(self, each: os.DirEntry[str], path: str) -> None:

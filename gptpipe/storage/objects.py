@@ -11,9 +11,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar
-
-from pydantic import TypeAdapter, ValidationError
+from typing import IO, Any, Protocol
 
 from gptpipe.errors import Damaged, UserError
 from gptpipe.storage.faults import explained
@@ -22,8 +20,6 @@ from gptpipe.storage.local import Local
 from gptpipe.storage.remote import Remote, filesystem
 from gptpipe.storage.temporary import is_temporary
 from gptpipe.storage.urls import is_local, join, normalize
-
-T = TypeVar("T")
 
 
 class Store(Protocol):
@@ -98,16 +94,6 @@ def read_json(url: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise Damaged("not a JSON object", where=url, hint=hint)
     return values
-
-
-def read_as(url: str, kind: TypeAdapter[T]) -> T:
-    """A file of one JSON object, as a dataclass or model; a UserError when it holds anything else."""
-    try:
-        return kind.validate_python(read_json(url))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: {first['msg']}", where=url, hint="the file is damaged; remove it") from None
 
 
 def write_bytes(url: str, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -115,10 +116,10 @@ def made_once(path: Path) -> Iterator[Path | None]:
     One process makes it while others wait, so that none of them has opened a file that another one then replaces. An
     empty file counts as none.
     """
-    if _has_content(path):
-        yield None
-        return
     with explained(str(path), writing=True):
+        if _has_content(path):
+            yield None
+            return
         lock = path.parent / f".{path.name}.lock"
         with lock.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -132,6 +133,8 @@ def made_once(path: Path) -> Iterator[Path | None]:
 
 
 def _has_content(path: Path) -> bool:
+    if path.exists() and not path.is_file():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     return path.exists() and path.stat().st_size > 0
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptpipe.errors import UserError, no_space
+from gptpipe.errors import UserError, damaged_database, no_space
 from gptpipe.storage.temporary import made_once
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ def explained(uri: str) -> Iterator[None]:
         lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         if "disk is full" in lines[0]:
             raise no_space(place) from error
+        if damaged := damaged_database(lines[0], place, "sweeps begin from the first trial; trainings are found again"):
+            raise damaged from error
         raise UserError(
             f"the database of sweeps cannot be used: {lines[0][:300]}",
             where=f"GPTPIPE_SWEEPS_URI, {place}",

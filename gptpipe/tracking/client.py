@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from gptpipe import storage
 from gptpipe.config.settings import Settings, make_home
-from gptpipe.errors import UserError, no_space
+from gptpipe.errors import UserError, damaged_database, no_space
 from gptpipe.storage.lease import Held, Lease
 from gptpipe.tracking.database import make_database
 from gptpipe.wording import first_line, without_password
@@ -163,6 +163,8 @@ class Tracking:
         said = reason(error)
         if "disk is full" in said:
             return no_space(self.place)
+        if damaged := damaged_database(said, self.place, "its runs and models are gone; trainings are found again"):
+            return damaged
         return UserError(f"MLflow refused: {said}", where=self.place, hint=_DOCTOR)
 
     @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from gptpipe import storage
 from gptpipe.config import EvaluateConfig, PipelineConfig
 from gptpipe.config.names import OPERATIONAL
 from gptpipe.dataset.cache import TokenCache
 from gptpipe.errors import UserError
 from gptpipe.evaluation.confidence import Comparison, compare
-from gptpipe.evaluation.once import evaluate_against
+from gptpipe.evaluation.once import evaluate_against, read_documents
 from gptpipe.tracking.client import DATASET_TAG, TRAINING_TAG, RunLink, Tracking
 from gptpipe.tracking.names import named_version
 from gptpipe.tracking.results import CHECKPOINT_TAG, DECIDING, EVALUATION_TAG
@@ -189,10 +186,10 @@ def _table(run: Run) -> pa.Table | None:
     if not place:
         return None
     try:
-        return pq.read_table(io.BytesIO(storage.read_bytes(f"{place}.parquet")))
+        return read_documents(place)
     except FileNotFoundError:
         return None
-    except (UserError, pa.ArrowException) as error:  # one that is damaged keeps nobody from comparing the others
+    except UserError as error:  # one that is damaged keeps nobody from comparing the others
         log.warning("compare: the evaluation of %s cannot be read: %s", run.info.run_name, error)
         return None
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from gptpipe import storage
-from gptpipe.config import PipelineConfig, digest
+from gptpipe.config import PipelineConfig
 from gptpipe.dataset.drift import Measure
 from gptpipe.launch.training import TrainResult
 from gptpipe.tracking.client import RunLink, Tracking
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 REPORT_PAGE = "report.html"
-_NIGHT_FILE, _DIGEST = "night.json", "sha256"  # the second is a key in the first, of all others
+_NIGHT_FILE = "night.json"
 _MOST_SAMPLES = 5
 
 
@@ -100,8 +100,7 @@ def log_night(link: RunLink, night: Night, *, already_done: bool) -> None:
     """
     with link.tracking.reached() as client:
         if not already_done or _NIGHT_FILE not in _names(client, link.run_id, None):
-            kept = asdict(night)
-            client.log_dict(link.run_id, {**kept, _DIGEST: digest(kept)}, _NIGHT_FILE)
+            client.log_dict(link.run_id, storage.with_digest(asdict(night)), _NIGHT_FILE)
 
 
 def log_report(tracking: Tracking, run_id: str, page: str) -> None:
@@ -205,8 +204,7 @@ def _night_of(client: MlflowClient, run_id: str) -> Night | None:
     kept = _artifact(client, run_id, _NIGHT_FILE if _NIGHT_FILE in _names(client, run_id, None) else "")
     if kept is None:
         return None
-    # earlier versions kept no digest
-    if isinstance(kept, dict) and kept.pop(_DIGEST, digest(kept)) != digest(kept):
+    if not isinstance(kept, dict) or not storage.is_as_written(kept):
         log.warning("report: %s of run %s is damaged: it is not what its digest says", _NIGHT_FILE, run_id[:8])
         return None
     try:

@@ -51,6 +51,16 @@ class Checkpoint:
         """Digest of the weights: the identity of what was loaded."""
         return str(self.manifest["files"][MODEL]["sha256"])
 
+    def check_sizes(self) -> None:
+        """Raise `Damaged` where a file is missing, or is not as long as it was written; nothing is read."""
+        sizes = {entry.path: entry.size for entry in storage.list_files(self.url)}
+        for name, promised in self.manifest["files"].items():
+            url = storage.join(self.url, name)
+            if name not in sizes:
+                raise Damaged("missing from the checkpoint", where=url, hint=_HINT)
+            if sizes[name] != promised.get("size"):
+                raise Damaged("damaged: its size is not what it should be", where=url, hint=_HINT)
+
     def read(self, name: str) -> bytes:
         """A small file of the checkpoint, checked against the manifest.
 

@@ -44,7 +44,29 @@ def damage(pattern: str, place: int = -20) -> Callable[[Alone], None]:
 
 def replace(name: str, content: bytes) -> Callable[[Alone], None]:
     def do(run: Alone) -> None:
+        if (run.home / name).is_dir():
+            shutil.rmtree(run.home / name)
         (run.home / name).write_bytes(content)
+
+    return do
+
+
+def cut(pattern: str) -> Callable[[Alone], None]:
+    def do(run: Alone) -> None:
+        file = newest(run.home / "storage", pattern)
+        file.write_bytes(file.read_bytes()[:100])
+
+    return do
+
+
+def zeros(pattern: str) -> Callable[[Alone], None]:
+    """Every file that a pattern names in the home keeps its length, and holds nothing else."""
+
+    def do(run: Alone) -> None:
+        files = list(run.home.glob(pattern))
+        assert files
+        for file in files:
+            file.write_bytes(bytes(file.stat().st_size))
 
     return do
 
@@ -98,9 +120,15 @@ CASES = {
     "weights to start from": Case(
         HALF, truncated_weights, "", "model.safetensors", words=("--set", "train.seed=2", "--init", "weights")
     ),
+    "a finished training's weights": Case(DONE, cut("trainings/*/step-*/model.safetensors"), "again", code=EXIT_OK),
+    "a training's outcome": Case(DONE, damage("trainings/*/outcome.json"), "outcome.json: damaged", code=EXIT_OK),
+    "an evaluation": Case(DONE, damage("evaluations/*.json"), "json: damaged, and is made again", code=EXIT_OK),
+    "samples": Case(DONE, damage("samples/*.json"), "json: damaged, and is made again", code=EXIT_OK),
+    "the token cache": Case(HALF, zeros("cache/tokens/*/*.bin"), "decoded again", code=EXIT_OK),
+    "a folder's place": Case(DONE, replace("storage/evaluations", b"a file"), "", "evaluations", in_flow=True),
     "a line of JSON": Case(DONE, broken_line, "", "notes.jsonl", in_flow=True),
     "MLflow's database": Case(HALF, replace("mlflow.db", b"no database" * 999), "not a database", "mlflow.db"),
-    "Prefect's database": Case(HALF, replace(PREFECT, b"no database" * 999), "Prefect's server did not start", "http"),
+    "Prefect's database": Case(HALF, replace(PREFECT, b"no database" * 999), "database is damaged", PREFECT),
     "no corpus": Case(HALF, remove("corpus"), "no file matches", "corpus"),
 }
 

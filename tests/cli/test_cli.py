@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,18 @@ BAD = {
         "evaluate.context_length: a window of 4096 tokens, the model's context is",
     ),
     "no champion yet": (["generate", "--weights", "champion", "--prompt", "a"], "models:/gpt"),
+    "a link to itself as a corpus": (
+        ["tokenize", "--corpus", "{tmp}/links/loop", "--out", "{tmp}/out"],
+        "loop: Too many",
+    ),
+    "a link to itself to write to": (["tokenize", "--corpus", "{tmp}/two", "--out", "{tmp}/links/loop"], "loop"),
+    "a link to itself as weights": (["generate", "--weights", "{tmp}/links/loop", "--prompt", "a"], "loop"),
+    "a link to itself as a dataset": (["inspect", "{tmp}/links/loop"], "loop"),
+    "a link to itself as a task": (
+        ["evaluate", "--weights", "{weights}", "--text", "{tmp}/two/a.txt", "--task", "lambada:{tmp}/links/loop"],
+        "loop",
+    ),
+    "a name that is too long": (["tokenize", "--corpus", "x" * 5000, "--out", "{tmp}/out"], "File name too long"),
     "built-in": (["tokenize", "--corpus", "stdlibb:", "--out", "{tmp}/out"], "no built-in corpus"),
     "tokenizer": (["tokenize", "--corpus", "{tmp}/two", "--out", "{tmp}/out", "--tokenizer", "gpt-2"], "known:"),
     "preset": (["run", "--preset", "gpt2-124"], "did you mean gpt2-124m?"),
@@ -172,6 +186,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (tmp_path / "same" / f"{name}.txt").write_text("some text")
     (tmp_path / "two" / "a.txt").write_text("some text")
     (tmp_path / "two" / "b.txt").write_text("other text")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "loop").symlink_to("loop")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
     arguments, message = BAD[case]
@@ -186,6 +202,18 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert said.err.count("\n") == 1, said.err
     assert said.out == ""
     assert not list(tmp_path.glob("out/**/manifest.json"))
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.2, 0.4])
+def test_ctrl_c_at_the_start_leaves_no_trace(seconds: float, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [GPTPIPE, "run", "--corpus", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert "Traceback" not in said
+    assert process.returncode in (75, 2)  # 2: it was quicker, and there is no file
 
 
 def test_errors_as_json() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,38 @@ def test_models_of_two_tokenizers_compare_per_byte(place: Path, most: int) -> No
     again = evaluate_against(own, other, data=data, config=config, out=str(place / "out"))
     assert (again.already_done, again.against is not None and again.against.comparison) == (True, comparison)
     assert storage.list_files(str(place / "out")) == kept
+
+
+@pytest.mark.parametrize("ending", ["json", "parquet"])
+@pytest.mark.parametrize("damage", ["flipped", "zeros", "cut", "gone"])
+def test_what_is_kept_and_damaged_is_never_compared_and_made_again(
+    place: Path, tmp_path: Path, ending: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, third, data, out = str(place / "own"), str(place / "third"), str(place / "data"), tmp_path / "out"
+
+    def compared() -> tuple[Any, Any]:
+        made = evaluate_against(own, third, data=data, config=EvaluateConfig(), out=str(out))
+        return made.cross_entropy, made.against and made.against.comparison
+
+    first, draw = compared(), random.Random(2)
+    files = sorted(out.glob(f"*.{ending}"))
+    assert len(files) == 2
+    for file in files:
+        kept = file.read_bytes()
+        for _ in range(10 if damage == "flipped" else 1):
+            changed = bytearray(kept)
+            changed[draw.randrange(len(kept) - 2)] ^= 1 << draw.randrange(7)
+            if damage == "gone":
+                file.unlink()
+            else:
+                contents = {"flipped": bytes(changed), "zeros": bytes(len(kept)), "cut": kept[: len(kept) // 2]}
+                file.write_bytes(contents[damage])
+            caplog.clear()
+            assert compared() == first
+            assert str(file) in caplog.text or (ending, damage) == ("json", "gone")
+            caplog.clear()
+            assert compared() == first
+            assert not caplog.text
 
 
 def test_new_documents_are_compared_apart_from_old_ones(place: Path) -> None:

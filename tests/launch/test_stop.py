@@ -306,6 +306,32 @@ def damage(file: Path) -> None:
     file.write_bytes(content)
 
 
+def test_a_finished_training_of_which_a_part_is_damaged_is_put_right_with_the_same_bits(
+    new_training: NewTraining,
+) -> None:
+    training = new_training("finished", train={"steps": 16, "checkpoint_every": 4})
+    first, weights = training.finish(), training.weights()
+    folder = Path(folder_of(training))
+    last, best = (Path(first[name]) for name in ("checkpoint", "best_checkpoint"))
+    kept = {file: file.read_bytes() for file in (*last.iterdir(), folder / "outcome.json")}
+    for file, content in (
+        (last / "model.safetensors", kept[last / "model.safetensors"][:100]),
+        (last / "optimizer.safetensors", b""),
+        (best / "state.json", None),
+        (folder / "outcome.json", b"{"),
+        (folder / "outcome.json", kept[folder / "outcome.json"].replace(b'"step": 16', b'"step": 12')),
+    ):
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        result, said = training.finish_and_listen()
+        assert str(file) in said, "it is named"
+        assert training.weights() == weights
+        assert {**result, "tokens_per_second": 0} == {**first, "tokens_per_second": 0}
+        result, said = training.finish_and_listen()
+        assert (result["already_done"], str(file) in said) == (True, False)
+
+
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_for_an_earlier_one_and_named_where_there_is_none(
     new_training: NewTraining,
