@@ -244,6 +244,9 @@ def _stack() -> Check:
     """The servers of `gptpipe up`, where it was run here."""
     stack = Stack()
     health = stack.health()
+    if not health and (strays := stack.strays()):
+        told = f"its supervisor is gone, and {len(strays)} of its processes run on"
+        return Check("stack", False, told, "`gptpipe up` starts all again")
     if not health:
         return Check("stack", None, "not up: `gptpipe up` starts servers and a worker on this machine")
     ill = [f"{name} {problem}" for name, problem in health.items() if problem]

@@ -39,15 +39,20 @@ class Secrets:
 
     @classmethod
     def of(cls, file: Path) -> Secrets:
-        """The secrets in a file; what it does not hold yet is drawn, and added."""
-        kept: dict[str, str] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        """The secrets in a file; what it does not hold yet, or not as text, is drawn, and added."""
+        try:
+            there = json.loads(file.read_bytes())
+        except (FileNotFoundError, ValueError):
+            there = {}
         drawn = {
             "postgres": secrets.token_hex(16),
             "s3_access": secrets.token_hex(10),
             "s3_secret": secrets.token_hex(20),
             "password": secrets.token_hex(16),
         }
-        if not kept.keys() >= drawn.keys():
+        values = there.items() if isinstance(there, dict) else ()
+        kept = {name: value for name, value in values if name in drawn and isinstance(value, str) and value}
+        if kept.keys() != drawn.keys():
             kept = drawn | kept
             write_private(file, json.dumps(kept))
         return cls(**kept)
@@ -130,7 +135,8 @@ class Servers:
         s3 = {"AWS_ACCESS_KEY_ID": drawn.s3_access, "AWS_SECRET_ACCESS_KEY": drawn.s3_secret}
         names = {"GPTPIPE_STACK_HOST": host, "GPTPIPE_STACK_NAMES": here.stack_names}
         objects = self.folder / "seaweedfs"
-        objects.mkdir(exist_ok=True)
+        objects.mkdir(mode=0o700, exist_ok=True)
+        objects.chmod(0o700)
         inner = ",".join(str(ports[name]) for name in port_names())
         return [
             Program(

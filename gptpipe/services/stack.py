@@ -8,6 +8,7 @@ import pwd
 import resource
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,6 +30,7 @@ from gptpipe.wording import first_line
 MEMBERS = ("postgres", "seaweedfs", "prefect", "mlflow", "worker")
 _LOG_SIZES = "log-sizes.json"  # of the logs when the stack was started
 _START_SECONDS = 120
+_WRONG_PASSWORD = "password authentication failed"  # PostgreSQL's words, in the language that it was made with
 _STUCK_SECONDS = 15.0  # a server that hangs for less has only much to do
 _CRASHING_SECONDS = 2.5  # between two tries of a program that ends at once
 
@@ -72,7 +74,8 @@ class Stack:
             for name in group:
                 if ran.get(name) == "RUNNING" and self._is_stuck(name, drawn):
                     say(f"{name:9} runs and does not work: it is started again")
-                    self.supervisor.restart_program(name)
+                    self.supervisor.stop_program(name)
+                    self.supervisor.start_program(name)
                 self._wait_until_healthy(name, drawn)
                 say(f"{name:9} is up")
         variables = self.servers.environment(drawn)
@@ -89,13 +92,14 @@ class Stack:
         Args:
             cancel: ends the flow runs; called while the servers answer.
         """
-        ran = self.supervisor.process is not None
+        ran = self.supervisor.process is not None or bool(self.strays())
         if not answers(f"{self.servers.prefect_url}/api/health"):
             self._talk_to_prefect(Secrets.of(self.folder / "secrets.json"))
             cancel()
         self.supervisor.stop()
         (self.folder / STACK_FILE).unlink(missing_ok=True)
         self._end_strays()
+        self._remove_sockets()
         return ran
 
     def _talk_to_prefect(self, drawn: Secrets) -> None:
@@ -136,12 +140,13 @@ class Stack:
 
     def _ports(self) -> dict[str, int]:
         """Of the inner services, which nobody calls by number: free ones at the first start, the same ever after."""
-        file = self.folder / "ports.json"
-        if not file.exists():
-            names = [*port_names(), "worker"]
-            write_private(file, json.dumps(dict(zip(names, free_ports(len(names)), strict=True))))
-        sizes: dict[str, int] = json.loads(file.read_text("utf-8"))
-        return sizes
+        file, names = self.folder / "ports.json", [*port_names(), "worker"]
+        with suppress(FileNotFoundError, ValueError, TypeError):  # the latter two: it is damaged
+            kept = json.loads(file.read_bytes())
+            return {name: int(kept[name]) for name in names}
+        drawn = dict(zip(names, free_ports(len(names)), strict=True))
+        write_private(file, json.dumps(drawn))
+        return drawn
 
     def _check_ports(self, running: dict[str, str]) -> None:
         """Refuse a port that somebody else holds; inner ones are drawn again."""
@@ -194,6 +199,21 @@ class Stack:
             raise UserError(f"no database could be made: {reason}", where=str(data), hint="fix that and run it again")
         partial.rename(data)
 
+    def _set_password(self, drawn: Secrets) -> None:
+        """Give PostgreSQL the password that was drawn: the file with the one it knew is gone, or was changed."""
+        self.supervisor.stop_program("postgres")
+        user = database_user()
+        subprocess.run(
+            [str(postgres("postgres")), "--single", "-D", str(self.folder / "postgres"), "postgres"],
+            input="alter user gptpipe password '{}'\n".format(drawn.postgres.replace("'", "''")),
+            capture_output=True,
+            text=True,
+            cwd="/",
+            user=user or None,
+            group=pwd.getpwnam(user).pw_gid if user else None,
+        )
+        self.supervisor.start_program("postgres")
+
     def _is_stuck(self, name: str, drawn: Secrets) -> bool:
         """Whether a member that has had the time to start is not well for seconds."""
         began = time.monotonic()
@@ -204,8 +224,12 @@ class Stack:
         return False
 
     def _wait_until_healthy(self, name: str, drawn: Secrets) -> None:
-        began = seen_alive = time.monotonic()
+        began, is_set = time.monotonic(), False
+        seen_alive = began
         while problem := self._problem(name, drawn):
+            if _WRONG_PASSWORD in problem and not is_set:
+                is_set = True
+                self._set_password(drawn)
             now = time.monotonic()
             if self.supervisor.states().get(name) in ("STARTING", "RUNNING"):
                 seen_alive = now
@@ -247,10 +271,10 @@ class Stack:
     def _store_problem(self, drawn: Secrets) -> str:
         return bucket_problem(self.servers.s3_url, drawn.s3_access, drawn.s3_secret, BUCKET)
 
-    def _end_strays(self) -> None:
-        """End what a supervisor that was killed has left behind: its programs hold ports and files."""
+    def strays(self) -> list[psutil.Process]:
+        """What a supervisor that was killed has left behind: its programs run on, and hold ports and files."""
         if self.supervisor.process is not None:
-            return
+            return []
         strays = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -258,18 +282,32 @@ class Stack:
                 inside = Path(process.cwd()).is_relative_to(self.folder)
                 if inside or process.environ().get("SUPERVISOR_SERVER_URL") == self.supervisor.url:
                     strays.append(process)
+        return strays
+
+    def _end_strays(self) -> None:
+        strays = self.strays()
         for stray in strays:
             with suppress(psutil.Error):
                 stray.terminate()
         for left in psutil.wait_procs(strays, timeout=10)[1]:
             with suppress(psutil.Error):
                 left.kill()
+        psutil.wait_procs(strays, timeout=5)
+
+    def _remove_sockets(self) -> None:
+        """Remove what an object store that was killed has left among the temporary files."""
+        taken = holders()
+        for port in {self._here.s3_port, *self._ports().values()} - taken.keys():
+            for left in Path(tempfile.gettempdir()).glob(f"seaweedfs-*-{port}.sock"):
+                with suppress(OSError):
+                    left.unlink()
 
 
 def make_folder(folder: Path) -> None:
     """The stack's folder. Nobody else may list it; PostgreSQL's own user must be able to pass through."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "logs").mkdir(exist_ok=True)
+    (folder / "logs").mkdir(mode=0o700, exist_ok=True)
+    (folder / "logs").chmod(0o700)
     folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
 
 

@@ -61,18 +61,25 @@ class Supervisor:
 
     @property
     def process(self) -> psutil.Process | None:
-        """The supervisor, if it runs."""
+        """The supervisor, if it runs; also where somebody has removed the file with its number."""
         with suppress(OSError, ValueError, psutil.Error):
-            process = psutil.Process(int(self._pid.read_text()))
-            if str(self._config) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+            if self._is_it(process := psutil.Process(int(self._pid.read_text()))):
                 return process
-        return None
+        if not self._socket.exists():  # it has ended by itself, or was never there
+            return None
+        return next(filter(self._is_it, psutil.process_iter()), None)
+
+    def _is_it(self, process: psutil.Process) -> bool:
+        with suppress(psutil.Error):
+            return str(self._config) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
+        return False
 
     def start(self, programs: list[Program]) -> None:
         """Start it, none of the programs yet. Nothing happens where it runs already with the same ones."""
         content = self._configuration(programs)
-        if self.process is not None:
-            if self._config.read_text("utf-8") == content:
+        if (process := self.process) is not None:
+            if self._config.exists() and self._config.read_bytes() == content.encode():
+                write_private(self._pid, f"{process.pid}\n")  # somebody may have removed it
                 return
             self.stop()
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -110,11 +117,10 @@ class Supervisor:
             return float(told["now"] - told["start"]) if told["statename"] == "RUNNING" else 0.0
         return 0.0
 
-    def restart_program(self, name: str) -> None:
-        """Stop one program, which may take as long as its configuration lets it, and start it."""
+    def stop_program(self, name: str) -> None:
+        """Stop one program, which may take as long as its configuration lets it."""
         with suppress(xmlrpc.client.Fault):  # it ended by itself
             self._api().stopProcess(name, True)
-        self.start_program(name)
 
     def states(self) -> dict[str, str]:
         """RUNNING, STARTING, BACKOFF, STOPPED, FATAL … by name; empty when nothing runs."""

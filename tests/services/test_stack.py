@@ -9,6 +9,7 @@ import secrets
 import socket
 import ssl
 import stat
+import tempfile
 import threading
 import time
 import urllib.error
@@ -239,6 +240,67 @@ def test_a_run_that_is_asked_for_is_trained_by_the_worker(stack: Place) -> None:
     for wrong in ({"train": {"steps": -1}}, {"train": {"stepz": 1}}, {"stepz": 1}):
         with pytest.raises(urllib.error.HTTPError, match="409"):  # the server itself refuses what does not fit
             stack.prefect(f"deployments/{deployment}/create_flow_run", {"parameters": {"parameters": wrong}})
+
+
+def numbers(place: Place) -> set[int]:
+    """Processes of the stack."""
+    folder = str(place.folder / ".gptpipe" / "stack")
+    found = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if any(folder in word for word in process.cmdline()):
+                found.add(process.pid)
+    return found
+
+
+def is_well(place: Place) -> None:
+    """All members answer, and one of them lets this folder's commands write."""
+    done = place.call("doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    for name in ("stack", "storage", "tracking", "prefect", "workers"):
+        assert checks[name]["ok"], checks[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content", [None, b"{"])
+@pytest.mark.parametrize("name", ["supervisord.pid", "supervisord.conf", "secrets.json", "ports.json", "stack.env"])
+def test_up_puts_right_what_has_lost_a_file_of_its_own(stack: Place, name: str, content: bytes | None) -> None:
+    file = stack.folder / ".gptpipe" / "stack" / name
+    before = numbers(stack)
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    done = stack.call("up")
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    if name in ("supervisord.pid", "stack.env"):
+        assert numbers(stack) == before, "nothing was started again"
+    is_well(stack)
+
+
+@pytest.mark.slow
+def test_passwords_that_are_lost_while_all_is_down_are_drawn_again(stack: Place) -> None:
+    folder = stack.folder / ".gptpipe" / "stack"
+    assert stack.call("down").returncode == 0
+    (folder / "secrets.json").unlink()
+    done = stack.call("up")
+    assert done.returncode == 0, done.stderr
+    is_well(stack)
+
+
+@pytest.mark.slow
+def test_servers_without_their_supervisor_are_told_and_stopped(stack: Place) -> None:
+    psutil.Process(int((stack.folder / ".gptpipe" / "stack" / "supervisord.pid").read_text())).kill()
+    done = stack.call("doctor", "--json")
+    (check,) = (each for each in json.loads(done.stdout)["checks"] if each["name"] == "stack")
+    assert (check["ok"], "supervisor is gone" in check["detail"]) == (False, True), check
+    done = stack.call("down")
+    assert done.stdout.startswith("stopped"), done.stdout
+    assert not numbers(stack)
+    ports = json.loads((stack.folder / ".gptpipe" / "stack" / "ports.json").read_text())
+    left = [f"seaweedfs-*-{port}.sock" for port in (*ports.values(), stack.ports["S3"])]
+    assert not [found for pattern in left for found in Path(tempfile.gettempdir()).glob(pattern)]
+    assert stack.call("up").returncode == 0
+    is_well(stack)
 
 
 @pytest.mark.slow
