@@ -112,7 +112,7 @@ def run() -> None:
                 str(error),
                 wants_json,
             )
-            _leave_at_once(code)
+            _leave_at_once(EXIT_RESUMABLE)
         else:
             details = getattr(error, "details", "") or traceback.format_exc()
             sys.stderr.write(f"{details.rstrip()}\n")

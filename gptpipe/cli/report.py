@@ -84,15 +84,15 @@ def _untracked(begin: float) -> list[Any]:
 
 
 def moment(text: str, now: float) -> float:
-    """Seconds since 1970 of `12h`, `30d` or `4w` before now, or of the beginning of a day in UTC.
+    """Seconds since 1970, not before, of `12h`, `30d` or `4w` before now, or of the beginning of a day in UTC.
 
     Raises:
         UserError: it is neither.
     """
     if span := re.fullmatch(r"(\d+(?:\.\d+)?)([hdw])", text.strip()):
-        return now - float(span[1]) * _UNITS[span[2]]
+        return max(0.0, now - float(span[1]) * _UNITS[span[2]])
     try:
-        return datetime.strptime(text.strip(), "%Y-%m-%d").replace(tzinfo=UTC).timestamp()
+        return max(0.0, datetime.strptime(text.strip(), "%Y-%m-%d").replace(tzinfo=UTC).timestamp())
     except ValueError:
         hint = "give 12h, 30d or 4w, or a date such as 2026-11-01"
         raise UserError("not a period", where=f"--since {text}", hint=hint) from None

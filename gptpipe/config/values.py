@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import re
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,11 @@ from pydantic import BaseModel, ValidationError
 
 from gptpipe.config.fields import Section, known_keys
 from gptpipe.errors import UserError
+
+_SHORT = reprlib.Repr()  # a few lines of YAML may stand for more values than fit into memory
+_SHORT.maxstring = _SHORT.maxother = 300
+_SHORT.maxlist = _SHORT.maxdict = 10
+_SHORT.maxlevel = 3
 
 
 def parse(kind: type[Section], values: dict[str, Any], *, where: str = "") -> Any:
@@ -34,7 +40,7 @@ def complaint(error: ValidationError) -> str:
     """What pydantic says first, in one line, and of how many more."""
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
-    got = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
+    got = "" if first["type"] in ("value_error", "missing") else f", got {_SHORT.repr(first['input'])}"
     return f"{message[:1].lower()}{message[1:]}{got}{_more(error)}"
 
 

@@ -143,6 +143,7 @@ def train(
         called=called,
     )
     with Lease(training):
+        storage.sweep_temporaries(training)
         if news is not None:
             place = storage.join(training, NEWS)
             job = job.model_copy(update={"news": place, "news_sha256": write_stretches(place, news)})

@@ -7,6 +7,8 @@ import os
 import pickle
 import re
 import signal
+import socket
+import subprocess
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -314,6 +316,10 @@ def test_a_finished_training_of_which_a_part_is_damaged_is_put_right_with_the_sa
     folder = Path(folder_of(training))
     last, best = (Path(first[name]) for name in ("checkpoint", "best_checkpoint"))
     kept = {file: file.read_bytes() for file in (*last.iterdir(), folder / "outcome.json")}
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = folder / f".tmp-{socket.gethostname()}-{ended.pid}-0123abcd-metrics.jsonl"  # by a process that was killed
+    left.touch()
     for file, content in (
         (last / "model.safetensors", kept[last / "model.safetensors"][:100]),
         (last / "optimizer.safetensors", b""),
@@ -330,6 +336,7 @@ def test_a_finished_training_of_which_a_part_is_damaged_is_put_right_with_the_sa
         assert {**result, "tokens_per_second": 0} == {**first, "tokens_per_second": 0}
         result, said = training.finish_and_listen()
         assert (result["already_done"], str(file) in said) == (True, False)
+    assert not left.exists()
 
 
 @pytest.mark.slow

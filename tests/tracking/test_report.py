@@ -193,4 +193,5 @@ def test_bad_input_is_one_line(options: list[str], words: str) -> None:
 def test_a_period_is_a_span_or_a_date() -> None:
     assert moment("12h", 100_000.0) == 100_000 - 12 * 3600
     assert moment("2w", 2e6) == 2e6 - 14 * 86400
+    assert moment("9" * 400 + "d", 2e6) == moment("0001-01-01", 2e6) == 0
     assert moment("2026-11-01", 0.0) == datetime(2026, 11, 1, tzinfo=UTC).timestamp()
