@@ -114,16 +114,6 @@ def value_at(config: Any, dotted: str) -> Any:
 
 
 @pytest.mark.parametrize(("kind", "name", "info"), all_fields())
-def test_values_that_stand_for_more_than_fits_into_memory_are_refused_in_a_short_line(tmp_path: Path) -> None:
-    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
-    for before, name in pairwise("abcdefghijklm"):
-        lines.append(f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]")  # 10^13 in all
-    (tmp_path / "bomb.yaml").write_text("\n".join([*lines, "train: {steps: *m}"]))
-    with pytest.raises(UserError, match=r"train\.steps: input should be a valid integer") as refused:
-        load_config(file=tmp_path / "bomb.yaml")
-    assert len(str(refused.value)) < 2000
-
-
 def test_every_field_says_what_it_is_and_whether_it_decides_the_result(
     kind: type[Section], name: str, info: FieldInfo
 ) -> None:
@@ -572,3 +562,13 @@ def test_the_page_of_all_keys_is_made_from_the_models() -> None:
     assert written == page()
     for key in field_roles(PipelineConfig):
         assert f"| `{key}`" in written
+
+
+def test_values_that_stand_for_more_than_fits_into_memory_are_refused_in_a_short_line(tmp_path: Path) -> None:
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+    for before, name in pairwise("abcdefghijklm"):
+        lines.append(f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]")  # 10^13 in all
+    (tmp_path / "bomb.yaml").write_text("\n".join([*lines, "train: {steps: *m}"]))
+    with pytest.raises(UserError, match=r"train\.steps: input should be a valid integer") as refused:
+        load_config(file=tmp_path / "bomb.yaml")
+    assert len(str(refused.value)) < 2000
