@@ -38,8 +38,20 @@ def flip(file: Path, place: int = -20) -> None:
 
 
 def damage(pattern: str, place: int = -20) -> Callable[[Alone], None]:
-    """A bit of the last file that a pattern names is flipped."""
-    return lambda run: flip(newest(run.home / "storage", pattern), place)
+    """A bit of each file that a pattern names is flipped."""
+
+    def do(run: Alone) -> None:
+        files = list((run.home / "storage").glob(pattern))
+        assert files, pattern
+        for file in files:
+            flip(file, place)
+
+    return do
+
+
+def damage_checkpoint(name: str) -> Callable[[Alone], None]:
+    """A bit of a file of the newest complete checkpoint is flipped: a kill may have left a newer one half-written."""
+    return lambda run: flip(newest(run.home / "storage", "trainings/*/step-*/manifest.json").with_name(name))
 
 
 def replace(name: str, content: bytes) -> Callable[[Alone], None]:
@@ -114,16 +126,16 @@ CASES = {
     "a token shard": Case(HALF, damage("datasets/*/train/*.parquet"), "damaged, made again", code=EXIT_OK),
     "a dataset's manifest": Case(HALF, damage("datasets/*/manifest.json"), "made again", code=EXIT_OK),
     "a dataset's index": Case(HALF, damage("datasets/*/shards.parquet"), "made again", code=EXIT_OK),
-    "the newest weights": Case(HALF, damage("trainings/*/step-*/model.safetensors"), PASSED_OVER, code=EXIT_OK),
-    "the newest moments": Case(HALF, damage("trainings/*/step-*/optimizer.safetensors"), PASSED_OVER, code=EXIT_OK),
-    "the newest state": Case(HALF, damage("trainings/*/step-*/state.json"), PASSED_OVER, code=EXIT_OK),
+    "the newest weights": Case(HALF, damage_checkpoint("model.safetensors"), PASSED_OVER, code=EXIT_OK),
+    "the newest moments": Case(HALF, damage_checkpoint("optimizer.safetensors"), PASSED_OVER, code=EXIT_OK),
+    "the newest state": Case(HALF, damage_checkpoint("state.json"), PASSED_OVER, code=EXIT_OK),
     "weights to start from": Case(
         HALF, truncated_weights, "", "model.safetensors", words=("--set", "train.seed=2", "--init", "weights")
     ),
     "a finished training's weights": Case(DONE, cut("trainings/*/step-*/model.safetensors"), "again", code=EXIT_OK),
-    "a training's outcome": Case(DONE, damage("trainings/*/outcome.json"), "outcome.json: damaged", code=EXIT_OK),
-    "an evaluation": Case(DONE, damage("evaluations/*.json"), "json: damaged, and is made again", code=EXIT_OK),
-    "samples": Case(DONE, damage("samples/*.json"), "json: damaged, and is made again", code=EXIT_OK),
+    "a training's outcome": Case(DONE, damage("trainings/*/outcome.json", 7), "outcome.json: damaged", code=EXIT_OK),
+    "an evaluation": Case(DONE, damage("evaluations/*.json", 7), "json: damaged, and is made again", code=EXIT_OK),
+    "samples": Case(DONE, damage("samples/*.json", 7), "json: damaged, and is made again", code=EXIT_OK),
     "the token cache": Case(HALF, zeros("cache/tokens/*/*.bin"), "decoded again", code=EXIT_OK),
     "a folder's place": Case(DONE, replace("storage/evaluations", b"a file"), "", "evaluations", in_flow=True),
     "a line of JSON": Case(DONE, broken_line, "", "notes.jsonl", in_flow=True),
