@@ -91,11 +91,13 @@ def explained(uri: str) -> Iterator[None]:
         lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         if "disk is full" in lines[0]:
             raise no_space(place) from error
-        if damaged := damaged_database(lines[0], place, "sweeps begin from the first trial; trainings are found again"):
+        where = f"GPTPIPE_SWEEPS_URI, {place}"
+        loss = "sweeps begin from the first trial, trainings are found again; or name another one, or leave it empty"
+        if damaged := damaged_database(lines[0], where, loss):
             raise damaged from error
         raise UserError(
             f"the database of sweeps cannot be used: {lines[0][:300]}",
-            where=f"GPTPIPE_SWEEPS_URI, {place}",
+            where=where,
             hint="name a database that answers and is not MLflow's own, or leave it empty for SQLite",
         ) from error
 
