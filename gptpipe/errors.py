@@ -82,7 +82,7 @@ def of_the_place(error: OSError, where: str = "") -> UserError | None:
     """
     where = where or str(error.filename or "")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return no_space(where)
+        return no_space(where or "a disk of this machine")
     if isinstance(error, PermissionError) and where:
         return UserError(f"access refused ({error.strerror})", where=where, hint="check the permissions of the path")
     if error.errno in _OF_THE_PLACE and where:

@@ -131,7 +131,9 @@ def _called() -> Any:
     try:
         return app(standalone_mode=False)
     except OSError as error:
-        raise of_the_place(error) or error from error
+        if (problem := of_the_place(error)) is None:
+            raise
+        raise problem from error
 
 
 def _interrupt(*_: object) -> NoReturn:

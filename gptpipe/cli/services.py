@@ -111,7 +111,7 @@ def deploy(
     """Register the deployments with the Prefect server that PREFECT_API_URL names."""
     from gptpipe.services.server_apis import the_prefect_server
 
-    the_prefect_server().check()
+    the_prefect_server().ask("admin/version")
     make_home(settings().home_path)
     from flows.deployments import deploy as register
 
