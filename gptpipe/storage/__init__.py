@@ -46,6 +46,7 @@ from gptpipe.storage.remote import (
     unfinished_uploads,
 )
 from gptpipe.storage.results import (
+    DIGEST,
     is_as_written,
     read_result,
     with_digest,
@@ -71,6 +72,7 @@ from gptpipe.storage.urls import (
 )
 
 __all__ = [
+    "DIGEST",
     "Entry",
     "Upload",
     "abort_upload",

@@ -26,6 +26,7 @@ from gptpipe.weights.tensors import Stored, open_safetensors
 
 log = logging.getLogger(__name__)
 FORMAT_VERSION = 1
+_KEYS = {"format", "step", "files"}
 MODEL, CONFIG, OPTIMIZER, STATE, MANIFEST = (
     "model.safetensors",
     "config.json",
@@ -124,7 +125,7 @@ def open_checkpoint(url: str) -> Checkpoint | None:
     except FileNotFoundError:
         return None
     files, step = manifest.get("files", {}), manifest.get("step", 0)
-    if not _lists_files(files) or not isinstance(step, int):
+    if not _lists_files(files) or not isinstance(step, int) or not _is_as_written(manifest):
         raise Damaged(f"its {MANIFEST} is damaged", where=url, hint="take another checkpoint, or make it again")
     if MODEL not in files:
         return None
@@ -135,6 +136,13 @@ def open_checkpoint(url: str) -> Checkpoint | None:
             hint="use the gptpipe that wrote it",
         )
     return Checkpoint(step, url, manifest)
+
+
+def _is_as_written(manifest: dict[str, Any]) -> bool:
+    """Whether its digest says so. One of an earlier version has none, and no other key in its place."""
+    if storage.DIGEST in manifest:
+        return storage.is_as_written(manifest)
+    return MODEL not in manifest.get("files", {}) or manifest.keys() <= _KEYS
 
 
 def _lists_files(files: Any) -> bool:

@@ -57,7 +57,7 @@ def write_checkpoint(
         contents[STATE] = [_json_bytes(state)]
     storage.remove(storage.join(url, MANIFEST))
     files = {name: _write(storage.join(url, name), blocks) for name, blocks in contents.items()}
-    manifest = {"format": FORMAT_VERSION, "step": step, "files": files}
+    manifest = storage.with_digest({"format": FORMAT_VERSION, "step": step, "files": files})
     storage.write_json(storage.join(url, MANIFEST), manifest)
     return Checkpoint(step, url, manifest)
 

@@ -382,6 +382,20 @@ def test_a_manifest_that_is_damaged_is_named(tmp_path: Path) -> None:
             load(str(checkpoint))
 
 
+def test_a_byte_of_a_manifest_that_has_changed_is_noticed(tmp_path: Path) -> None:
+    older, newer = (write(ours(tied=True, qkv_bias=True), tmp_path, step) for step in (3, 5))
+    file, draw = Path(newer) / "manifest.json", random.Random(4)
+    content = file.read_bytes()
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1 << draw.randrange(7)]) + content[place + 1 :])
+        newest = newest_checkpoint(str(tmp_path))
+        assert newest is not None
+        if newest.url == newer:  # white space between two values says nothing
+            assert json.loads(file.read_bytes()) == json.loads(content)
+        else:
+            assert newest.url == older
+
+
 def test_gguf_and_names_too_long_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     with pytest.raises(UserError, match="GGUF is written, not read"):
