@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from gptpipe import storage
 from gptpipe.errors import Damaged
 from gptpipe.launch.job import METRICS, OUTCOME, Job, Outcome
-from gptpipe.launch.metrics import keep_until
+from gptpipe.launch.metrics import keep_until, read_line
 from gptpipe.weights.checkpoint import STEP, intact_checkpoint, open_checkpoint
 
 log = logging.getLogger(__name__)
@@ -58,7 +57,7 @@ def metrics_before(job: Job) -> bytes:
 
 
 def records_of(content: bytes) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in content.splitlines()]
+    return [values for line in content.splitlines() if (values := read_line(line))]
 
 
 def ended_training(training: str) -> tuple[Outcome | None, list[str]]:

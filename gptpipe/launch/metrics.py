@@ -30,16 +30,23 @@ class MetricsFile:
         return self.path.read_bytes()
 
 
+def read_line(line: bytes) -> dict[str, Any] | None:
+    """A line of `metrics.jsonl`: numbers by name, its step among them. None where it is cut off, or damaged."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_whole = isinstance(values, dict) and all(isinstance(value, int | float) for value in values.values())
+    return values if is_whole and isinstance(values.get("step"), int) and "tokens" in values else None
+
+
 def keep_until(content: bytes, step: int) -> bytes:
-    """The lines of `metrics.jsonl` up to a step: what a run resumed there has behind it."""
-    kept = []
-    for line in content.splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + b"\n")
-        except (ValueError, KeyError):
-            continue  # the last line of a run that was killed while writing it
-    return b"".join(kept)
+    """The lines of `metrics.jsonl` up to a step: what a run resumed there has behind it.
+
+    One that cannot be read is left out: the last one, mostly, of a run that was killed while writing it.
+    """
+    lines = content.splitlines()
+    return b"".join(line + b"\n" for line in lines if (values := read_line(line)) and values["step"] <= step)
 
 
 class MetricsFollower:
@@ -58,7 +65,7 @@ class MetricsFollower:
             return []
         complete = block[: block.rfind(b"\n") + 1]
         self._offset += len(complete)
-        return [json.loads(line) for line in complete.splitlines()]
+        return [values for line in complete.splitlines() if (values := read_line(line))]
 
 
 def memory_megabytes() -> float:

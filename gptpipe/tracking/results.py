@@ -5,7 +5,7 @@ Checkpoints are logged by URL: large files go to object storage directly and nev
 
 from __future__ import annotations
 
-import json
+import logging
 import time
 from typing import Any
 
@@ -16,6 +16,7 @@ from gptpipe.evaluation.result import Evaluation
 from gptpipe.generation.degenerate import degenerate_share, fault_of
 from gptpipe.generation.generate import Samples, samples_of
 from gptpipe.launch.job import METRICS
+from gptpipe.launch.metrics import read_line
 from gptpipe.launch.training import TrainResult
 from gptpipe.tracking.client import RunLink
 from gptpipe.tracking.follow import PARAMETERS_TAG
@@ -23,6 +24,9 @@ from gptpipe.tracking.plots import loss_curve
 from gptpipe.tracking.promote import ALREADY
 from gptpipe.tracking.registry import Registered, decision_of
 from gptpipe.tracking.summary import training_summary
+from gptpipe.wording import counted
+
+log = logging.getLogger(__name__)
 
 EVALUATION_PAGE = "evaluation.html"
 # MLflow's charts and tables are in the order of the alphabet, by group: what decides comes first
@@ -33,12 +37,16 @@ CHECKPOINT_TAG = "gptpipe.checkpoint"
 
 
 def read_metrics(training: str) -> list[dict[str, Any]]:
-    """The lines of a training's metrics.jsonl."""
+    """The lines of a training's metrics.jsonl; those that cannot be read are told, and left out."""
+    place = storage.join(training, METRICS)
     try:
-        content = storage.read_bytes(storage.join(training, METRICS))
+        lines = [line for line in storage.read_bytes(place).splitlines() if line.strip()]
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in content.splitlines() if line.strip()]
+    whole = [values for line in lines if (values := read_line(line))]
+    if broken := len(lines) - len(whole):
+        log.warning("%s: %s damaged, and left out of the curves", place, counted(broken, "line"))
+    return whole
 
 
 def log_results(

@@ -71,6 +71,14 @@ def cut(pattern: str) -> Callable[[Alone], None]:
     return do
 
 
+def half_of_metrics(run: Alone) -> None:
+    """The first half of a training's metrics is noise, and MLflow, which had them, is empty."""
+    file = newest(run.home / "storage", "trainings/*/metrics.jsonl")
+    content = file.read_bytes()
+    file.write_bytes(bytes(byte ^ 0x55 for byte in content[: len(content) // 2]) + content[len(content) // 2 :])
+    (run.home / "mlflow.db").unlink()
+
+
 def zeros(pattern: str) -> Callable[[Alone], None]:
     """Every file that a pattern names in the home keeps its length, and holds nothing else."""
 
@@ -134,6 +142,7 @@ CASES = {
     ),
     "a finished training's weights": Case(DONE, cut("trainings/*/step-*/model.safetensors"), "again", code=EXIT_OK),
     "a training's outcome": Case(DONE, damage("trainings/*/outcome.json", 7), "outcome.json: damaged", code=EXIT_OK),
+    "a training's metrics": Case(DONE, half_of_metrics, "left out of the curves", code=EXIT_OK),
     "an evaluation": Case(DONE, damage("evaluations/*.json", 7), "json: damaged, and is made again", code=EXIT_OK),
     "samples": Case(DONE, damage("samples/*.json", 7), "json: damaged, and is made again", code=EXIT_OK),
     "the token cache": Case(HALF, zeros("cache/tokens/*/*.bin"), "decoded again", code=EXIT_OK),
