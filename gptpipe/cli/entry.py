@@ -18,7 +18,7 @@ import psutil
 import typer
 
 from gptpipe.cli.app import app
-from gptpipe.cli.terminal import drop_unwritten, show_what_it_can
+from gptpipe.cli.terminal import drop_unwritten, open_what_is_closed, show_what_it_can
 from gptpipe.config.settings import prepare_environment, settings
 from gptpipe.errors import EXIT_FAILED, EXIT_RESUMABLE, EXIT_USER_ERROR, Preempted, UserError, of_the_place
 from gptpipe.progress import show_on_console
@@ -66,6 +66,7 @@ def run() -> None:
     import_quickly()
     wants_json = "--json" in sys.argv
     code = EXIT_FAILED
+    open_what_is_closed()
     show_what_it_can()
     try:
         _check_folder()
@@ -162,6 +163,7 @@ def _leave_at_once(code: int) -> NoReturn:
 
 def _fail(error: dict[str, str], line: str, wants_json: bool) -> None:
     if wants_json:
-        print(json.dumps({"error": error}))
+        with suppress(OSError):  # the line for a person follows
+            print(json.dumps({"error": error}), flush=True)
     shown = visible(line)
     sys.stderr.write(f"error: {shown}\n" if error["message"] != line else f"{shown}\n")

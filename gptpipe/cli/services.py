@@ -35,7 +35,7 @@ def up(as_json: Json = False) -> None:
         notes.extend(made.notes)
 
     stack = Stack()
-    stack.up(deployed, lambda line: print(line, file=sys.stderr, flush=True))
+    stack.up(deployed, _say)
     notes += _missing_runs()
     prefect, mlflow, host = stack.servers.prefect_url, stack.servers.mlflow_url, stack.servers.here.stack_host
     text = (
@@ -66,6 +66,10 @@ def _missing_runs() -> list[str]:
     return [f"{name} is scheduled, but no run of it is planned: see `gptpipe doctor`" for name in missing]
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def down(as_json: Json = False) -> None:
     """Cancel what runs and stop the local stack; all data stays."""
     from gptpipe.services.stack import Stack
@@ -77,7 +81,7 @@ def down(as_json: Json = False) -> None:
             print(f"cancelled {counted(count, 'run')}", file=sys.stderr, flush=True)
 
     stack = Stack()
-    ran = stack.down(cancelled)
+    ran = stack.down(cancelled, _say)
     text = f"stopped; the data is in {stack.folder}" if ran else "nothing was running"
     print_answer({"stopped": ran, "folder": str(stack.folder)}, as_json, text)
 

@@ -11,6 +11,19 @@ from contextlib import suppress
 _PLAIN = {"→": "->", "–": "-", "—": "-", "…": "...", "×": "x", "≤": "<=", "≥": ">="}
 
 
+def open_what_is_closed() -> None:
+    """Let standard streams that whoever started this process has closed lead nowhere.
+
+    Otherwise the next file that is opened would take their number, and get what libraries print.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
+
+
 def show_what_it_can() -> None:
     """Let what the terminal's encoding does not have be written in letters that it has.
 

@@ -27,7 +27,7 @@ from gptpipe.weights.find import read_weights
 from gptpipe.weights.weights import Weights, has_tokenizer
 
 STAGE_VERSION = 5
-_DOCUMENTS = "documents_sha256"  # a key in an evaluation: of the table of what each document cost
+_FILES = "files"  # a key in a kept evaluation: the SHA-256 of the files that belong to it, by their endings
 log = logging.getLogger(__name__)
 
 _EVALUATION = TypeAdapter(Evaluation)
@@ -53,7 +53,12 @@ def evaluate_once(
     dataset = open_dataset(data)
     place = _place(read, dataset, config, out)
     if (kept := storage.read_result(f"{place}.json", _EVALUATION)) is not None:
-        return replace(kept, weights=read.url, data=dataset.url, already_done=True)
+        try:
+            read_documents(place)
+            _read_part(place, "html")
+            return replace(kept, page=f"{place}.html", weights=read.url, data=dataset.url, already_done=True)
+        except Damaged as error:
+            log.warning("%s: %s, and is made again", error.where, error.message)
     return _evaluate(read, dataset, place, config, cache, any_tokenizer)
 
 
@@ -66,16 +71,9 @@ def documents_once(
     cache: TokenCache | None = None,
     any_tokenizer: bool = False,
 ) -> tuple[Evaluation, pa.Table]:
-    """`evaluate_once`, and what each document cost: a table of which a part is damaged is made again, with the rest."""
-    read = read_weights(weights) if isinstance(weights, str) else weights
-    evaluation = evaluate_once(read, data=data, config=config, out=out, cache=cache, any_tokenizer=any_tokenizer)
-    dataset = open_dataset(data)
-    place = _place(read, dataset, config, out)
-    try:
-        return evaluation, read_documents(place)
-    except (FileNotFoundError, Damaged) as error:
-        log.warning("%s.parquet: %s, and is made again", place, "damaged" if isinstance(error, Damaged) else "missing")
-    return _evaluate(read, dataset, place, config, cache, any_tokenizer), read_documents(place)
+    """`evaluate_once`, and what each document cost."""
+    evaluation = evaluate_once(weights, data=data, config=config, out=out, cache=cache, any_tokenizer=any_tokenizer)
+    return evaluation, read_documents(evaluation.page.removesuffix(".html"))
 
 
 def read_documents(place: str) -> pa.Table:
@@ -85,13 +83,22 @@ def read_documents(place: str) -> pa.Table:
         place: URL of its files, without their endings.
 
     Raises:
-        FileNotFoundError: it is not there any more. Damaged: it is not what it was.
+        Damaged: it is gone, or not what it was.
     """
-    kept = storage.read_json(f"{place}.json")
-    content = storage.read_bytes(f"{place}.parquet")
-    if not storage.is_as_written(kept) or kept.get(_DOCUMENTS) != hashlib.sha256(content).hexdigest():
-        raise Damaged("damaged: it is not what it was", where=f"{place}.parquet", hint="evaluate again")
-    return pq.read_table(io.BytesIO(content))
+    return pq.read_table(io.BytesIO(_read_part(place, "parquet")))
+
+
+def _read_part(place: str, ending: str) -> bytes:
+    """A file that belongs to an evaluation."""
+    url = f"{place}.{ending}"
+    try:
+        kept, content = storage.read_json(f"{place}.json"), storage.read_bytes(url)
+    except FileNotFoundError:
+        raise Damaged("missing", where=url, hint="evaluate again") from None
+    promised = kept.get(_FILES, {}).get(ending) if storage.is_as_written(kept) else None
+    if promised != hashlib.sha256(content).hexdigest():
+        raise Damaged("damaged: it is not what it was", where=url, hint="evaluate again")
+    return content
 
 
 def _evaluate(
@@ -100,11 +107,14 @@ def _evaluate(
     """Evaluate, and keep what comes out."""
     data = dataset.url
     scored = evaluate_whole(read, data=data, config=config, cache=cache, any_tokenizer=any_tokenizer)
-    documents = scored.table()
-    storage.write_bytes(f"{place}.parquet", documents)
-    storage.write_bytes(f"{place}.html", scored.page().encode())
+    parts = {"parquet": scored.table(), "html": scored.page().encode()}
+    for ending, content in parts.items():
+        storage.write_bytes(f"{place}.{ending}", content)
     evaluation = replace(scored.evaluation, page=f"{place}.html", data=dataset.url)
-    values = {**evaluation.as_dict(), _DOCUMENTS: hashlib.sha256(documents).hexdigest()}
+    values = {
+        **evaluation.as_dict(),
+        _FILES: {ending: hashlib.sha256(content).hexdigest() for ending, content in parts.items()},
+    }
     storage.write_result(f"{place}.json", values)  # the last: with it the others are whole
     return evaluation
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,11 +13,12 @@ import torch
 from torch import Tensor
 
 from gptpipe import storage
-from gptpipe.config import ModelConfig
+from gptpipe.config import ModelConfig, digest
 from gptpipe.errors import UserError
 from gptpipe.evaluation.result import Evaluation
 from gptpipe.launch.job import METRICS
 from gptpipe.launch.metrics import keep_until
+from gptpipe.storage.lease import Held, Lease
 from gptpipe.storage.objects import PROBE
 from gptpipe.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer, gpt2_files
 from gptpipe.tokenizer.huggingface import SETTINGS, WHOLE
@@ -78,6 +81,28 @@ def export_hf(
     """
     out = storage.normalize(out)
     check_place(out, replace=replace)
+    with alone(out):
+        return _export(weights, out, dtype, replace, scores)
+
+
+@contextmanager
+def alone(out: str) -> Iterator[None]:
+    """Only one process at a time exports to a place; another one is refused."""
+    folder = storage.join(storage.parent(out), f".export-{digest(out)[:16]}")
+    try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(Lease(folder))
+            except Held as error:
+                raise Held(error.message, where=out, hint=error.hint) from None
+            yield
+    finally:
+        storage.remove_if_empty(folder)
+
+
+def _export(weights: str, out: str, dtype: str, replace: bool, scores: Evaluation | None) -> str:
+    if not replace and storage.exists(storage.join(out, CONFIG)):  # by one that was quicker
+        raise UserError("a model is there already", where=out, hint="choose another folder")
     read = read_weights(weights)
     tokenizer = get_tokenizer(read.tokenizer)
     check_vocabulary(read.config, tokenizer.vocab_size, tokenizer.name, read.url)

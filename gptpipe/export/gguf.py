@@ -16,6 +16,7 @@ import numpy as np
 from gptpipe import storage
 from gptpipe.config import ModelConfig
 from gptpipe.errors import UserError
+from gptpipe.export.folder import alone
 from gptpipe.tokenizer import QWEN_PATTERN, Tokenizer, get_tokenizer
 from gptpipe.tokenizer.huggingface import vocabulary_of
 from gptpipe.weights.find import read_weights
@@ -50,9 +51,14 @@ def export_gguf(weights: str, out: str, dtype: str = "float32") -> str:
     out = storage.normalize(out)
     if not out.endswith(".gguf"):
         raise UserError("GGUF is one file", where=out, hint="give --out a name that ends in .gguf")
+    storage.check_writable(storage.parent(out))
+    with alone(out):
+        return _export(weights, out, dtype)
+
+
+def _export(weights: str, out: str, dtype: str) -> str:
     if storage.exists(out):
         raise UserError("a file is there already", where=out, hint="choose another --out")
-    storage.check_writable(storage.parent(out))
     storage.sweep_temporaries(storage.parent(out), below=False)
     read = read_weights(weights)
     tokenizer = get_tokenizer(read.tokenizer)

@@ -64,16 +64,16 @@ def ended_training(training: str) -> tuple[Outcome | None, list[str]]:
     """The outcome of a training that is done, and which of its checkpoints must be made again.
 
     Those are the best or the last one if it is damaged, and all after it: training passes by there once more. A
-    finished training whose last checkpoint is gone is not done. Sizes are compared, nothing is read.
+    finished training whose last checkpoint is gone is not done.
     """
     ended = Outcome.read(storage.join(training, OUTCOME))
-    if ended is None or ended.status != "finished" or intact_checkpoint(ended.checkpoint) is None:
+    if ended is None or ended.status != "finished" or intact_checkpoint(ended.last_checkpoint(training)) is None:
         return None, []
-    for url in dict.fromkeys([ended.best_checkpoint(training), ended.checkpoint]):
+    for url in dict.fromkeys([ended.best_checkpoint(training), ended.last_checkpoint(training)]):
         try:
             if (checkpoint := open_checkpoint(url)) is None:
                 raise Damaged("the checkpoint is gone", where=url)
-            checkpoint.check_sizes()
+            checkpoint.check()
         except Damaged as error:
             log.warning("%s: %s; what is damaged is trained again", error.where, error.message)
             names = [name for name in storage.list_folders(training) if STEP.match(name)]

@@ -119,9 +119,14 @@ class Outcome(BaseModel):
     validation_loss: float | None = None
     tokens_per_second: float | None = None
 
+    def last_checkpoint(self, training: str) -> str:
+        """URL of the last one in the training's folder, which may have been copied or moved since; empty is none."""
+        name = self.checkpoint.rpartition("/")[2]
+        return storage.join(training, name) if name else ""
+
     def best_checkpoint(self, training: str) -> str:
         """URL of the best one in the training's folder; of the last one where none was validated."""
-        return storage.join(training, step_name(self.best_step)) if self.best_step else self.checkpoint
+        return storage.join(training, step_name(self.best_step)) if self.best_step else self.last_checkpoint(training)
 
     def write(self, url: str) -> None:
         storage.write_result(url, self.model_dump(mode="json"))

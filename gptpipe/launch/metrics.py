@@ -37,7 +37,7 @@ def read_line(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     is_whole = isinstance(values, dict) and all(isinstance(value, int | float) for value in values.values())
-    return values if is_whole and isinstance(values.get("step"), int) and "tokens" in values else None
+    return values if is_whole and isinstance(values.get("step"), int) else None
 
 
 def keep_until(content: bytes, step: int) -> bytes:

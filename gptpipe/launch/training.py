@@ -177,19 +177,17 @@ def _from_newest(job: Job, passed_over: Collection[str]) -> Job:
 
 
 def _pass_over_damaged(job: Job, outcome: Outcome, passed_over: list[str]) -> bool:
-    """Add the checkpoint that an attempt could not go on from, if it is damaged and there is an earlier one."""
+    """Add the checkpoint that an attempt could not go on from, if it is damaged."""
     if not outcome.damaged:  # most: the store is not asked for nothing
         return False
     newest = newest_checkpoint(job.training, passed_over)
     where = (outcome.error or {}).get("where", "")
     if newest is None or not where.startswith(f"{newest.url}/"):
         return False
-    earlier = newest_checkpoint(job.training, [*passed_over, newest.url])
-    if earlier is None:
-        return False
     passed_over.append(newest.url)
-    said = (outcome.error or {}).get("message", "")
-    log.warning("%s: %s; the checkpoint is passed over, training goes on from step %d", where, said, earlier.step)
+    earlier = newest_checkpoint(job.training, passed_over)
+    said, place = (outcome.error or {}).get("message", ""), place_of(earlier.url if earlier else "")
+    log.warning("%s: %s; the checkpoint is passed over, training goes on from %s", where, said, place)
     return True
 
 
@@ -371,7 +369,7 @@ def _result(identity: str, training: str, dataset: Dataset, outcome: Outcome, *,
     return TrainResult(
         id=identity,
         training=training,
-        checkpoint=outcome.checkpoint,
+        checkpoint=outcome.last_checkpoint(training),
         best_checkpoint=outcome.best_checkpoint(training),
         dataset=dataset.url,
         steps=outcome.step,

@@ -15,6 +15,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -81,10 +82,12 @@ class PrefectServer:
         """
         until, say = time.monotonic() + _START_SECONDS, NowAndThen()
         while not self._answers():
-            if time.monotonic() > until or self.starts >= _MOST_STARTS:
-                if has_no_space(self._home):
-                    raise no_space(str(self._home))
+            if self.starts > 1:  # it ended by itself: a damaged database does not get better
                 _check_database(self._home / "prefect.db")
+            if time.monotonic() > until or self.starts >= _MOST_STARTS:
+                for folder in (self._home, Path(tempfile.gettempdir())):
+                    if has_no_space(folder):
+                        raise no_space(str(folder))
                 raise UserError(
                     "Prefect's server did not start", where=self.url, hint="GPTPIPE_LOG_LEVEL=DEBUG shows what it says"
                 )

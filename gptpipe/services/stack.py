@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pwd
@@ -10,8 +11,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -44,6 +45,17 @@ class Stack:
         self.servers = Servers(self._here, self.folder)
         self.supervisor = Supervisor(self.folder)
 
+    @contextmanager
+    def _alone(self, say: Callable[[str], None]) -> Iterator[None]:
+        """One command at a time starts or stops the servers; another one waits, and says so."""
+        with (self.folder / "command.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                say("waiting for another `gptpipe up` or `gptpipe down`")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def up(self, deploy: Callable[[], None], say: Callable[[str], None]) -> None:
         """Start what does not run, in the order of what needs what, each healthy before the next; then deploy.
 
@@ -58,6 +70,10 @@ class Stack:
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # it holds passwords
         make_home(self._here.home_path)
         make_folder(self.folder)
+        with self._alone(say):
+            self._up(deploy, say)
+
+    def _up(self, deploy: Callable[[], None], say: Callable[[str], None]) -> None:
         if self.supervisor.process is None:
             sizes = {log.stem: log.stat().st_size for log in self.supervisor.logs.glob("*.log")}
             write_private(self.folder / _LOG_SIZES, json.dumps(sizes))
@@ -86,12 +102,19 @@ class Stack:
         self._wait_until_healthy("worker", drawn)
         say(f"{'worker':9} is up")
 
-    def down(self, cancel: Callable[[], None]) -> bool:
+    def down(self, cancel: Callable[[], None], say: Callable[[str], None]) -> bool:
         """Stop all, keep all data; False if nothing ran.
 
         Args:
             cancel: ends the flow runs; called while the servers answer.
+            say: takes a line of progress.
         """
+        if not self.folder.exists():
+            return False
+        with self._alone(say):
+            return self._down(cancel)
+
+    def _down(self, cancel: Callable[[], None]) -> bool:
         ran = self.supervisor.process is not None or bool(self.strays())
         if not answers(f"{self.servers.prefect_url}/api/health"):
             self._talk_to_prefect(Secrets.of(self.folder / "secrets.json"))

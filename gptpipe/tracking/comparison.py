@@ -187,8 +187,6 @@ def _table(run: Run) -> pa.Table | None:
         return None
     try:
         return read_documents(place)
-    except FileNotFoundError:
-        return None
     except UserError as error:  # one that is damaged keeps nobody from comparing the others
         log.warning("compare: the evaluation of %s cannot be read: %s", run.info.run_name, error)
         return None

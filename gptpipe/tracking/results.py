@@ -43,7 +43,7 @@ def read_metrics(training: str) -> list[dict[str, Any]]:
         lines = [line for line in storage.read_bytes(place).splitlines() if line.strip()]
     except FileNotFoundError:
         return []
-    whole = [values for line in lines if (values := read_line(line))]
+    whole = [values for line in lines if (values := read_line(line)) and "tokens" in values]
     if broken := len(lines) - len(whole):
         log.warning("%s: %s damaged, and left out of the curves", place, counted(broken, "line"))
     return whole

@@ -52,8 +52,11 @@ class Checkpoint:
         """Digest of the weights: the identity of what was loaded."""
         return str(self.manifest["files"][MODEL]["sha256"])
 
-    def check_sizes(self) -> None:
-        """Raise `Damaged` where a file is missing, or is not as long as it was written; nothing is read."""
+    def check(self) -> None:
+        """Raise `Damaged` where a file is missing, or is not what was written.
+
+        On a disk all of it is read. Of an object store, which has checksums of its own, sizes are compared.
+        """
         sizes = {entry.path: entry.size for entry in storage.list_files(self.url)}
         for name, promised in self.manifest["files"].items():
             url = storage.join(self.url, name)
@@ -61,6 +64,9 @@ class Checkpoint:
                 raise Damaged("missing from the checkpoint", where=url, hint=_HINT)
             if sizes[name] != promised.get("size"):
                 raise Damaged("damaged: its size is not what it should be", where=url, hint=_HINT)
+            if storage.is_local(url):
+                with self._verified(name):
+                    pass
 
     def read(self, name: str) -> bytes:
         """A small file of the checkpoint, checked against the manifest.

@@ -204,6 +204,22 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert not list(tmp_path.glob("out/**/manifest.json"))
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_a_closed_stream_ends_nothing(closed: str) -> None:
+    done = subprocess.run(["sh", "-c", f"{GPTPIPE} presets {closed}"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("gpt2-124m" in done.stdout) == (not closed.startswith(">"))
+
+
+def test_a_full_disk_under_json_is_one_line() -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{GPTPIPE} presets --json >/dev/full"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: standard output: cannot be written")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("seconds", [0.1, 0.2, 0.4])
 def test_ctrl_c_at_the_start_leaves_no_trace(seconds: float, tmp_path: Path) -> None:
     process = subprocess.Popen(

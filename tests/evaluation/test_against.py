@@ -109,7 +109,7 @@ def test_models_of_two_tokenizers_compare_per_byte(place: Path, most: int) -> No
     assert storage.list_files(str(place / "out")) == kept
 
 
-@pytest.mark.parametrize("ending", ["json", "parquet"])
+@pytest.mark.parametrize("ending", ["json", "parquet", "html"])
 @pytest.mark.parametrize("damage", ["flipped", "zeros", "cut", "gone"])
 def test_what_is_kept_and_damaged_is_never_compared_and_made_again(
     place: Path, tmp_path: Path, ending: str, damage: str, caplog: pytest.LogCaptureFixture

@@ -23,6 +23,7 @@ from gptpipe.tokenizer import get_tokenizer, gpt2_files
 from gptpipe.weights.adapt import import_weights
 from gptpipe.weights.commit import write_checkpoint
 from gptpipe.weights.huggingface import hf_config, hf_tensors
+from tests.fixtures.place import GPTPIPE
 from tests.weights.test_weights import ours, reference
 
 TEXTS = [
@@ -83,6 +84,20 @@ def test_the_weights_are_the_same_in_every_type(checkpoint: str, tmp_path: Path,
     tokens = torch.arange(12)[None]
     assert (theirs.float()(tokens).logits - mine(tokens)).abs().max() < 1e-4
     assert (load(out)(tokens) - mine(tokens)).abs().max() < 1e-4  # and back in
+
+
+@pytest.mark.parametrize("name", ["folder", "file.gguf"])
+def test_of_two_that_export_to_one_place_one_is_refused(checkpoint: str, tmp_path: Path, name: str) -> None:
+    words = [GPTPIPE, "export", checkpoint, "--out", str(tmp_path / name)]
+    words += ["--format", "gguf"] if name.endswith("gguf") else []
+    both = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = {process.communicate()[1] for process in both}
+    assert sorted(process.returncode for process in both) == [0, 2], said
+    (refusal,) = said - {""}
+    assert refusal.count("\n") == 1
+    assert str(tmp_path / name) in refusal
+    assert "is writing here" in refusal or "there already" in refusal
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_the_card_holds_what_is_known_up_to_that_step(checkpoint: str, tmp_path: Path) -> None:

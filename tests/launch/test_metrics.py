@@ -36,12 +36,15 @@ def test_whatever_byte_has_changed_the_other_lines_are_read(tmp_path: Path, capl
             lines = read_metrics(str(tmp_path))
             assert len([line for line in lines if line in whole]) >= len(whole) - 2  # two where a line's end has gone
             assert all(isinstance(line["step"], int) and "tokens" in line for line in lines)
-            assert MetricsFollower(file).poll() in (lines, lines[:-1])  # the last may have no end
+            followed = [line for line in MetricsFollower(file).poll() if "tokens" in line]
+            assert followed in (lines, lines[:-1])  # the last may have no end
             told += str(file) in caplog.text
     assert told > len(content) / 3
 
 
-@pytest.mark.parametrize("line", [b"", b"7", b"[]", b"{}", b"\xff\xfe{", b'{"step": "1", "tokens": 1}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "line", [b"", b"7", b"[]", b"{}", b"\xff\xfe{", b'{"step": "1", "tokens": 1}', b'{"tokens": 1}', b"[" * 100_000]
+)
 def test_what_is_no_line_is_none(line: bytes) -> None:
     assert read_line(line) is None
     assert read_line(b'{"step": 1, "tokens": 64, "train/loss": 2.5}') == {"step": 1, "tokens": 64, "train/loss": 2.5}

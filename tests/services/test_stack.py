@@ -9,6 +9,7 @@ import secrets
 import socket
 import ssl
 import stat
+import subprocess
 import tempfile
 import threading
 import time
@@ -24,7 +25,7 @@ import pytest
 from gptpipe import storage
 from gptpipe.services.server_logs import traceback_ends
 from tests.fixtures.environment import begin_again
-from tests.fixtures.place import Place, folder_for_all, some_ports, stack_in
+from tests.fixtures.place import GPTPIPE, Place, end_at_once, folder_for_all, some_ports, stack_in
 
 DEPLOYMENTS = [
     "clean/old-files",
@@ -275,6 +276,43 @@ def test_up_puts_right_what_has_lost_a_file_of_its_own(stack: Place, name: str, 
     if name in ("supervisord.pid", "stack.env"):
         assert numbers(stack) == before, "nothing was started again"
     is_well(stack)
+
+
+@pytest.mark.slow
+def test_two_up_and_a_down_at_once_do_one_after_another(stack: Place) -> None:
+    def start(*words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [GPTPIPE, *words], cwd=stack.folder, env=stack.environment(), stderr=subprocess.PIPE, text=True
+        )
+
+    assert stack.call("down").returncode == 0
+    for words in (("up", "up"), ("up", "down"), ("down", "up"), ("up", "up")):
+        both = []
+        for word in words:
+            both.append(start(word))
+            time.sleep(0.4)
+        said = [process.communicate(timeout=300)[1] for process in both]
+        assert [process.returncode for process in both] == [0, 0], said
+        assert "waiting for another" in said[1]
+        assert "Traceback" not in "".join(said)
+    is_well(stack)
+
+
+@pytest.mark.slow
+def test_two_up_at_once_in_a_fresh_folder_make_one_stack() -> None:
+    with folder_for_all("fresh") as folder:
+        place = Place(folder, some_ports())
+        words = [GPTPIPE, "up"]
+        both = [
+            subprocess.Popen(words, cwd=folder, env=place.environment(), stderr=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        try:
+            said = [process.communicate(timeout=300)[1] for process in both]
+            assert [process.returncode for process in both] == [0, 0], said
+            is_well(place)
+        finally:
+            end_at_once(place)
 
 
 @pytest.mark.slow
