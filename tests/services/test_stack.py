@@ -286,7 +286,7 @@ def test_two_up_and_a_down_at_once_do_one_after_another(stack: Place) -> None:
         )
 
     assert stack.call("down").returncode == 0
-    for words in (("up", "up"), ("up", "down"), ("down", "up"), ("up", "up")):
+    for words in (("up", "up"), ("down", "up"), ("up", "down"), ("up", "up")):
         both = []
         for word in words:
             both.append(start(word))
