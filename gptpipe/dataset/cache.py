@@ -133,8 +133,11 @@ class _Shard:
 
     def get(self, start: int, stop: int) -> np.ndarray | None:
         """Tokens `start` to `stop` of the shard's stream, or None when they are not known to be right yet."""
-        first, last = self._groups(start, stop)
-        return self.tokens[start:stop] if 0 not in self._known[first : last + 1] else None
+        first = bisect_right(self._starts, start) - 1
+        known = self._known[first]
+        if known and stop > self._starts[first + 1]:  # seldom: a row group has a million tokens
+            known = 0 not in self._known[first : self._groups(start, stop)[1] + 1]
+        return self.tokens[start:stop] if known else None
 
     def _groups(self, start: int, stop: int) -> tuple[int, int]:
         return bisect_right(self._starts, start) - 1, bisect_right(self._starts, stop - 1) - 1
