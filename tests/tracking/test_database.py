@@ -63,3 +63,16 @@ def test_an_empty_file_is_none(tmp_path: Path) -> None:
     file.touch()
     make_database(file)
     assert [each.name for each in MlflowClient(f"sqlite:///{file}").search_experiments()] == ["Default"]
+
+
+def test_one_that_was_removed_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "mlflow.db"
+    make_database(file)
+    assert "is new" not in caplog.text
+    (tmp_path / "storage" / "trainings" / "abc").mkdir(parents=True)
+    (tmp_path / "storage" / "trainings" / "abc" / "outcome.json").touch()
+    make_database(file)
+    assert "is new" not in caplog.text
+    file.unlink()
+    make_database(file)
+    assert f"{file} is new" in caplog.text
