@@ -14,6 +14,8 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
+from gptpipe.launch.signals import end_with
+
 BACKEND = "gptpipe"  # as pyproject.toml names it to torchrun
 _TIMEOUT = timedelta(seconds=60)
 
@@ -64,9 +66,10 @@ class Meeting(RendezvousHandler):
 
 
 def torchrun_handler() -> Callable[[RendezvousParameters], RendezvousHandler]:
-    """What torchrun calls for a handler."""
+    """What torchrun calls for a handler. It ends with its launcher from then on: it would wait a minute for a store."""
 
     def make(given: RendezvousParameters) -> RendezvousHandler:
+        end_with(int(given.config["launcher"]))
         address, port = parse_rendezvous_endpoint(given.endpoint, 0)
         return Meeting(address, port, int(given.config["node"]), given.max_nodes)
 

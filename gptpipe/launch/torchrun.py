@@ -113,7 +113,7 @@ def torchrun_command(job: RankedJob, rendezvous: Rendezvous) -> list[str]:
         f"--nnodes={rendezvous.nodes}",
         "--rdzv-backend=gptpipe",
         f"--rdzv-endpoint={rendezvous.endpoint}",
-        f"--rdzv-conf=node={rendezvous.node}",
+        f"--rdzv-conf=node={rendezvous.node},launcher={os.getpid()}",
         f"--local-addr={rendezvous.address}",
         "--max-restarts=0",
         "--monitor-interval=0.1",

@@ -252,6 +252,34 @@ def test_one_folder_has_one_writer(new_training: NewTraining) -> None:
     assert f"(process {first.pid}) is writing here" in out
 
 
+@pytest.mark.parametrize(
+    "seconds", [0.3, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.0, 0.6, 0.9, 1.2))]
+)
+def test_a_launcher_that_is_killed_while_torchrun_starts_leaves_nothing(
+    new_training: NewTraining, seconds: float
+) -> None:
+    """Nobody is at the store any more at which torchrun meets; it would look for it for a minute."""
+    training = new_training("at the start", train=LONG)
+    process = training.start()
+    until = time.monotonic() + 120
+    while not (family := [each for each in training.family() if "torch.distributed.run" in _words(each)]):
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    time.sleep(seconds)
+    family = training.family()
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert alive == []
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 def test_ranks_end_with_a_launcher_that_nobody_waits_for(new_training: NewTraining) -> None:
     """As in a container whose first process does not: it is dead, and stays in the table of processes."""
     training = new_training("unwaited", train=LONG)
