@@ -103,7 +103,7 @@ def broken_line(run: Alone) -> None:
 
 
 def truncated_weights(run: Alone) -> None:
-    checkpoint = newest(run.home / "storage", "trainings/*/step-*")
+    checkpoint = newest(run.home / "storage", "trainings/*/step-*/manifest.json").parent
     shutil.copytree(checkpoint, run.folder / "weights")
     file = run.folder / "weights" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
