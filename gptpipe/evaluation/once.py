@@ -54,26 +54,16 @@ def evaluate_once(
     place = _place(read, dataset, config, out)
     if (kept := storage.read_result(f"{place}.json", _EVALUATION)) is not None:
         try:
-            read_documents(place)
-            _read_part(place, "html")
+            _check_files(place)
             return replace(kept, page=f"{place}.html", weights=read.url, data=dataset.url, already_done=True)
         except Damaged as error:
             log.warning("%s: %s, and is made again", error.where, error.message)
     return _evaluate(read, dataset, place, config, cache, any_tokenizer)
 
 
-def documents_once(
-    weights: str | Weights,
-    *,
-    data: str,
-    config: EvaluateConfig,
-    out: str,
-    cache: TokenCache | None = None,
-    any_tokenizer: bool = False,
-) -> tuple[Evaluation, pa.Table]:
-    """`evaluate_once`, and what each document cost."""
-    evaluation = evaluate_once(weights, data=data, config=config, out=out, cache=cache, any_tokenizer=any_tokenizer)
-    return evaluation, read_documents(evaluation.page.removesuffix(".html"))
+def documents_of(evaluation: Evaluation) -> pa.Table:
+    """What each document cost in a kept evaluation. Raises as `read_documents` does."""
+    return read_documents(evaluation.page.removesuffix(".html"))
 
 
 def read_documents(place: str) -> pa.Table:
@@ -85,20 +75,29 @@ def read_documents(place: str) -> pa.Table:
     Raises:
         Damaged: it is gone, or not what it was.
     """
-    return pq.read_table(io.BytesIO(_read_part(place, "parquet")))
+    return pq.read_table(io.BytesIO(_check_files(place, "parquet")["parquet"]))
 
 
-def _read_part(place: str, ending: str) -> bytes:
-    """A file that belongs to an evaluation."""
-    url = f"{place}.{ending}"
+def _check_files(place: str, *endings: str) -> dict[str, bytes]:
+    """The files that belong to an evaluation, by their endings: these, or all.
+
+    Raises:
+        Damaged: one is gone, or not what it was.
+    """
+    url, contents = f"{place}.json", {}
     try:
-        kept, content = storage.read_json(f"{place}.json"), storage.read_bytes(url)
+        kept = storage.read_json(url)
+        promised: dict[str, str] = kept.get(_FILES, {}) if storage.is_as_written(kept) else {}
+        for ending in endings or promised:
+            url = f"{place}.{ending}"
+            contents[ending] = storage.read_bytes(url)
+            if promised.get(ending) != hashlib.sha256(contents[ending]).hexdigest():
+                raise Damaged("damaged: it is not what it was", where=url, hint="evaluate again")
     except FileNotFoundError:
         raise Damaged("missing", where=url, hint="evaluate again") from None
-    promised = kept.get(_FILES, {}).get(ending) if storage.is_as_written(kept) else None
-    if promised != hashlib.sha256(content).hexdigest():
-        raise Damaged("damaged: it is not what it was", where=url, hint="evaluate again")
-    return content
+    if not contents:
+        raise Damaged("damaged: it names no files", where=url, hint="evaluate again")
+    return contents
 
 
 def _evaluate(
@@ -159,8 +158,9 @@ def evaluate_against(
     config = in_one_window(config, own, others)
     if per_byte:
         config = config.model_copy(update={"documents": "apart"})
-    evaluation, second = documents_once(own, data=data, config=config, out=out, cache=cache)
-    before, first = documents_once(others, data=data, config=config, out=out, cache=cache, any_tokenizer=True)
+    evaluation = evaluate_once(own, data=data, config=config, out=out, cache=cache)
+    before = evaluate_once(others, data=data, config=config, out=out, cache=cache, any_tokenizer=True)
+    first, second = documents_of(before), documents_of(evaluation)
     nats, others_nats = second["nats"].to_numpy(), first["nats"].to_numpy()
     corpus = np.array(second["corpus"].to_pylist())
     if per_byte:

@@ -15,7 +15,7 @@ from gptpipe.dataset.dataset import open_dataset
 from gptpipe.dataset.news import news_since
 from gptpipe.errors import UserError
 from gptpipe.evaluation.confidence import FEWEST, Interval, mean_interval
-from gptpipe.evaluation.once import documents_once
+from gptpipe.evaluation.once import documents_of, evaluate_once
 from gptpipe.tracking.registry import Champion
 from gptpipe.wording import counted
 
@@ -101,7 +101,8 @@ def freshness(champion: Champion, dataset: str, config: PipelineConfig, out: str
         raise UserError("nobody knows what it was trained on", where=f"version {champion.version}", hint=hint)
     names = news_since(open_dataset(champion.dataset), open_dataset(dataset), "validation").names
     options = config.evaluate.model_copy(update={"split": "validation", "max_tokens": 0})
-    evaluation, rows = documents_once(champion.checkpoint, data=dataset, config=options, out=out, cache=cache)
+    evaluation = evaluate_once(champion.checkpoint, data=dataset, config=options, out=out, cache=cache)
+    rows = documents_of(evaluation)
     nats, tokens = rows["nats"].to_numpy(), rows["tokens"].to_numpy()
     is_new = np.array([name in names for name in rows["document"].to_pylist()], dtype=bool)
     new, old = (_loss(nats[mask], tokens[mask]) for mask in (is_new, ~is_new))

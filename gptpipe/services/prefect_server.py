@@ -80,9 +80,10 @@ class PrefectServer:
         Raises:
             UserError: it does not within three minutes.
         """
-        until, say = time.monotonic() + _START_SECONDS, NowAndThen()
+        until, say, checked = time.monotonic() + _START_SECONDS, NowAndThen(), 1
         while not self._answers():
-            if self.starts > 1:  # it ended by itself: a damaged database does not get better
+            if self.starts > checked:  # it ended by itself: a damaged database does not get better
+                checked = self.starts
                 _check_database(self._home / "prefect.db")
             if time.monotonic() > until or self.starts >= _MOST_STARTS:
                 for folder in (self._home, Path(tempfile.gettempdir())):
